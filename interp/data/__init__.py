@@ -1,0 +1,17 @@
+"""Prompts: shipped benign sets, files, hub data sets; chat templates; neutral text."""
+
+from __future__ import annotations
+
+from interp.data.chat import ChatFormat, encode
+from interp.data.prompts import PromptSet, load_class, load_pairs, shipped_sets
+from interp.data.text import neutral_passages
+
+__all__ = [
+    "ChatFormat",
+    "PromptSet",
+    "encode",
+    "load_class",
+    "load_pairs",
+    "neutral_passages",
+    "shipped_sets",
+]

@@ -1,0 +1,196 @@
+"""Prompt sets: where they come from, how they are split, and their hashes.
+
+A *class* of prompts (``--refuse`` or ``--comply``) is named in one of four ways:
+
+- ``capability`` or ``capability:fit`` — a shipped set, with an optional split (``all`` for everything)
+- ``prompts.txt`` — a text file, one prompt a line
+- ``prompts.jsonl`` or ``prompts.jsonl#column`` — one JSON object a line
+- ``org/name#column`` or ``org/name:split#column`` — a data set on the hub
+
+Sets of harmful prompts are not shipped; name a file or a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from interp.errors import PromptError
+from interp.files import sha256_text
+
+Side = Literal["refuse", "comply"]
+SPLITS = ("fit", "select", "report")
+DEFAULT_COLUMNS = ("prompt", "text", "instruction", "goal", "question")
+SMALLEST_CLASS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts of one class, in order, without repeats. ``source`` says where they came from."""
+
+    prompts: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise PromptError(f"{self.source} holds no prompts; put one prompt on each line")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the prompts in order."""
+        return sha256_text(*self.prompts)
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """A short hash per prompt, kept with an edit so that seen prompts can be told later."""
+        return frozenset(sha256_text(p)[:16] for p in self.prompts)
+
+    def halves(self, share: float = 0.7) -> tuple[PromptSet, PromptSet]:
+        """A fit part and a select part, by hash: the same prompt always falls on the same side."""
+        ranked = sorted(self.prompts, key=sha256_text)
+        cut = min(max(round(share * len(ranked)), 1), len(ranked) - 1)
+        if len(ranked) < SMALLEST_CLASS:
+            raise PromptError(
+                f"{self.source} has {len(ranked)} prompts; choosing needs at least {SMALLEST_CLASS}"
+            )
+        chosen = set(ranked[:cut])
+        fit = tuple(p for p in self.prompts if p in chosen)
+        rest = tuple(p for p in self.prompts if p not in chosen)
+        return PromptSet(fit, f"{self.source} (fit part)"), PromptSet(
+            rest, f"{self.source} (select part)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A shipped set: matched pairs with topics, split by whole topics."""
+
+    name: str
+    pairs: tuple[Mapping[str, str], ...]
+    splits: Mapping[str, tuple[str, ...]]
+    sha256: str
+
+    def side(self, side: Side, split: str) -> PromptSet:
+        """One class of one split (or ``all``). Raises PromptError for a split that does not exist."""
+        if split not in (*self.splits, "all"):
+            raise PromptError(
+                f"{self.name} has no split {split!r}; use {', '.join(self.splits)} or all"
+            )
+        topics = set(self.splits[split]) if split != "all" else None
+        chosen = (p for p in self.pairs if topics is None or p["topic"] in topics)
+        return PromptSet(tuple(p[side] for p in chosen), f"{self.name}:{split} ({side})")
+
+
+def shipped_sets() -> tuple[str, ...]:
+    """Names of the sets that come with the package."""
+    folder = files("interp.data").joinpath("sets")
+    return tuple(
+        sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json"))
+    )
+
+
+@cache
+def load_pairs(name: str = "capability") -> Pairs:
+    """A shipped set by name. Raises PromptError naming those that exist."""
+    if name not in shipped_sets():
+        raise PromptError(f"no shipped set {name!r}; shipped: {', '.join(shipped_sets())}")
+    text = files("interp.data").joinpath(f"sets/{name}.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    splits = {k: tuple(v) for k, v in content["splits"].items()}
+    return Pairs(name, tuple(content["pairs"]), splits, sha256_text(text))
+
+
+def load_class(name: str, side: Side, *, split: str = "report", limit: int | None = None) -> PromptSet:
+    """The prompts that ``--refuse NAME`` or ``--comply NAME`` means; ``split`` for shipped sets only.
+
+    Raises PromptError for an unknown name, an unreadable or empty file, or a missing column.
+    """
+    base, _, own_split = name.partition(":")
+    if base in shipped_sets():
+        found = load_pairs(base).side(side, own_split or split)
+    else:
+        found = _from_file(name) or _from_hub(name)
+    return PromptSet(found.prompts[:limit], found.source) if limit else found
+
+
+def _from_file(name: str) -> PromptSet | None:
+    """Prompts of a local file, or None when the name cannot be one."""
+    where, _, column = name.partition("#")
+    path = Path(where).expanduser()
+    if not path.is_file():
+        if path.suffix in (".txt", ".jsonl", ".json", ".csv") or path.is_dir():
+            raise PromptError(f"no prompt file {where}; give a text file with one prompt a line")
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise PromptError(f"{where} is not UTF-8 text; save it as UTF-8, one prompt a line") from None
+    if path.suffix == ".jsonl":
+        prompts = _column(_json_lines(lines, where), column, where)
+    elif path.suffix in (".json", ".csv"):
+        raise PromptError(f"{where}: use a text file (one prompt a line) or .jsonl")
+    else:
+        prompts = lines
+    return PromptSet(_unique(prompts), path.name)
+
+
+def _json_lines(lines: Iterable[str], where: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise PromptError(f"{where}, line {number} is not JSON: {error.msg}") from None
+    return rows
+
+
+def _column(rows: Sequence[Any], column: str, where: str) -> list[str]:
+    if rows and all(isinstance(r, str) for r in rows):
+        return list(rows)
+    if not rows or not all(isinstance(r, Mapping) for r in rows):
+        raise PromptError(f"{where}: every line must be a JSON object or a JSON string")
+    names = list(rows[0])
+    chosen = column or next((c for c in DEFAULT_COLUMNS if c in names), "")
+    if not chosen or any(not isinstance(r.get(chosen), str) for r in rows):
+        raise PromptError(
+            f"{where}: no text column {chosen or DEFAULT_COLUMNS[0]!r}; "
+            f"name one as {where}#COLUMN (columns: {', '.join(names)})"
+        )
+    return [r[chosen] for r in rows]
+
+
+def _from_hub(name: str) -> PromptSet:
+    where, _, column = name.partition("#")
+    repo, _, split = where.partition(":")
+    if repo.count("/") != 1:
+        raise PromptError(
+            f"no prompts {name!r}; give a shipped set ({', '.join(shipped_sets())}), a file, or a hub "
+            "id such as org/name#column"
+        )
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise PromptError("hub data sets need: pip install datasets") from None
+    try:
+        rows = load_dataset(repo, split=split or "train")
+    except Exception as error:  # the hub, the cache and the parser each raise their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PromptError(
+            f"cannot load the data set {repo} ({reason}); where there is a network and access run: "
+            f"hf auth login && hf download --repo-type dataset {repo}"
+        ) from error
+    return PromptSet(_unique(_column(list(rows), column, where)), name)
+
+
+def _unique(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(s for line in lines if (s := line.strip())))
