@@ -67,7 +67,7 @@ def select_writers(
 
 def writer_unit(model: nn.Module, writer: BoundWriter, direction: Vector) -> Vector:
     """The direction to act on at the writer's output, seen through its post-norm gain if it has one."""
-    gain = None if writer.gain is None else model.get_parameter(writer.gain)
+    gain = None if writer.gain is None else model.get_parameter(writer.gain).detach()
     return through_gain(direction, gain, writer.gain_offset)
 
 
@@ -128,7 +128,7 @@ def _readable(param: Tensor, name: str) -> Tensor:
 
 
 def _writer_updates(
-    model: nn.Module, writer: BoundWriter, operator: Operator
+    model: nn.Module, anatomy: Anatomy, writer: BoundWriter, operator: Operator
 ) -> Iterator[tuple[str, Update]]:
     stored = _readable(model.get_parameter(writer.weight), writer.weight)
     weight = canonical(stored, writer.axes)
@@ -142,9 +142,10 @@ def _writer_updates(
         yield writer.weight, LowRank(low_rank.b, low_rank.a, writer.axes)
     if (value := operator.bias_update(bias, weight)) is not None:
         if writer.kind == "embedding":
-            # A constant for every token: one rank-1 update of all rows.
+            # A constant for every token: one rank-1 update of all rows, which the module may scale.
+            gain = (writer.scale or 1.0) / anatomy.embed_scale
             ones = torch.ones(1, weight.shape[-1], dtype=value.dtype, device=value.device)
-            yield writer.weight, LowRank(value.unsqueeze(-1), ones, writer.axes)
+            yield writer.weight, LowRank(value.unsqueeze(-1) / gain, ones, writer.axes)
         else:
             yield writer.bias or f"{writer.module}.bias", Shift(value)
 
@@ -190,7 +191,7 @@ def to_delta(
     for writer in anatomy.writers:
         if writer.weight not in placed:
             continue
-        made = dict(_writer_updates(model, writer, placed[writer.weight]))
+        made = dict(_writer_updates(model, anatomy, writer, placed[writer.weight]))
         updates |= {k: _to_cpu(u) for k, u in made.items()}
         edited += [writer.weight] if made else []
     skipped = {
@@ -279,11 +280,12 @@ def applied(model: nn.Module, anatomy: Anatomy, delta: WeightDelta) -> Iterator[
 @torch.no_grad()
 def apply_(model: nn.Module, anatomy: Anatomy, delta: WeightDelta) -> Callable[[], None]:
     """Write the delta into the model's weights; returns the function that takes it out again."""
-    params = dict(model.named_parameters(remove_duplicate=False))
-    _check_fits(params, model, delta)
+    _check_fits(dict(model.named_parameters(remove_duplicate=False)), model, delta)
     undo: list[Callable[[], None]] = []
     if delta.untied:
         undo.append(untie(model, anatomy))
+    # Named only now: an unembedding that was just untied is a parameter of its own.
+    params = dict(model.named_parameters(remove_duplicate=False))
     for name, update in delta:
         if name not in params:
             undo.append(_new_bias(model, name, update))

@@ -1,0 +1,65 @@
+"""The command line. Commands import what they need when they run, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from interp import __version__
+from interp.errors import InterpError
+
+COMMANDS = {
+    "demo": "the whole refusal pipeline on SmolLM2: attribute, edit, measure, export, verify",
+    "inspect": "every matrix that writes a model's residual stream",
+    "attribute": "which blocks and components write the refusal margin",
+    "edit": "fit an edit and save it as a weight delta",
+    "measure": "refusals, over-refusals, KL and neutral NLL, with or without a delta",
+    "export": "write a delta as delta, PEFT adapter or merged model, verified",
+    "verify": "reload an export in a fresh process and compare logits",
+    "models": "model families, backends and the embedded model",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live one a module in this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"interp.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: interp demo      Each command has --help with an example of its own.",
+)
+@click.version_option(__version__, prog_name="interp")
+def cli() -> None:
+    """Read residual streams, find where refusal lives, edit it, export verified weight diffs.
+
+    Exit codes: 0 done, 1 failed or did not verify, 2 wrong use.
+    """
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command line; errors made to be read are one line on stderr and exit code 1."""
+    try:
+        return cli.main(args=argv, prog_name="interp", standalone_mode=True)
+    except InterpError as error:
+        click.echo(f"error: {error}", err=True)
+    except OSError as error:
+        click.echo(f"error: {error}", err=True)
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing half-written is left behind", err=True)
+    sys.exit(1)

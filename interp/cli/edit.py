@@ -1,0 +1,151 @@
+"""``interp edit``: fit an edit, choose it on held-out prompts, save it as a delta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interp.cli.options import (
+    Given,
+    delta_option,
+    json_option,
+    model_options,
+    out_option,
+    prompt_options,
+    read_delta,
+    write_result,
+)
+
+if TYPE_CHECKING:
+    from interp.backends import Backend
+    from interp.cli.progress import Advance
+    from interp.methods.refusal import Choice, Fitted
+
+
+@click.command(
+    epilog="Example: interp edit --model smollm2 --method least-disturbance --out my-delta"
+)
+@click.option(
+    "--method", type=click.Choice(["ablation", "least-disturbance"]), required=True, help="operator"
+)
+@model_options
+@prompt_options
+@delta_option
+@click.option("--block", type=click.IntRange(min=0), help="block to read the direction at (default: chosen)")
+@click.option("--first-block", type=click.IntRange(min=0), help="first edited block (default: chosen)")
+@click.option(
+    "--strength",
+    type=float,
+    help="share removed: λ or α; 0 nothing, 1 all, 2 reflects an ablation, negative deepens refusal",
+)
+@click.option("--ridge", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True)
+@click.option("--response-tokens", type=click.IntRange(min=0), default=0, show_default=True,
+              help="response tokens of comply prompts that join the statistics")  # fmt: skip
+@click.option("--embeddings", is_flag=True, help="ablation: edit the embeddings as well")
+@click.option("--winsor", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+              help="clip activations at this quantile of |x|")  # fmt: skip
+@click.option("--keep-comply-mean/--no-keep-comply-mean", default=True, show_default=True,
+              help="make the direction orthogonal to the comply mean")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="replace what is at --out")
+@out_option()
+@json_option
+def command(
+    method: str, delta_dir: Path | None, out: Path, overwrite: bool, json_file: Path | None, **values: Any
+) -> None:
+    """Fit an edit on the fit split, choose block and strength on the select split, save a delta.
+
+    Name --block, --first-block and --strength to choose nothing. With --delta the edit is fitted on the
+    model with that delta in it, and what is saved is the sum of both.
+    """
+    from interp.cli.progress import watching
+    from interp.edits import applied
+    from interp.export import export
+    from interp.methods import refusal
+
+    given = Given(values)
+    if method == "least-disturbance" and values["embeddings"]:
+        raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
+                               "every prompt has the same embedding")  # fmt: skip
+    before = read_delta(delta_dir)
+    fit_r, fit_c, select_r, select_c = given.fit_and_select()
+    backend = given.open()
+    with watching() as watch:
+        def run() -> tuple[Fitted, Choice]:
+            fitted = _fit(given, backend, fit_r, fit_c, watch)
+            return fitted, _choose(method, given, backend, fitted, select_r, select_c, watch)
+
+        if before is None:
+            fitted, choice = run()
+            delta = _delta(backend, fitted, choice, values["model"])
+        else:
+            with applied(backend.model, backend.anatomy, before):
+                fitted, choice = run()
+                made = _delta(backend, fitted, choice, values["model"])
+            delta = before.compose(refusal.rebased(made, before))
+        receipt = export(
+            delta, to="delta", base=backend, base_name=values["model"], out=out,
+            overwrite=overwrite, **given.loading,
+        )  # fmt: skip
+    chosen = choice.setting
+    click.echo(
+        f"{method}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
+        f"{backend.anatomy.n_blocks - 1}, strength {chosen.strength:g}"
+    )
+    click.echo(
+        f"{len(delta.coverage.edited)} of {delta.coverage.total} writers edited; rank {delta.rank}; "
+        f"{delta.exactness}"
+    )
+    click.echo(f"delta {receipt.verdict}: {out}")
+    write_result(
+        json_file,
+        {
+            "delta": str(out),
+            "recipe": dict(delta.recipe),
+            "choice": choice.as_json(),
+            "coverage": {"edited": len(delta.coverage.edited), "writers": delta.coverage.total},
+            "verdict": receipt.verdict,
+        },
+    )
+
+
+def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, watch: Any) -> Fitted:
+    from interp.fitting import DirectionRecipe
+    from interp.methods.refusal import fit
+
+    recipe = DirectionRecipe(given.values["keep_comply_mean"], given.values["winsor"])
+    return fit(
+        backend, refuse, comply, chat=given.chat, recipe=recipe,
+        response_tokens=given.values["response_tokens"], batch_size=given.batch_size, watch=watch,
+    )  # fmt: skip
+
+
+def _choose(
+    method: str, given: Given, backend: Backend, fitted: Fitted, refuse: Any, comply: Any, watch: Any
+) -> Choice:
+    """The setting that the options name, or the best of those they leave open."""
+    from dataclasses import replace
+
+    from interp.methods.refusal import Choice, Selection, candidates, choose
+
+    v = given.values
+    grid = candidates(
+        backend, fitted, method, strengths=None if v["strength"] is None else (v["strength"],),
+        ridge=v["ridge"], embeddings=v["embeddings"], response_tokens=v["response_tokens"],
+    )  # fmt: skip
+    named = {"direction_block": v["block"], "first_block": v["first_block"]}
+    named = {k: x for k, x in named.items() if x is not None}
+    settings = list(dict.fromkeys(replace(s, **named) for s in grid))
+    if len(settings) == 1:
+        return Choice(settings[0], ())
+    selection = Selection.prepare(
+        backend, fitted, refuse, comply, chat=given.chat, batch_size=given.batch_size
+    )
+    return choose(selection, settings, watch=watch)
+
+
+def _delta(backend: Backend, fitted: Fitted, choice: Choice, name: str) -> Any:
+    from interp.methods.refusal import as_delta, build
+
+    return as_delta(backend, fitted, build(backend, fitted, choice.setting), name)

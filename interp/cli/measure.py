@@ -1,0 +1,83 @@
+"""``interp measure``: the same measures for a model and for its edited self."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from interp.cli.options import (
+    Given,
+    delta_option,
+    json_option,
+    model_options,
+    prompt_options,
+    read_delta,
+    write_result,
+)
+
+
+@click.command(epilog="Example: interp measure --model smollm2 --delta my-delta --json rows.json")
+@model_options
+@prompt_options
+@delta_option
+@click.option(
+    "--split",
+    type=click.Choice(["fit", "select", "report", "all"]),
+    default="report",
+    show_default=True,
+    help="split of a shipped set",
+)
+@click.option("--tokens", type=click.IntRange(min=1), default=24, show_default=True,
+              help="length of a response")  # fmt: skip
+@json_option
+def command(
+    delta_dir: Path | None, split: str, tokens: int, json_file: Path | None, **values: Any
+) -> None:
+    """Measure refusals, over-refusals, first-token and 32-token KL, and neutral-text NLL.
+
+    Without --delta there is one row, `original`; with it, `original` and `edited`.
+    """
+    from interp.cli.progress import watching
+    from interp.cli.tables import measures
+    from interp.evaluate.measure import Bench
+
+    given = Given(values)
+    delta = read_delta(delta_dir)
+    refuse, comply = given.classes(split)
+    backend = given.open()
+    if delta is not None:
+        from interp.edits import check_base
+
+        check_base(backend.model, backend.anatomy, delta)
+    with watching() as watch:
+        bench = Bench.prepare(
+            backend, refuse, comply, chat=given.chat, response_tokens=tokens,
+            batch_size=given.batch_size, watch=watch,
+        )  # fmt: skip
+        rows = [bench.row("original", None, watch)]
+        if delta is not None:
+            rows.append(bench.row("edited", delta, watch))
+    shown = [row.as_json() for row in rows]
+    measures(f"{values['model']} on {refuse.source} and {comply.source}", shown)
+    result: dict[str, Any] = {
+        "model": values["model"],
+        "rows": shown,
+        "prompts": {
+            "refuse": {"source": refuse.source, "sha256": refuse.sha256},
+            "comply": {"source": comply.source, "sha256": comply.sha256},
+        },
+    }
+    if delta is not None:
+        seen = (refuse.fingerprints | comply.fingerprints) & set(
+            delta.provenance.get("seen_prompts", ())
+        )
+        result["prompts_seen_by_the_edit"] = len(seen)
+        if seen:
+            click.echo(
+                f"note: {len(seen)} of these prompts were used to fit the edit; "
+                "report numbers on others",
+                err=True,
+            )
+    write_result(json_file, result)

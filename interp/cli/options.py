@@ -1,0 +1,200 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from interp.backends import Backend
+    from interp.data import ChatFormat, PromptSet
+    from interp.data.prompts import Side
+    from interp.methods.refusal.pipeline import Prompts
+    from interp.types import WeightDelta
+
+Command = Callable[..., Any]
+
+MODEL_KEYS = ("dtype", "device_map", "quantize", "revision", "trust_remote_code")
+SIDES: tuple[Side, Side] = ("refuse", "comply")
+CHAT_KEYS = ("system", "thinking", "prefill", "plain")
+
+
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+loading_options = stack(
+    click.option("--dtype", help="float32, bfloat16 or float16 (default: as stored)"),
+    click.option("--device-map", help="accelerate's device map, e.g. auto"),
+    click.option("--quantize", type=click.Choice(["4bit", "8bit"]), help="load with bitsandbytes"),
+    click.option("--revision", help="branch, tag or commit on the hub"),
+    click.option("--trust-remote-code", is_flag=True, help="run code that comes with the model"),
+)
+
+model_options = stack(
+    click.option(
+        "--model", default="smollm2", show_default=True, help="smollm2, a directory or a hub id"
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["hooks", "transformer_lens", "nnsight"]),
+        default="hooks",
+        show_default=True,
+    ),
+    loading_options,
+)
+
+prompt_options = stack(
+    click.option(
+        "--refuse",
+        default="capability",
+        show_default=True,
+        metavar="FILE|SET",
+        help="requests: a shipped set, a text or .jsonl file, or org/name#column on the hub",
+    ),
+    click.option(
+        "--comply",
+        default="capability",
+        show_default=True,
+        metavar="FILE|SET",
+        help="answerable prompts, named in the same ways",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), help="use at most this many of each"),
+    click.option("--system", help="text of a system turn (default: the template's own)"),
+    click.option("--thinking/--no-thinking", default=None, help="for templates with that switch"),
+    click.option("--prefill", default="", help="text that the answer already begins with"),
+    click.option(
+        "--plain",
+        default="{prompt}",
+        show_default=True,
+        help="format for models without a chat template",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+)
+
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="write the result as JSON",
+)
+
+delta_option = click.option(
+    "--delta",
+    "delta_dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="a weight delta made by `interp edit`",
+)
+
+
+def out_option(default: str | None = None, what: str = "directory to write to") -> Any:
+    """``--out DIR``; required unless a default is given."""
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        required=default is None,
+        default=default,
+        show_default=default is not None,
+        metavar="DIR",
+        help=what,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The shared options of one call, grouped by what they configure."""
+
+    values: dict[str, Any]
+
+    def open(self) -> Backend:
+        """The model behind its backend, with a spinner while it loads."""
+        from interp.backends import open_model
+        from interp.cli.progress import status
+
+        options = {k: self.values[k] for k in MODEL_KEYS}
+        with status(f"opening {self.values['model']}"):
+            return open_model(self.values["model"], backend=self.values["backend"], **options)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        return {k: self.values[k] for k in MODEL_KEYS if self.values[k]}
+
+    @property
+    def chat(self) -> ChatFormat:
+        from interp.data import ChatFormat
+
+        return ChatFormat(**{k: self.values[k] for k in CHAT_KEYS})
+
+    @property
+    def batch_size(self) -> int:
+        return self.values["batch_size"]
+
+    def classes(self, split: str) -> tuple[PromptSet, PromptSet]:
+        """Both classes of prompts; ``split`` matters for shipped sets that name none."""
+        from interp.data import load_class
+
+        limit = self.values["limit"]
+        return (
+            load_class(self.values["refuse"], "refuse", split=split, limit=limit),
+            load_class(self.values["comply"], "comply", split=split, limit=limit),
+        )
+
+    def fit_and_select(self) -> tuple[PromptSet, PromptSet, PromptSet, PromptSet]:
+        """``(fit refuse, fit comply, select refuse, select comply)``.
+
+        A shipped set has these splits; any other source is cut in two by hash, and its numbers must be
+        reported on prompts from elsewhere.
+        """
+        (fr, sr), (fc, sc) = (self._parts(side, ("fit", "select")) for side in SIDES)
+        return fr, fc, sr, sc
+
+    def three_splits(self) -> Prompts:
+        """Fit, select and report; a source without splits of its own is cut in three by hash."""
+        from interp.methods.refusal.pipeline import Prompts
+
+        refuse, comply = (self._parts(side, ("fit", "select", "report")) for side in SIDES)
+        return Prompts(*zip(refuse, comply, strict=True))
+
+    def _parts(self, side: Side, splits: tuple[str, ...]) -> list[PromptSet]:
+        from interp.data import load_class, shipped_sets
+
+        name, limit = self.values[side], self.values["limit"]
+        if name in shipped_sets():
+            return [load_class(name, side, split=split, limit=limit) for split in splits]
+        rest = load_class(name, side, limit=limit)
+        parts = []
+        for _ in splits[1:]:
+            rest, last = rest.halves()
+            parts.insert(0, last)
+        return [rest, *parts]
+
+
+def read_delta(folder: Path | None) -> WeightDelta | None:
+    """The delta in a directory, None without one."""
+    if folder is None:
+        return None
+    from interp.export import load_delta
+
+    return load_delta(folder)
+
+
+def write_result(json_file: Path | None, result: dict[str, Any]) -> None:
+    """Write the JSON that the user asked for and say where it is."""
+    if json_file is not None:
+        from interp.files import write_json
+
+        write_json(json_file, result)
+        click.echo(f"wrote {json_file}")

@@ -1,0 +1,50 @@
+"""Tables for people: rich on a terminal, the same text in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def console() -> Console:
+    """Standard output; wide enough in a pipe that no cell is cut."""
+    out = Console()
+    return out if out.is_terminal else Console(width=140)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows; columns whose name starts with ``>`` are right-aligned."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        right = name.startswith(">")
+        made.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
+    for row in rows:
+        made.add_row(*row)
+    console().print(made, markup=False)
+
+
+MEASURES = (
+    "edit", ">refusals", ">95 %", ">over-refusals", ">KL₁ nats", ">KL₃₂ nats/token", ">NLL nats",
+)  # fmt: skip
+
+
+def measure_cells(row: Mapping[str, Any]) -> list[str]:
+    """One row of the before/after table."""
+    low, high = (100 * x for x in row["refusal_interval"])
+    return [
+        row["name"],
+        f"{row['refusals']}/{row['n_refuse']}",
+        f"{low:.0f}–{high:.0f} %",
+        f"{row['over_refusals']}/{row['n_comply']}",
+        f"{row['kl_first']:.4f}",
+        f"{row['kl_continuation']:.4f}",
+        f"{row['nll']:.3f}",
+    ]
+
+
+def measures(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of measures; intervals are Wilson's on the refusal rate."""
+    table(title, MEASURES, [measure_cells(row) for row in rows])

@@ -1,0 +1,125 @@
+"""How far an edit moves the model on prompts that it should leave alone.
+
+First-token KL is ``KL(base ‖ edited)`` in nats at the decision position, averaged over prompts (the
+definition of heretic's evaluator). k-token KL is the same divergence averaged over the k tokens of the
+base model's own greedy continuation, teacher-forced, up to and including its end of text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.backends.protocol import AnyEdit, Backend
+from interp.fitting import BATCH, Progress
+from interp.types import Ids, TokenBatch
+
+CONTINUATION = 32
+
+
+def kl_nats(base: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) -> Tensor:
+    """``KL(base ‖ edited)`` per row from log-probabilities, in nats, summed in float64 blocks."""
+    return (base.exp() * (base - edited)).sum(-1, dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Comply prompts with the base model's continuation, split into batches.
+
+    kept[i]: base log-probabilities ``[batch, tokens, vocab]`` of batch i at the continuation's tokens.
+    real[i]: 1 up to and including the end of text.
+    """
+
+    batches: tuple[TokenBatch, ...]
+    kept: tuple[Float[Tensor, "batch tokens vocab"], ...]
+    real: tuple[Int[Tensor, "batch tokens"], ...]
+
+    def responses(self, tokenizer: Any, tokens: int) -> list[str]:
+        """The first ``tokens`` tokens of the continuations as text; empty when they are shorter."""
+        if any(kept.shape[1] < tokens for kept in self.kept):
+            return []
+        texts: list[str] = []
+        for spoken, kept in zip(self.batches, self.kept, strict=True):
+            new = spoken.ids[:, -kept.shape[1] :][:, :tokens]
+            texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+        return texts
+
+
+def _log_probs(backend: Backend, spoken: TokenBatch, edit: AnyEdit, tokens: int) -> Tensor:
+    """Log-probabilities of the last ``tokens`` tokens of ``spoken``, given what precedes each."""
+    logits = backend.logits(spoken, edit, tuple(range(-tokens - 1, 0)))
+    return torch.log_softmax(logits[:, :-1].float(), -1)
+
+
+def until_end(ids: Ids, ends: frozenset[int]) -> Int[Tensor, "batch tokens"]:
+    """1 for every token up to and including the first end of text."""
+    is_end = torch.zeros_like(ids, dtype=torch.bool)
+    for end in ends:
+        is_end |= ids == end
+    return ((is_end.cumsum(1) - is_end.long()) == 0).long()
+
+
+def end_tokens(backend: Backend) -> frozenset[int]:
+    """The ids that end a response, from the generation config or the config."""
+    eos = getattr(backend.model.generation_config, "eos_token_id", None)
+    eos = backend.model.config.eos_token_id if eos is None else eos
+    return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+
+
+def reference(
+    backend: Backend,
+    comply: TokenBatch,
+    *,
+    tokens: int = CONTINUATION,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> Reference:
+    """Generate with the base model and keep what it predicts along the way."""
+    batches, kept, real = [], [], []
+    ends = end_tokens(backend)
+    for chunk in comply.split(batch_size):
+        new = backend.generate(chunk, tokens=tokens)
+        spoken = chunk.extended(new)
+        batches.append(spoken)
+        kept.append(_log_probs(backend, spoken, None, tokens))
+        real.append(until_end(new, ends))
+        if progress:
+            progress(len(chunk))
+    return Reference(tuple(batches), tuple(kept), tuple(real))
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Mean KL in nats with standard errors over prompts."""
+
+    first: float
+    first_se: float
+    continuation: float
+    continuation_se: float
+
+
+def divergence(
+    backend: Backend, ref: Reference, edit: AnyEdit, *, progress: Progress | None = None
+) -> Divergence:
+    """First-token and per-token KL of an edit against the base on the reference continuations."""
+    first, sums, counts = [], [], []
+    for spoken, base, real in zip(ref.batches, ref.kept, ref.real, strict=True):
+        kl = kl_nats(base, _log_probs(backend, spoken, edit, base.shape[1]))
+        first.append(kl[:, 0])
+        sums.append((kl * real).sum(1))
+        counts.append(real.sum(1))
+        if progress:
+            progress(len(spoken))
+    one, total, n = torch.cat(first), torch.cat(sums), torch.cat(counts).double()
+    mean = total.sum() / n.sum()
+    # Ratio estimator: prompts are the sampling unit, tokens inside one are not independent.
+    spread = (total - mean * n).std() / (n.mean() * len(n) ** 0.5) if len(n) > 1 else total[0] * 0
+    return Divergence(one.mean().item(), _standard_error(one), mean.item(), float(spread))
+
+
+def _standard_error(values: Tensor) -> float:
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0

@@ -1,0 +1,125 @@
+"""One row of measures per edit, on one bench of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from interp.backends.protocol import AnyEdit, Backend
+from interp.data.chat import ChatFormat, encode
+from interp.data.prompts import PromptSet
+from interp.evaluate.divergence import CONTINUATION, Reference, divergence, reference
+from interp.evaluate.neutral import neutral_batch, neutral_nll
+from interp.evaluate.refusal import Judged, judge, respond
+from interp.fitting import BATCH, Progress
+from interp.types import TokenBatch
+
+RESPONSE = 24
+
+Watch = Callable[[str, int], Progress]
+"""``watch(label, total)`` returns a progress callback; see ``interp.cli.progress``."""
+
+
+def unwatched(label: str, total: int) -> Progress:
+    return lambda done: None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Measures of one edit. Counts with Wilson 95 % intervals; KL and NLL in nats per token.
+
+    refusals of n_refuse: refused requests; over_refusals of n_comply: refused answerable twins.
+    """
+
+    name: str
+    refusals: int
+    n_refuse: int
+    refusal_interval: tuple[float, float]
+    over_refusals: int
+    n_comply: int
+    over_refusal_interval: tuple[float, float]
+    kl_first: float
+    kl_first_se: float
+    kl_continuation: float
+    kl_continuation_se: float
+    nll: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """Held-out prompts of both classes with the base model's reference, ready to measure edits."""
+
+    backend: Backend
+    refuse: TokenBatch
+    comply: TokenBatch
+    neutral: TokenBatch
+    reference: Reference
+    response_tokens: int = RESPONSE
+    batch_size: int = BATCH
+
+    @classmethod
+    def prepare(
+        cls,
+        backend: Backend,
+        refuse: PromptSet,
+        comply: PromptSet,
+        *,
+        chat: ChatFormat | None = None,
+        response_tokens: int = RESPONSE,
+        continuation: int = CONTINUATION,
+        batch_size: int = BATCH,
+        watch: Watch = unwatched,
+    ) -> Bench:
+        """Tokenise both classes and run the base model once on the comply prompts."""
+        r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+        progress = watch("base continuations", len(c))
+        ref = reference(backend, c, tokens=continuation, batch_size=batch_size, progress=progress)
+        neutral = neutral_batch(backend)
+        return cls(backend, r, c, neutral, ref, response_tokens, batch_size)
+
+    def row(self, name: str, edit: AnyEdit = None, watch: Watch = unwatched) -> Row:
+        """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
+        refused, over = self.responses(edit, watch, name)
+        if edit is None:
+            first = first_se = later = later_se = 0.0
+        else:
+            progress = watch(f"{name}: KL", len(self.comply))
+            d = divergence(self.backend, self.reference, edit, progress=progress)
+            first, first_se, later, later_se = (
+                d.first, d.first_se, d.continuation, d.continuation_se,
+            )
+        progress = watch(f"{name}: neutral text", len(self.neutral))
+        nll = neutral_nll(
+            self.backend, self.neutral, edit, batch_size=self.batch_size, progress=progress
+        )
+        return Row(
+            name, refused.count, len(self.refuse), refused.interval,
+            over.count, len(self.comply), over.interval,
+            first, first_se, later, later_se, nll,
+        )
+
+    def responses(
+        self, edit: AnyEdit = None, watch: Watch = unwatched, name: str = ""
+    ) -> tuple[Judged, Judged]:
+        """Judged responses to both classes; the base's to comply prompts are in the reference."""
+
+        def ask(batch: TokenBatch, label: str) -> Judged:
+            progress = watch(f"{name}: {label}", len(batch))
+            texts = respond(
+                self.backend,
+                batch,
+                edit,
+                tokens=self.response_tokens,
+                batch_size=self.batch_size,
+                progress=progress,
+            )
+            return judge(texts)
+
+        refused = ask(self.refuse, "requests")
+        known = self.reference.responses(self.backend.tokenizer, self.response_tokens)
+        over = judge(known) if edit is None and known else ask(self.comply, "answerable twins")
+        return refused, over

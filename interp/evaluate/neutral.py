@@ -1,0 +1,48 @@
+"""NLL of neutral text: what an edit costs on prose that has nothing to do with refusing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from interp.backends.protocol import AnyEdit, Backend
+from interp.data.chat import pad_left
+from interp.data.text import neutral_passages
+from interp.fitting import BATCH, Progress
+from interp.types import TokenBatch
+
+LONGEST = 128
+
+
+def neutral_batch(backend: Backend, passages: Sequence[str] | None = None) -> TokenBatch:
+    """The shipped passages as plain text (no chat template), cut at 128 tokens."""
+    texts = neutral_passages() if passages is None else passages
+    rows = [backend.tokenizer(t).input_ids[:LONGEST] for t in texts]
+    return pad_left(rows, backend.tokenizer.pad_token_id or 0)
+
+
+def neutral_nll(
+    backend: Backend,
+    batch: TokenBatch,
+    edit: AnyEdit = None,
+    *,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> float:
+    """Mean negative log-likelihood per token in nats; the first token of a passage is not predicted."""
+    total, count = 0.0, 0
+    for chunk in batch.split(batch_size):
+        width = chunk.ids.shape[1]
+        logits = backend.logits(chunk, edit, tuple(range(-width, 0)))[:, :-1].float()
+        target = chunk.ids[:, 1:]
+        # A token counts when it and its predecessor are real.
+        real = chunk.mask[:, 1:] * chunk.mask[:, :-1]
+        nll = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), reduction="none"
+        ).view_as(target)
+        total += (nll.double() * real).sum().item()
+        count += int(real.sum())
+        if progress:
+            progress(len(chunk))
+    return total / count

@@ -1,0 +1,175 @@
+"""Fit directions and edits on a backend: activations in, edits out.
+
+Everything is read at the decision position (the last prompt token); statistics of response tokens can
+be added for the least-disturbance edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from interp.backends.hooks import writer_sites
+from interp.backends.protocol import Backend
+from interp.edits import Edit, canonical, select_writers, writer_unit
+from interp.errors import SiteError
+from interp.maths import (
+    SMALLEST_NORM,
+    difference_of_means,
+    least_disturbance_probe,
+    mean,
+    orthogonalise,
+    unit,
+    winsorise,
+)
+from interp.operators import LeastDisturbance
+from interp.sites import Site
+from interp.types import Direction, TokenBatch
+
+Progress = Callable[[int], None]
+"""Called with the number of prompts done since the last call."""
+
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionRecipe:
+    """How a direction is read. winsor: quantile of |x| per prompt, 1 for none."""
+
+    orthogonal_to_comply: bool = True
+    winsor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeastDisturbanceRecipe:
+    """The least-disturbance edit: α (share of the class difference removed), ridge ε in units of the mean
+    diagonal of E[aaᵀ], blocks (None: all), response_tokens: how many greedy response tokens of comply
+    prompts join Σ (0: decision position only)."""
+
+    alpha: float = 0.8
+    ridge: float = 0.05
+    blocks: tuple[int, ...] | None = None
+    response_tokens: int = 0
+
+
+def capture(
+    backend: Backend,
+    batch: TokenBatch,
+    sites: Sequence[Site],
+    *,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> dict[Site, Tensor]:
+    """Last-token activations ``[n, d]`` of any number of prompts, a batch at a time."""
+    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for chunk in batch.split(batch_size):
+        for site, value in backend.capture(chunk, sites, -1).items():
+            parts[site].append(value)
+        if progress:
+            progress(len(chunk))
+    return {site: torch.cat(values) for site, values in parts.items()}
+
+
+def directions(
+    refuse: dict[Site, Tensor], comply: dict[Site, Tensor], recipe: DirectionRecipe | None = None
+) -> dict[int, Direction]:
+    """Difference-of-means direction at the output of every block captured in both classes.
+
+    Blocks where the classes do not differ are left out. Raises ValueError when none is left.
+    """
+    recipe = recipe or DirectionRecipe()
+    found = {}
+    for site in refuse:
+        if site.kind != "resid_post":
+            continue
+        pos, neg = (winsorise(x[site].float(), recipe.winsor) for x in (refuse, comply))
+        raw = difference_of_means(pos, neg)
+        if raw.norm() < SMALLEST_NORM:
+            continue
+        vector = orthogonalise(raw, mean(neg)) if recipe.orthogonal_to_comply else raw
+        source = "difference of means" + (
+            ", orthogonal to the comply mean" if recipe.orthogonal_to_comply else ""
+        )
+        found[site.block] = Direction(unit(vector).float(), site.block, source, raw.norm().item())
+    if not found:
+        raise ValueError("the two classes do not differ at any block; are the prompt sets the same?")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class WriterStatistics:
+    """Inputs of every block writer at the decision position, per class, ``{name: [n, d_in]}``.
+
+    extra: further comply rows (response tokens) that join the second moment only.
+    """
+
+    refuse: Mapping[str, Tensor]
+    comply: Mapping[str, Tensor]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    _probes: dict[tuple[str, float], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def shift(self, name: str) -> Tensor:
+        """``Δa = E_refuse[a] − E_comply[a]`` in float64, ``[d_in]``."""
+        return difference_of_means(self.refuse[name], self.comply[name])
+
+    def probe(self, name: str, ridge: float) -> Tensor:
+        """``q`` of a writer (float64, ``[d_in]``); solved once per ridge, whatever the direction."""
+        if (name, ridge) not in self._probes:
+            rows = self.comply[name]
+            if name in self.extra:
+                rows = torch.cat([rows, self.extra[name]])
+            self._probes[name, ridge] = least_disturbance_probe(self.shift(name), rows, ridge)
+        return self._probes[name, ridge]
+
+
+def response_statistics(
+    backend: Backend,
+    comply: TokenBatch,
+    sites: Sequence[Site],
+    tokens: int,
+    batch_size: int = BATCH,
+) -> dict[str, Tensor]:
+    """Writer inputs over the first ``tokens`` response tokens of comply prompts, ``{name: [n, d_in]}``."""
+    parts: dict[str, list[Tensor]] = {s.name: [] for s in sites}
+    positions = tuple(range(-tokens, 0))
+    for chunk in comply.split(batch_size):
+        spoken = chunk.extended(backend.generate(chunk, tokens=tokens))
+        for site, value in backend.capture(spoken, sites, positions).items():
+            parts[site.name].append(value.flatten(0, 1))
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def least_disturbance(
+    backend: Backend,
+    stats: WriterStatistics,
+    direction: Direction,
+    recipe: LeastDisturbanceRecipe | None = None,
+) -> Edit:
+    """The least-disturbance edit of every block writer, closed form, no search.
+
+    Per writer: ``ΔW = −α (u·WΔa) u qᵀ`` (see :mod:`interp.operators.least_disturbance`). Writers behind a
+    post-norm act on the direction seen through its gain; the norm itself stays, so there the shift is
+    exact before the norm and first-order after it.
+    """
+    recipe = recipe or LeastDisturbanceRecipe()
+    operators = {}
+    for writer in select_writers(backend.anatomy, recipe.blocks):
+        if writer.name not in stats.refuse:
+            raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
+        shift, probe = stats.shift(writer.name), stats.probe(writer.name, recipe.ridge)
+        weight = canonical(backend.model.get_parameter(writer.weight), writer.axes).detach().cpu()
+        u = writer_unit(backend.model, writer, direction.vector).cpu()
+        amount = recipe.alpha * _written_shift(u, weight, shift)
+        shape = (weight.shape[0], -1) if writer.fused else (-1,)
+        operators[writer.weight] = LeastDisturbance(u, probe.reshape(shape).float(), amount)
+    made = {"method": "least-disturbance", **asdict(recipe), "direction_block": direction.block}
+    return Edit(operators, recipe=made)
+
+
+def _written_shift(u: Tensor, weight: Tensor, shift: Tensor) -> float:
+    """``u·WΔa``, the products in float64; fused experts sum over the expert axis."""
+    rows = torch.einsum("d,...df->...f", u, weight.to(u))
+    return (rows.reshape(-1).double() @ shift.double()).item()

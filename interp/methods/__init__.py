@@ -1,0 +1,1 @@
+"""Methods: one file each, built on the layers below; they never import each other."""

@@ -1,0 +1,38 @@
+"""Where refusal lives, and how to remove or deepen it with as little else as possible.
+
+Three disjoint splits: edits are fitted on *fit*, chosen on *select*, and measured on *report*, which
+nothing before has seen.
+"""
+
+from __future__ import annotations
+
+from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
+from interp.methods.refusal.fit import (
+    METHODS,
+    Fitted,
+    Setting,
+    as_delta,
+    build,
+    fit,
+    random_control,
+    rebased,
+)
+from interp.methods.refusal.pipeline import Outcome, run
+
+__all__ = [
+    "METHODS",
+    "Choice",
+    "Fitted",
+    "Outcome",
+    "Scored",
+    "Selection",
+    "Setting",
+    "as_delta",
+    "build",
+    "candidates",
+    "choose",
+    "fit",
+    "random_control",
+    "rebased",
+    "run",
+]

@@ -1,0 +1,167 @@
+"""Choose among candidate edits on the select split: fewest refusals first, then least KL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from interp.backends.protocol import Backend
+from interp.data.chat import ChatFormat, encode
+from interp.data.prompts import PromptSet
+from interp.edits import to_delta
+from interp.errors import InterpError
+from interp.evaluate.divergence import kl_nats
+from interp.evaluate.measure import Watch, unwatched
+from interp.evaluate.refusal import judge, respond
+from interp.fitting import BATCH
+from interp.methods.refusal.fit import Fitted, Setting, build
+from interp.types import TokenBatch, WeightDelta
+
+DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87)
+"""Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""
+STARTS = (0.0, 0.53)
+"""First edited block, as a share of the stack."""
+
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate on the select split; refusals is None when it was not worth generating."""
+
+    setting: Setting
+    kl_first: float
+    refusals: int | None
+    n_refuse: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen setting and everything it was compared with."""
+
+    setting: Setting
+    scores: tuple[Scored, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"chosen": asdict(self.setting), "candidates": [asdict(s) for s in self.scores]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """The select split, ready to score candidates."""
+
+    backend: Backend
+    fitted: Fitted
+    refuse: TokenBatch
+    comply: TokenBatch
+    base: torch.Tensor = field(repr=False)
+    tokens: int = 16
+    batch_size: int = BATCH
+
+    @classmethod
+    def prepare(
+        cls,
+        backend: Backend,
+        fitted: Fitted,
+        refuse: PromptSet,
+        comply: PromptSet,
+        *,
+        chat: ChatFormat | None = None,
+        batch_size: int = BATCH,
+    ) -> Selection:
+        r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+        base = _first_log_probs(backend, c, None, batch_size)
+        return cls(backend, fitted, r, c, base, batch_size=batch_size)
+
+    def kl(self, setting: Setting) -> float:
+        """First-token KL on the comply prompts, in nats."""
+        edit = self._delta(setting)
+        edited = _first_log_probs(self.backend, self.comply, edit, self.batch_size)
+        return kl_nats(self.base, edited).mean().item()
+
+    def refusals(self, setting: Setting) -> int:
+        texts = respond(
+            self.backend,
+            self.refuse,
+            self._delta(setting),
+            tokens=self.tokens,
+            batch_size=self.batch_size,
+        )
+        return judge(texts).count
+
+    def _delta(self, setting: Setting) -> WeightDelta:
+        edit = build(self.backend, self.fitted, setting)
+        return to_delta(self.backend.model, self.backend.anatomy, edit)
+
+
+def _first_log_probs(
+    backend: Backend, batch: TokenBatch, edit: WeightDelta | None, size: int
+) -> torch.Tensor:
+    rows = [backend.logits(chunk, edit).float() for chunk in batch.split(size)]
+    return torch.log_softmax(torch.cat(rows), -1)
+
+
+def choose(
+    selection: Selection,
+    settings: Sequence[Setting],
+    *,
+    allowed: int = 0,
+    watch: Watch = unwatched,
+    label: str = "select",
+) -> Choice:
+    """The setting with the least KL whose refusals are ≤ ``allowed``; the fewest refusals if none is.
+
+    Candidates are generated in the order of their KL and the first that is good enough ends the search:
+    every later one would disturb more.
+    """
+    if not settings:
+        raise InterpError("nothing to choose from: no candidate settings")
+    progress = watch(f"{label}: KL", len(settings))
+    ranked = []
+    for setting in settings:
+        ranked.append((selection.kl(setting), setting))
+        progress(1)
+    ranked.sort(key=lambda pair: pair[0])
+    progress = watch(f"{label}: responses", len(ranked))
+    scores: list[Scored] = []
+    best: tuple[int, Setting] | None = None
+    for kl, setting in ranked:
+        count = None
+        if best is None or best[0] > allowed:
+            count = selection.refusals(setting)
+            if best is None or count < best[0]:
+                best = (count, setting)
+        scores.append(Scored(setting, kl, count, len(selection.refuse)))
+        progress(1)
+    assert best is not None
+    return Choice(best[1], tuple(scores))
+
+
+def depth_blocks(n_blocks: int, available: Iterable[int], depths: Sequence[float]) -> list[int]:
+    """Blocks at relative depths, without repeats, limited to those that have a direction."""
+    wanted = (min(round(d * n_blocks), n_blocks - 1) for d in depths)
+    known = sorted(available)
+    return list(dict.fromkeys(min(known, key=lambda b, w=w: abs(b - w)) for w in wanted))
+
+
+def candidates(
+    backend: Backend,
+    fitted: Fitted,
+    method: str,
+    *,
+    strengths: Sequence[float] | None = None,
+    starts: Sequence[float] | None = None,
+    depths: Sequence[float] = DEPTHS,
+    **fixed: Any,
+) -> Iterator[Setting]:
+    """The grid that is searched when the user does not name a block."""
+    if strengths is None:
+        strengths = (1.0,) if method == "ablation" else (0.8, 1.0, 1.3)
+    n = backend.anatomy.n_blocks
+    first_blocks = dict.fromkeys(round(s * n) for s in (starts or STARTS))
+    for block in depth_blocks(n, fitted.directions, depths):
+        for first in first_blocks:
+            for strength in strengths:
+                yield Setting(method, block, first, strength, **fixed)

@@ -1,0 +1,154 @@
+"""Fit refusal directions and edits on the fit split; build the edit that a setting describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from interp.backends.hooks import writer_sites
+from interp.backends.protocol import Backend
+from interp.data.chat import ChatFormat, encode
+from interp.data.prompts import PromptSet
+from interp.edits import Edit, ablation, to_delta
+from interp.errors import InterpError
+from interp.evaluate.measure import Watch, unwatched
+from interp.fitting import (
+    BATCH,
+    DirectionRecipe,
+    LeastDisturbanceRecipe,
+    WriterStatistics,
+    capture,
+    directions,
+    least_disturbance,
+    response_statistics,
+)
+from interp.maths import unit
+from interp.operators import LeastDisturbance
+from interp.sites import Site
+from interp.types import Direction, WeightDelta
+
+METHODS = ("ablation", "least-disturbance")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What the fit split gives: a direction per block and the inputs of every writer."""
+
+    directions: Mapping[int, Direction]
+    statistics: WriterStatistics
+    seen: tuple[str, ...]
+    prompts: Mapping[str, str]
+
+
+def fit(
+    backend: Backend,
+    refuse: PromptSet,
+    comply: PromptSet,
+    *,
+    chat: ChatFormat | None = None,
+    recipe: DirectionRecipe | None = None,
+    response_tokens: int = 0,
+    batch_size: int = BATCH,
+    watch: Watch = unwatched,
+) -> Fitted:
+    """One pass over both classes: residuals after every block and inputs of every writer."""
+    blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
+    writers = writer_sites(backend.anatomy.block_writers)
+    progress = watch("fit: activations", len(refuse) + len(comply))
+    read = []
+    batches = [encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply)]
+    for batch in batches:
+        read.append(
+            capture(
+                backend, batch, [*blocks, *writers], batch_size=batch_size, progress=progress
+            )
+        )
+    inputs = [{w.name: acts[w] for w in writers} for acts in read]
+    extra = {}
+    if response_tokens:
+        extra = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
+    streams = [{s: acts[s] for s in blocks} for acts in read]
+    return Fitted(
+        directions(streams[0], streams[1], recipe),
+        WriterStatistics(inputs[0], inputs[1], extra),
+        tuple(sorted(refuse.fingerprints | comply.fingerprints)),
+        {"refuse": refuse.sha256, "comply": comply.sha256},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One candidate edit. strength: λ of an ablation, α of a least-disturbance edit."""
+
+    method: str
+    direction_block: int
+    first_block: int = 0
+    strength: float = 1.0
+    ridge: float = 0.05
+    embeddings: bool = False
+    response_tokens: int = 0
+
+    def blocks(self, n_blocks: int) -> tuple[int, ...]:
+        return tuple(range(self.first_block, n_blocks))
+
+
+def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
+    """The edit that a setting describes. Raises InterpError for an unknown method or block."""
+    if setting.direction_block not in fitted.directions:
+        raise InterpError(
+            f"no direction at block {setting.direction_block}; blocks with a class difference: "
+            f"{min(fitted.directions)} … {max(fitted.directions)}"
+        )
+    direction = fitted.directions[setting.direction_block]
+    blocks = setting.blocks(backend.anatomy.n_blocks)
+    if setting.method == "ablation":
+        edit = ablation(
+            backend.model,
+            backend.anatomy,
+            direction,
+            strength=setting.strength,
+            blocks=blocks,
+            embeddings=setting.embeddings,
+        )
+    elif setting.method == "least-disturbance":
+        recipe = LeastDisturbanceRecipe(
+            setting.strength, setting.ridge, blocks, setting.response_tokens
+        )
+        edit = least_disturbance(backend, fitted.statistics, direction, recipe)
+    else:
+        raise InterpError(f"no method {setting.method!r}; known: {', '.join(METHODS)}")
+    return replace(edit, recipe={**edit.recipe, "direction": direction.source, **asdict(setting)})
+
+
+def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> WeightDelta:
+    """The edit's weight face, with what it was fitted on."""
+    provenance = {
+        "model": model_name,
+        "prompts_sha256": dict(fitted.prompts),
+        "seen_prompts": list(fitted.seen),
+    }
+    return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
+
+
+def random_control(edit: Edit, *, seed: int = 0) -> Edit:
+    """The same least-disturbance updates along a random direction: equal norm at every writer."""
+    generator = torch.Generator().manual_seed(seed)
+    operators = {}
+    drawn: torch.Tensor | None = None
+    for name, operator in edit.writers.items():
+        if not isinstance(operator, LeastDisturbance):
+            raise InterpError("the equal-norm control is defined for least-disturbance edits")
+        if drawn is None:
+            drawn = unit(torch.randn(operator.unit.shape, generator=generator))
+        operators[name] = replace(operator, unit=drawn)
+    return Edit(operators, recipe={"method": "random direction of equal norm", "seed": seed})
+
+
+def rebased(delta: WeightDelta, before: WeightDelta) -> WeightDelta:
+    """A delta fitted on a model that already carried ``before``, as one of the untouched base.
+
+    Both are differences of weights, so the updates stay as they are; only the base they name changes.
+    """
+    return replace(delta, base=before.base)

@@ -1,0 +1,216 @@
+"""The whole refusal pipeline on one model: attribute, fit, choose, report, export, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interp.backends.protocol import Backend
+from interp.data.chat import ChatFormat
+from interp.data.prompts import PromptSet
+from interp.edits import fingerprint
+from interp.evaluate.attributing import attribution_figure
+from interp.evaluate.measure import Bench, Row, Watch, unwatched
+from interp.export import export
+from interp.figures import render
+from interp.fitting import BATCH
+from interp.methods.refusal.choose import Choice, Selection, candidates, choose
+from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit, random_control
+from interp.records import FigureRecord, Provenance
+
+
+Say = Callable[[str], None]
+MAIN = "least-disturbance"
+SEED = 0
+UPPER = 0.53
+"""Partial ablation edits the upper part of the stack, from this share on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Both classes of the three splits."""
+
+    fit: tuple[PromptSet, PromptSet]
+    select: tuple[PromptSet, PromptSet]
+    report: tuple[PromptSet, PromptSet]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run produced: rows of measures, choices, files, and the seconds that each stage took."""
+
+    rows: list[Row] = field(default_factory=list)
+    choices: dict[str, Choice] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    exports: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+    base: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rows": [row.as_json() for row in self.rows],
+            "choices": {name: choice.as_json() for name, choice in self.choices.items()},
+            "paths": {name: str(path) for name, path in self.paths.items()},
+            "exports": {name: dict(receipt) for name, receipt in self.exports.items()},
+            "prompts_sha256": self.prompts,
+            "base": self.base,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
+
+
+def run(
+    backend: Backend,
+    model: str,
+    prompts: Prompts,
+    out: Path,
+    *,
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH,
+    loading: Mapping[str, Any] | None = None,
+    watch: Watch = unwatched,
+    say: Say = lambda text: None,
+) -> Outcome:
+    """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
+
+    Everything is written under ``out``; the report split is touched once, after all choices.
+    """
+    outcome = Outcome(base=fingerprint(backend.model, backend.anatomy))
+    for split in ("fit", "select", "report"):
+        for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True):
+            outcome.prompts[f"{split}:{side}"] = part.sha256
+    common: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
+    with outcome.timed("attribute"):
+        figure = attribution_figure(backend, *prompts.fit, model=model, **common)
+        _keep(outcome, figure, out)
+        say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
+    with outcome.timed("fit"):
+        fitted = fit(backend, *prompts.fit, watch=watch, **common)
+    with outcome.timed("select"):
+        edits = _choose_all(outcome, backend, fitted, prompts, common, watch, say)
+    with outcome.timed("report"):
+        bench = Bench.prepare(backend, *prompts.report, watch=watch, **common)
+        outcome.rows.append(bench.row("original", None, watch))
+        deltas = {name: as_delta(backend, fitted, edit, model) for name, edit in edits.items()}
+        for name, delta in deltas.items():
+            outcome.rows.append(bench.row(name, delta, watch))
+        _keep(outcome, report_figure(outcome.rows, model, outcome), out)
+    with outcome.timed("export"):
+        for kind in ("delta", "peft"):
+            target = out / {"delta": "delta", "peft": "adapter"}[kind]
+            receipt = export(
+                deltas[MAIN],
+                to=kind,
+                base=backend,
+                base_name=model,
+                out=target,
+                overwrite=True,
+                **(loading or {}),
+            )
+            outcome.paths[target.name] = target
+            outcome.exports[kind] = {
+                "verdict": receipt.verdict,
+                "difference": receipt.difference,
+                "effect": receipt.effect,
+            }
+            say(f"{kind}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
+    return outcome
+
+
+
+def _choose_all(
+    outcome: Outcome,
+    backend: Backend,
+    fitted: Fitted,
+    prompts: Prompts,
+    common: dict[str, Any],
+    watch: Watch,
+    say: Say,
+) -> dict[str, Any]:
+    """The best edit of each kind on the select split, and the control for the main one."""
+    selection = Selection.prepare(backend, fitted, *prompts.select, **common)
+    grids: dict[str, Sequence[Setting]] = {
+        "directional ablation": [*candidates(backend, fitted, "ablation", starts=(0.0,))],
+        "partial ablation": [*candidates(backend, fitted, "ablation", starts=(UPPER,))],
+        MAIN: [*candidates(backend, fitted, MAIN, strengths=(1.0,))],
+    }
+    edits = {}
+    for name, grid in grids.items():
+        choice = choose(selection, grid, watch=watch, label=name)
+        outcome.choices[name] = choice
+        edits[name] = build(backend, fitted, choice.setting)
+        chosen = choice.setting
+        say(
+            f"{name}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
+            f"{backend.anatomy.n_blocks - 1}, strength {chosen.strength:g}"
+        )
+    edits["random direction"] = random_control(edits[MAIN], seed=SEED)
+    return edits
+
+
+def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
+    """Save a figure's data and its picture under ``out/figures``."""
+    path = record.save(out / "figures")
+    outcome.paths[record.key] = path
+    outcome.paths[f"{record.key} (picture)"] = render(path)
+
+
+def report_figure(rows: Sequence[Row], model: str, outcome: Outcome) -> FigureRecord:
+    """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs."""
+    columns = [
+        {"label": "refused", "unit": "%", "limits": [0, 100]},
+        {"label": "over-refused", "unit": "%", "limits": [0, 100]},
+        {"label": "KL₁", "unit": "nats", "scale": "log"},
+        {"label": "KL₃₂", "unit": "nats/token", "scale": "log"},
+        {"label": "neutral NLL", "unit": "nats/token"},
+    ]
+    provenance = Provenance.collect(
+        model,
+        fingerprint=outcome.base,
+        prompts=outcome.prompts,
+        seed=SEED,
+        seconds=sum(outcome.seconds.values()),
+    )
+    return FigureRecord(
+        key="refusal/report",
+        title=f"Edits of {provenance.model} on held-out requests",
+        kind="rows",
+        series={"columns": columns, "rows": [_figure_row(row) for row in rows]},
+        provenance=provenance,
+        n={"refuse": rows[0].n_refuse, "comply": rows[0].n_comply},
+        intervals="95 % Wilson; KL ± 1 standard error",
+        seeds=(SEED,),
+        caption="Fitted and chosen on other topics; measured once.",
+    )
+
+
+def _figure_row(row: Row) -> dict[str, Any]:
+    refused, over = row.refusals / row.n_refuse, row.over_refusals / row.n_comply
+    return {
+        "label": row.name,
+        "values": [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
+        "low": [
+            100 * row.refusal_interval[0],
+            100 * row.over_refusal_interval[0],
+            max(row.kl_first - row.kl_first_se, 0.0),
+            max(row.kl_continuation - row.kl_continuation_se, 0.0),
+            None,
+        ],
+        "high": [
+            100 * row.refusal_interval[1],
+            100 * row.over_refusal_interval[1],
+            row.kl_first + row.kl_first_se,
+            row.kl_continuation + row.kl_continuation_se,
+            None,
+        ],
+    }

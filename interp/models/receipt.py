@@ -1,0 +1,146 @@
+"""The coverage receipt: every matrix that writes the stream of a model, without loading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.errors import ModelNotFound
+from interp.models import describe
+from interp.models.anatomy import Anatomy, BoundWriter
+from interp.models.loading import load_config, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One writer on the receipt. reach: what an edit would do to it."""
+
+    weight: str
+    kind: str
+    block: int | None
+    shape: tuple[int, ...]
+    axes: str
+    bias: str | None
+    gain: str | None
+    tied: bool
+    saved_as: tuple[str, ...]
+    reach: str
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageReceipt:
+    """Everything that writes one model's residual stream."""
+
+    model: str
+    model_type: str
+    d_model: int
+    n_blocks: int
+    block_kinds: tuple[str, ...]
+    tied: bool
+    quantised: bool
+    writers: tuple[Line, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Writers per kind."""
+        found: dict[str, int] = {}
+        for line in self.writers:
+            found[line.kind] = found.get(line.kind, 0) + 1
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "counts": self.counts()}
+
+
+def receipt(name: str, *, trust_remote_code: bool = False) -> CoverageReceipt:
+    """Describe a model from its config and the names in its weight files; no tokenizer, no weights read.
+
+    Raises ModelNotFound (also when a file lacks a writer that the family describes), UnknownFamily,
+    UndescribedWriter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    anatomy = describe(model)
+    saved = saved_names(Path(resolve(name)))
+    tied = anatomy.tied and not _own_head(anatomy, saved)
+    if saved:
+        _check_saved(name, anatomy, saved)
+    quantised = getattr(config, "quantization_config", None) is not None
+    lines = tuple(_line(w, tied, quantised) for w in anatomy.writers)
+    return CoverageReceipt(
+        name, anatomy.model_type, anatomy.d_model, anatomy.n_blocks, anatomy.block_kinds,
+        tied, quantised, lines,
+    )  # fmt: skip
+
+
+def _line(writer: BoundWriter, tied: bool, quantised: bool) -> Line:
+    is_tied = writer.tied and tied
+    return Line(
+        weight=writer.weight,
+        kind=writer.kind,
+        block=writer.block,
+        shape=writer.shape,
+        axes=writer.axes,
+        bias=writer.bias,
+        gain=writer.gain,
+        tied=is_tied,
+        saved_as=writer.checkpoint,
+        reach=_reach(writer, is_tied, quantised),
+    )
+
+
+def _reach(writer: BoundWriter, tied: bool, quantised: bool) -> str:
+    if quantised and writer.kind != "embedding":
+        return "hooks only (quantised)"
+    if writer.kind == "embedding":
+        return "with --embeddings" + (", unembedding untied first" if tied else "")
+    if writer.fused:
+        return f"every edit, {writer.shape[0]} experts at once"
+    return "every edit" + (", through the post-norm gain" if writer.gain else "")
+
+
+def saved_names(folder: Path) -> frozenset[str]:
+    """Tensor names in a local directory's safetensors; empty for other formats and for hub ids."""
+    from safetensors import SafetensorError, safe_open
+
+    def names() -> Iterator[str]:
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as handle:
+                    yield from handle.keys()
+            except (SafetensorError, OSError) as error:
+                raise ModelNotFound(
+                    f"{path.name} in {folder} is damaged ({error}); download it again"
+                ) from None
+
+    return frozenset(names()) if folder.is_dir() else frozenset()
+
+
+def _own_head(anatomy: Anatomy, saved: frozenset[str]) -> bool:
+    """A checkpoint that holds both embedding and unembedding loads untied whatever its config says."""
+    head = anatomy.unembed_checkpoint
+    return head in saved and anatomy.embeddings[0].checkpoint[0] in saved
+
+
+def _check_saved(name: str, anatomy: Anatomy, saved: frozenset[str]) -> None:
+    missing = [key for w in anatomy.writers for key in w.checkpoint if not _holds(saved, key)]
+    if missing:
+        raise ModelNotFound(
+            f"{name}: the weight files lack {missing[0]} and {len(missing) - 1} more; "
+            "the download is incomplete or belongs to another model"
+        )
+
+
+def _holds(saved: frozenset[str], key: str) -> bool:
+    """Whether a key is there, also as older files name it: without the base prefix, fused or not,
+    packed by a quantiser."""
+    stem = key.removesuffix(".weight")
+    short = key.split(".", 1)[-1]
+    return any(k in saved for k in (key, short)) or any(
+        k.startswith(stem) or k.startswith(short.removesuffix(".weight")) for k in saved
+    )

@@ -1,0 +1,146 @@
+"""Directions and edits fitted on activations: planted truth is found, the promised shift is made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interp.backends.opening import wrap
+from interp.edits import applied, canonical, hooked, to_delta
+from interp.errors import SiteError
+from interp.fitting import (
+    DirectionRecipe,
+    LeastDisturbanceRecipe,
+    WriterStatistics,
+    capture,
+    directions,
+    least_disturbance,
+    response_statistics,
+)
+from interp.backends.hooks import writer_sites
+from interp.maths import difference_of_means, mean, unit
+from interp.models import tiny_model
+from interp.sites import Site
+from interp.types import TokenBatch
+
+D_MODEL = 32
+
+
+def planted(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two classes of activations that differ by a known direction, plus a shared offset."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = unit(torch.randn(D_MODEL, generator=generator))
+    noise = torch.randn(2, 400, D_MODEL, generator=generator)
+    offset = 7 * torch.randn(D_MODEL, generator=generator)
+    return truth, noise[0] + 3 * truth + offset, noise[1] + offset
+
+
+def test_planted_direction_is_found() -> None:
+    truth, pos, neg = planted()
+    site = Site.resid_post(0)
+    found = directions({site: pos}, {site: neg}, DirectionRecipe(orthogonal_to_comply=False))[0]
+    assert found.vector @ truth > 0.98
+    assert found.norm == pytest.approx(difference_of_means(pos, neg).norm().item())
+
+
+def test_orthogonal_to_the_comply_mean() -> None:
+    _, pos, neg = planted()
+    site = Site.resid_post(0)
+    found = directions({site: pos}, {site: neg})[0]
+    assert abs(found.vector.double() @ unit(mean(neg))) < 1e-6
+
+
+def test_one_wild_coordinate_is_winsorised_away() -> None:
+    truth, pos, neg = planted()
+    pos[0, 5] = 1e4
+    site = Site.resid_post(0)
+    plain = DirectionRecipe(orthogonal_to_comply=False)
+    robust = DirectionRecipe(orthogonal_to_comply=False, winsor=0.9)
+    assert directions({site: pos}, {site: neg}, plain)[0].vector @ truth < 0.5
+    assert directions({site: pos}, {site: neg}, robust)[0].vector @ truth > 0.8
+
+
+def test_equal_classes_have_no_direction() -> None:
+    acts = torch.randn(4, D_MODEL)
+    site = Site.resid_post(0)
+    with pytest.raises(ValueError, match="do not differ"):
+        directions({site: acts}, {site: acts.clone()})
+
+
+def token_batches(seed: int = 0) -> tuple[TokenBatch, TokenBatch]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 97, (2, 12, 9), generator=generator)
+    ids[0, :, -2] = 5  # what makes a request
+    ids[1, :, -2] = 6
+    ids[:, :, -1] = 7  # the shared end of a template
+    mask = torch.ones_like(ids[0])
+    return TokenBatch(ids[0], mask), TokenBatch(ids[1], mask)
+
+
+def fitted(model_type: str, response_tokens: int = 0):  # noqa: ANN201
+    backend = wrap(tiny_model(model_type))
+    refuse, comply = token_batches()
+    writers = writer_sites(backend.anatomy.block_writers)
+    blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
+    read = [capture(backend, b, [*blocks, *writers], batch_size=5) for b in (refuse, comply)]
+    extra = (
+        response_statistics(backend, comply, writers, response_tokens) if response_tokens else {}
+    )
+    stats = WriterStatistics(*({w.name: r[w] for w in writers} for r in read), extra)
+    found = directions({s: read[0][s] for s in blocks}, {s: read[1][s] for s in blocks})
+    return backend, stats, found, refuse, comply
+
+
+FAMILIES = ("llama", "gpt2", "gemma3_text", "qwen3_moe", "gpt_oss", "jamba", "mamba2", "falcon_h1")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_least_disturbance_moves_what_it_promises(model_type: str) -> None:
+    """At every writer, the class shift along u falls to (1 − α) of itself on the fit prompts."""
+    backend, stats, found, *_ = fitted(model_type)
+    alpha = 0.8
+    edit = least_disturbance(backend, stats, found[1], LeastDisturbanceRecipe(alpha=alpha))
+    moved = 0
+    for writer in backend.anatomy.block_writers:
+        operator = edit.writers[writer.weight]
+        weight = canonical(backend.model.get_parameter(writer.weight), writer.axes).detach()
+        flat = weight.transpose(0, 1).flatten(1) if writer.fused else weight
+        gaps = []
+        for act in (lambda y, a: y, operator.act):
+            inputs = [side[writer.name] for side in (stats.refuse, stats.comply)]
+            written = [act(rows @ flat.T, rows) for rows in inputs]
+            gaps.append((difference_of_means(*written).float() @ operator.unit).item())
+        assert gaps[1] == pytest.approx((1 - alpha) * gaps[0], abs=1e-5)
+        moved += abs(gaps[0]) > 1e-3
+    assert moved >= len(backend.anatomy.block_writers) // 2
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_least_disturbance_hook_is_its_weight_edit(model_type: str) -> None:
+    backend, stats, found, refuse, _ = fitted(model_type)
+    edit = least_disturbance(backend, stats, found[1])
+    delta = to_delta(backend.model, backend.anatomy, edit)
+    base = backend.logits(refuse)
+    with hooked(backend.model, backend.anatomy, edit):
+        as_hook = backend.logits(refuse)
+    with applied(backend.model, backend.anatomy, delta):
+        as_weights = backend.logits(refuse)
+    assert delta.rank == 1
+    effect = (as_weights - base).abs().max()
+    assert effect > 1e-3
+    assert (as_hook - as_weights).abs().max() < 1e-4 * max(effect.item(), 1.0)
+
+
+def test_response_tokens_join_the_statistics() -> None:
+    backend, stats, found, _, comply = fitted("llama", response_tokens=3)
+    name = backend.anatomy.block_writers[0].name
+    assert stats.extra[name].shape[0] == 3 * len(comply)
+    with_extra = stats.probe(name, 0.05)
+    without = WriterStatistics(stats.refuse, stats.comply).probe(name, 0.05)
+    assert not torch.allclose(with_extra, without)
+
+
+def test_missing_statistics_are_an_error() -> None:
+    backend, stats, found, *_ = fitted("llama")
+    with pytest.raises(SiteError, match="no statistics"):
+        least_disturbance(backend, WriterStatistics({}, {}), found[1])
