@@ -1,0 +1,198 @@
+"""The command line as a user meets it: on a tiny chat model, with files of prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from interp.cli import COMMANDS, main
+
+REFUSE = [f"what is in my bag number {i} now?" for i in range(12)]
+COMPLY = [f"what is in a bag number {i} in general?" for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "refuse.txt").write_text("\n".join(REFUSE))
+    (folder / "comply.txt").write_text("\n".join(COMPLY))
+    return ["--refuse", str(folder / "refuse.txt"), "--comply", str(folder / "comply.txt")]
+
+
+def call(*args: object) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def delta(tmp_path_factory: pytest.TempPathFactory, chat_dir: Path, prompts: list[str]) -> Path:
+    out = tmp_path_factory.mktemp("edit") / "delta"
+    assert call(
+        "edit", "--method", "ablation", "--model", chat_dir, *prompts, "--block", 1,
+        "--first-block", 0, "--strength", 1, "--out", out,
+    ) == 0  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"Example: interp {name}" in shown
+    assert "--json FILE" in shown
+
+
+def test_wrong_use_is_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("nonsense") == 2
+    assert call("edit") == 2
+    assert call("measure", "--delta", "/no/such/dir") == 2
+    assert call("edit", "--method", "least-disturbance", "--embeddings", "--out", "x") == 2
+    capsys.readouterr()
+
+
+def test_failure_is_one_line_and_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", "/no/such/dir") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert call("measure", "--model", "smollm2", "--refuse", "absent.txt") == 1
+
+
+def test_inspect(chat_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", chat_dir, "--json", tmp_path / "r.json") == 0
+    shown = capsys.readouterr().out
+    assert "model.layers.2.mlp.down_proj.weight" in shown
+    assert "0 undescribed" in shown
+    assert len(json.loads((tmp_path / "r.json").read_text())["writers"]) == 7
+
+
+def test_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("models", "--json", tmp_path / "m.json") == 0
+    assert "jamba" in capsys.readouterr().out
+    assert "hooks" in json.loads((tmp_path / "m.json").read_text())["model_types"]["mamba"]
+
+
+def test_measure_without_delta_is_one_row(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "rows.json"
+    assert call("measure", "--model", chat_dir, *prompts, "--tokens", 4, "--json", result) == 0
+    (row,) = json.loads(result.read_text())["rows"]
+    assert row["name"] == "original"
+    assert (row["n_refuse"], row["n_comply"]) == (12, 12)
+    assert row["kl_first"] == row["kl_continuation"] == 0
+    capsys.readouterr()
+
+
+def test_measure_with_delta_is_two_rows_and_tells_of_seen_prompts(
+    chat_dir: Path, prompts: list[str], delta: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    result = tmp_path / "rows.json"
+    args = ("measure", "--model", chat_dir, *prompts, "--delta", delta, "--tokens", 4)
+    assert call(*args, "--json", result) == 0
+    content = json.loads(result.read_text())
+    assert [row["name"] for row in content["rows"]] == ["original", "edited"]
+    assert content["rows"][1]["kl_first"] > 0
+    assert content["prompts_seen_by_the_edit"] > 0
+    assert "were used to fit the edit" in capsys.readouterr().err
+
+
+def test_edit_chooses_when_nothing_is_named(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "edit.json"
+    assert call(
+        "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts,
+        "--out", tmp_path / "d", "--json", result,
+    ) == 0  # fmt: skip
+    content = json.loads(result.read_text())
+    assert content["verdict"] == "verified"
+    assert len(content["choice"]["candidates"]) > 1
+    capsys.readouterr()
+
+
+def test_edit_on_top_of_an_edit(
+    chat_dir: Path, prompts: list[str], delta: Path, tmp_path: Path
+) -> None:
+    assert call(
+        "edit", "--method", "ablation", "--model", chat_dir, *prompts, "--delta", delta,
+        "--block", 0, "--first-block", 1, "--strength", 0.5, "--out", tmp_path / "sum",
+    ) == 0  # fmt: skip
+    from interp.export import load_delta
+
+    assert load_delta(tmp_path / "sum").rank == 2
+
+
+def test_deepening_is_the_same_command(chat_dir: Path, prompts: list[str], tmp_path: Path) -> None:
+    assert call(
+        "edit", "--method", "ablation", "--model", chat_dir, *prompts, "--block", 1,
+        "--first-block", 0, "--strength", -0.5, "--out", tmp_path / "deeper",
+    ) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_export_and_verify(
+    kind: str, chat_dir: Path, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / kind
+    args = ("export", delta, "--to", kind, "--base", chat_dir, "--out", out)
+    assert call(*args, "--json", tmp_path / "e.json") == 0
+    assert json.loads((tmp_path / "e.json").read_text())["verdict"] == "verified"
+    assert call("verify", out, "--base", chat_dir, "--json", tmp_path / "v.json") == 0
+    assert "verified" in capsys.readouterr().out
+
+
+def test_verify_fails_on_a_truncated_file(
+    chat_dir: Path, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(delta, broken)
+    data = (broken / "delta.safetensors").read_bytes()
+    (broken / "delta.safetensors").write_bytes(data[: len(data) // 2])
+    assert call("verify", broken, "--base", chat_dir) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_another_base_is_an_error(delta: Path, tmp_path: Path, tokenizer) -> None:
+    from interp.models import tiny_model
+
+    other = tmp_path / "other"
+    tiny_model("llama", seed=1, vocab_size=259).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    assert call("measure", "--model", other, "--delta", delta) == 1
+    assert call("verify", delta, "--base", other) == 1
+
+
+def test_attribute(
+    chat_dir: Path, prompts: list[str], delta: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for extra in ((), ("--delta", delta), ("--openers", "phrases")):
+        out = tmp_path / f"a{len(extra)}{extra[:1]}"
+        assert call("attribute", "--model", chat_dir, *prompts, *extra, "--out", out) == 0
+        record = json.loads((out / "refusal" / "attribution.json").read_text())
+        assert record["series"]["largest_residual"] < 1e-4
+        assert (out / "refusal" / "attribution.svg").is_file()
+    assert "parts sum to it" in capsys.readouterr().out
+
+
+def test_demo_on_a_directory(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "demo.json"
+    out = tmp_path / "demo"
+    assert call("demo", "--model", chat_dir, *prompts, "--out", out, "--json", result) == 0
+    rows = json.loads(result.read_text())["rows"]
+    assert [r["name"] for r in rows][:2] == ["original", "directional ablation"]
+    assert {"refusals", "n_refuse", "over_refusals", "n_comply", "nll"} <= rows[0].keys()
+    assert (out / "delta" / "receipt.json").is_file()
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    shown = capsys.readouterr().out
+    assert str(out / "adapter") in shown

@@ -1,0 +1,121 @@
+"""KL, continuations and neutral NLL: zero for nothing, right for a known change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp.backends.opening import wrap
+from interp.backends.protocol import Backend
+from interp.data import encode
+from interp.edits import ablation, to_delta
+from interp.evaluate.divergence import divergence, end_tokens, kl_nats, reference, until_end
+from interp.evaluate.measure import Bench
+from interp.data.prompts import PromptSet
+from interp.evaluate.neutral import neutral_batch, neutral_nll
+from interp.maths import unit
+from interp.models import tiny_model
+from interp.types import Direction
+
+PROMPTS = ("what time is it", "name a colour", "hi", "tell me of the sea please")
+
+
+@pytest.fixture(scope="module")
+def backend(tokenizer) -> Backend:
+    return wrap(tiny_model("llama", vocab_size=259, max_position_embeddings=512), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def delta(backend: Backend):
+    torch.manual_seed(0)
+    direction = Direction(unit(torch.randn(backend.anatomy.d_model)), 1, "random")
+    return to_delta(backend.model, backend.anatomy, ablation(backend.model, backend.anatomy, direction))
+
+
+@given(st.integers(0, 10_000))
+def test_kl_is_not_negative_and_zero_for_itself(seed: int) -> None:
+    logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(seed))
+    p, q = torch.log_softmax(logits, -1)
+    assert (kl_nats(p, q) >= -1e-7).all()
+    assert kl_nats(p, p).abs().max() == 0
+
+
+def test_kl_of_two_known_distributions() -> None:
+    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    expected = 0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(2 / 3).log()
+    assert kl_nats(p, q).item() == pytest.approx(expected.item())
+
+
+def test_tokens_after_the_end_of_text_do_not_count() -> None:
+    ids = torch.tensor([[5, 2, 7, 2], [5, 6, 7, 8], [2, 2, 2, 2]])
+    assert until_end(ids, frozenset({2})).tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert until_end(ids, frozenset()).all()
+
+
+def test_the_base_does_not_diverge_from_itself(backend: Backend) -> None:
+    ref = reference(backend, encode(backend.tokenizer, PROMPTS), tokens=5, batch_size=2)
+    found = divergence(backend, ref, None)
+    assert found.first == found.continuation == 0.0
+
+
+def test_divergence_does_not_depend_on_batch_size_and_starts_with_the_first_token(
+    backend: Backend, delta
+) -> None:
+    batch = encode(backend.tokenizer, PROMPTS)
+    results = []
+    for size in (1, 4):
+        ref = reference(backend, batch, tokens=5, batch_size=size)
+        results.append(divergence(backend, ref, delta))
+    assert results[0].first == pytest.approx(results[1].first, rel=1e-3)
+    assert results[0].continuation == pytest.approx(results[1].continuation, rel=1e-3)
+    base, edited = (torch.log_softmax(backend.logits(batch, e), -1) for e in (None, delta))
+    assert results[0].first == pytest.approx(kl_nats(base, edited).mean().item(), rel=1e-3)
+    assert results[0].first > 1e-4
+
+
+def test_reference_responses_are_the_generated_ones(backend: Backend) -> None:
+    batch = encode(backend.tokenizer, PROMPTS)
+    ref = reference(backend, batch, tokens=6, batch_size=3)
+    wanted = backend.tokenizer.batch_decode(
+        backend.generate(batch, tokens=4), skip_special_tokens=True
+    )
+    assert ref.responses(backend.tokenizer, 4) == wanted
+    assert ref.responses(backend.tokenizer, 9) == []
+
+
+def test_end_tokens_may_be_several(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.model.generation_config, "eos_token_id", [2, 9])
+    assert end_tokens(backend) == {2, 9}
+
+
+def test_nll_is_that_of_the_model_itself(backend: Backend) -> None:
+    text = "the sea was calm that night"
+    batch = neutral_batch(backend, [text])
+    out = backend.model(input_ids=batch.ids, labels=batch.ids)
+    assert neutral_nll(backend, batch) == pytest.approx(out.loss.item(), rel=1e-5)
+
+
+def test_nll_ignores_padding(backend: Backend) -> None:
+    texts = ["the sea", "a much longer line about nothing at all"]
+    both = neutral_nll(backend, neutral_batch(backend, texts))
+    alone = [neutral_batch(backend, [t]) for t in texts]
+    total = sum(neutral_nll(backend, b) * (b.ids.shape[1] - 1) for b in alone)
+    assert both == pytest.approx(total / sum(b.ids.shape[1] - 1 for b in alone), rel=1e-5)
+
+
+def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(backend: Backend, delta) -> None:
+    sets = [PromptSet(PROMPTS, "refuse"), PromptSet(PROMPTS[::-1], "comply")]
+    bench = Bench.prepare(backend, *sets, response_tokens=4, continuation=4, batch_size=3)
+    original = bench.row("original")
+    assert original.kl_first == original.kl_continuation == 0.0
+    assert (original.n_refuse, original.n_comply) == (4, 4)
+    edited = bench.row("edited", delta)
+    assert edited.kl_first > 0
+    assert edited.nll != original.nll
+    torch.manual_seed(0)
+    direction = Direction(unit(torch.randn(backend.anatomy.d_model)), 1, "random")
+    as_hook = bench.row("edited", ablation(backend.model, backend.anatomy, direction))
+    assert as_hook.kl_first == pytest.approx(edited.kl_first, rel=1e-3)
+    assert as_hook.refusals == edited.refusals
