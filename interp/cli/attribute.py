@@ -39,22 +39,26 @@ def command(
     """Split the refusal logit difference into what every block's components write.
 
     The margin is the mean logit of refusal openers minus that of answer openers at the last prompt token;
-    the parts sum to it, and the residual is printed.
+    the parts sum to it, and the residual is printed. Openers come from the fit split (or part), the figure
+    from the select split (or part).
     """
     from interp.cli.progress import status
     from interp.cli.tables import table
     from interp.figures import render
-    from interp.evaluate.attributing import attribution_figure
+    from interp.evaluate.attributing import attribution_figure, fit_openers
 
     given = Given(values)
     delta = read_delta(delta_dir)
-    refuse, comply = given.classes("fit")
+    fit_refuse, fit_comply, refuse, comply = given.fit_and_select()
     backend = given.open()
+    common: dict[str, Any] = {"chat": given.chat, "batch_size": given.batch_size}
     with status("attributing"):
+        chosen = (
+            fit_openers(backend, fit_refuse, fit_comply, **common) if openers == "model" else None
+        )
         record = attribution_figure(
-            backend, refuse, comply, model=values["model"], chat=given.chat, openers=openers,
-            delta=delta, batch_size=given.batch_size,
-        )  # fmt: skip
+            backend, refuse, comply, model=values["model"], openers=chosen, delta=delta, **common
+        )
     path = record.save(out)
     svg = render(path)
     series = record.series

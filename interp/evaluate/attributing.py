@@ -10,12 +10,12 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import applied, fingerprint
 from interp.evaluate.attribution import attribute, attribution_record
-from interp.evaluate.openers import find_openers, openers_from_model
+from interp.evaluate.openers import Openers, find_openers, openers_from_model
 from interp.fitting import BATCH
 from interp.records import FigureRecord, Provenance
 from interp.types import WeightDelta
 
-OPENERS = 5
+OPENERS = 3
 """How many first tokens each way make the margin when they come from the model."""
 
 
@@ -26,22 +26,18 @@ def attribution_figure(
     *,
     model: str,
     chat: ChatFormat | None = None,
-    openers: str = "model",
+    openers: Openers | None = None,
     delta: WeightDelta | None = None,
     batch_size: int = BATCH,
 ) -> FigureRecord:
     """Direct logit attribution of the refusal margin on two classes of prompts.
 
-    openers: ``model`` takes the first tokens whose probability differs most between the classes in the
-    unedited model, ``phrases`` the first tokens of known refusals and answers. delta: attribute the
-    edited model, with the unedited one's openers.
+    openers: from :func:`fit_openers` on other prompts than these, or None for the first tokens of known
+    refusals and answers. delta: attribute the edited model.
     """
     started = time.perf_counter()
     pos, neg = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
-    if openers == "model":
-        chosen = openers_from_model(backend, pos, neg, OPENERS, batch_size=batch_size)
-    else:
-        chosen = find_openers(backend.tokenizer)
+    chosen = openers or find_openers(backend.tokenizer)
     base = fingerprint(backend.model, backend.anatomy)
     edited = applied(backend.model, backend.anatomy, delta) if delta else nullcontext()
     with edited:
@@ -55,6 +51,19 @@ def attribution_figure(
     )
     title = "What writes the refusal margin" + (" after the edit" if delta else "")
     return attribution_record(found, len(refuse), provenance, title=title)
+
+
+def fit_openers(
+    backend: Backend,
+    refuse: PromptSet,
+    comply: PromptSet,
+    *,
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH,
+) -> Openers:
+    """The first tokens whose probability differs most between the classes, from fit prompts."""
+    pos, neg = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+    return openers_from_model(backend, pos, neg, OPENERS, batch_size=batch_size)
 
 
 def backend_device(backend: Backend) -> str:

@@ -13,7 +13,7 @@ from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
 from interp.edits import fingerprint
-from interp.evaluate.attributing import attribution_figure
+from interp.evaluate.attributing import attribution_figure, fit_openers
 from interp.evaluate.measure import Bench, Row, Watch, unwatched
 from interp.export import export
 from interp.figures import render
@@ -91,7 +91,10 @@ def run(
             outcome.prompts[f"{split}:{side}"] = part.sha256
     common: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     with outcome.timed("attribute"):
-        figure = attribution_figure(backend, *prompts.fit, model=model, **common)
+        openers = fit_openers(backend, *prompts.fit, **common)
+        figure = attribution_figure(
+            backend, *prompts.select, model=model, openers=openers, **common
+        )
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
     with outcome.timed("fit"):

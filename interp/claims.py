@@ -1,0 +1,179 @@
+"""Claims about figures, and the registered tests that decide whether they hold.
+
+A claim never carries our own number: it points into the series that the figure draws. A new test
+is one function with :func:`claim_test` above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from interp.errors import RecordError
+
+Number = int | float
+"""JSON does not tell 1 from 1.0, and neither do we."""
+
+Holds = Callable[[Any, Any, Number], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTest:
+    """How a claim is tested. shape: it speaks of an order or a form, not of the paper's digits."""
+
+    holds: Holds
+    shape: bool
+
+
+TESTS: dict[str, ClaimTest] = {}
+
+
+def claim_test(name: str, *, shape: bool) -> Callable[[Holds], Holds]:
+    """Register ``holds(ours, theirs, tolerance) -> bool`` as a test that claims may name."""
+
+    def register(holds: Holds) -> Holds:
+        if name in TESTS:
+            raise RuntimeError(f"the claim test {name!r} is registered twice")
+        TESTS[name] = ClaimTest(holds, shape)
+        return holds
+
+    return register
+
+
+@claim_test("equal", shape=False)
+def equal(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """Every value within ``tolerance`` of the paper's."""
+    pairs = _pairs(ours, theirs)
+    return all(abs(a - b) <= tolerance for a, b in pairs)
+
+
+@claim_test("equal relative", shape=False)
+def equal_relative(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """Every value within ``tolerance`` times the size of the paper's."""
+    pairs = _pairs(ours, theirs)
+    return all(abs(a - b) <= tolerance * abs(b) for a, b in pairs)
+
+
+@claim_test("at most", shape=True)
+def at_most(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """No value above ``theirs + tolerance``."""
+    (limit,) = numbers(theirs)
+    return max(numbers(ours)) <= limit + tolerance
+
+
+@claim_test("at least", shape=True)
+def at_least(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """No value below ``theirs − tolerance``."""
+    (limit,) = numbers(theirs)
+    return min(numbers(ours)) >= limit - tolerance
+
+
+@claim_test("rises", shape=True)
+def rises(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """The last value is above the first; none is more than ``tolerance`` below the one before."""
+    values = numbers(ours)
+    return values[-1] > values[0] and all(b >= a - tolerance for a, b in pairwise(values))
+
+
+@claim_test("falls", shape=True)
+def falls(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """The mirror image of ``rises``."""
+    return rises([-v for v in numbers(ours)], theirs, tolerance)
+
+
+@claim_test("peak within", shape=True)
+def peak_within(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """The index of the largest value lies in ``theirs = [first, last]``, both ends included."""
+    values = numbers(ours)
+    first, last = numbers(theirs)
+    return first - tolerance <= values.index(max(values)) <= last + tolerance
+
+
+@claim_test("same order", shape=True)
+def same_order(ours: Any, theirs: Any, tolerance: Number) -> bool:
+    """Sorted by the paper's values, ours rise too; neighbours within ``tolerance`` may swap."""
+    pairs = sorted(_pairs(theirs, ours))
+    return all(b >= a - tolerance for (_, a), (_, b) in pairwise(pairs))
+
+
+def numbers(value: Any) -> list[float]:
+    """One number or a list of them, as a list. RecordError for anything else."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or not all(type(v) in (int, float) for v in values):
+        raise RecordError(
+            f"a claim compares numbers, got {value!r}; point it at a number or at a list"
+        )
+    return [float(v) for v in values]
+
+
+def _pairs(ours: Any, theirs: Any) -> list[tuple[float, float]]:
+    # A list, so that a difference in length is an error even where the first pair decides.
+    return list(zip(numbers(ours), numbers(theirs), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One checkable statement about a figure.
+
+    statement: what is claimed, in words. test: a name in :data:`TESTS`. ours: JSON pointer into the
+    record's series (``/lines/0/values``). theirs: the paper's value, or what the test compares
+    with; None where the test needs none (``rises``). source: where the paper prints it.
+    Raises RecordError for a test that does not exist, and for digits without a value or a source.
+    """
+
+    statement: str
+    test: str
+    ours: str
+    theirs: Number | Sequence[Number] | None = None
+    tolerance: Number = 0.0
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.test not in TESTS:
+            raise RecordError(f"no claim test {self.test!r}; known: {', '.join(sorted(TESTS))}")
+        if not self.shape and (self.theirs is None or not self.source):
+            raise RecordError(
+                f"the claim {self.statement!r} compares digits: give the paper's value and its "
+                "source, or claim a shape"
+            )
+        if isinstance(self.theirs, tuple):
+            object.__setattr__(self, "theirs", list(self.theirs))
+
+    @property
+    def shape(self) -> bool:
+        """Whether it speaks of a shape, not of digits."""
+        return TESTS[self.test].shape
+
+    def outcome(self, series: Any) -> Outcome:
+        """Test it on a series. RecordError when it points nowhere or at something else."""
+        ours = point(series, self.ours)
+        try:
+            holds = TESTS[self.test].holds(ours, self.theirs, self.tolerance)
+        except ValueError as error:  # lists of different lengths
+            raise RecordError(f"{self.statement!r} cannot be tested: {error}") from None
+        return Outcome(self, ours, bool(holds))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A claim, the value that the series holds for it, and whether the claim holds."""
+
+    claim: Claim
+    ours: Any
+    holds: bool
+
+
+def point(series: Any, pointer: str) -> Any:
+    """What a JSON pointer (``/parts/0/values``) leads to. RecordError says where it ends."""
+    if not pointer.startswith("/"):
+        raise RecordError(f"a pointer into a series starts with '/', got {pointer!r}")
+    value = series
+    for word in pointer[1:].split("/"):
+        try:
+            value = value[int(word)] if isinstance(value, list) else value[word]
+        except (KeyError, IndexError, ValueError, TypeError):
+            here = f"the names {', '.join(value)}" if isinstance(value, dict) else repr(value)
+            raise RecordError(f"{pointer} leads nowhere at {word!r}: there is {here}") from None
+    return value

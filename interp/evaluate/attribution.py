@@ -1,0 +1,293 @@
+"""Direct logit attribution: which component of which block writes the refusal margin.
+
+Attribution of component c: ``s(x_L) · v·c``, where c is what the component adds to the stream at
+the decision position (the last prompt token), x_L the stream that enters the final norm, s(x_L) the
+norm's scale, held fixed for each prompt, and v its gain and the unembedding difference as one
+direction (see :mod:`interp.evaluate.readout`). Embedding, components and a constant sum to the
+model's own margin. Compare classes: a shared prompt suffix puts a large constant into the
+embedding, which the contrast (mean over refuse − mean over comply prompts) cancels up to the
+difference in s. A contribution is what a component writes, not what would change without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.backends.protocol import Backend, residual_sites
+from interp.errors import PromptError
+from interp.evaluate.openers import Openers, find_openers, openers_from_model
+from interp.evaluate.readout import Readout, bind_readout, check_readout
+from interp.fitting import BATCH
+from interp.records import Claim, FigureRecord, Provenance
+from interp.sites import Site
+from interp.types import TokenBatch
+
+__all__ = [
+    "Attribution",
+    "Contrast",
+    "Openers",
+    "attribute",
+    "attribution_record",
+    "class_contrast",
+    "find_openers",
+    "logit_lens",
+    "openers_from_model",
+]
+
+EMBED = -1
+NAMES = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "ssm": "SSM",
+    "mlp": "MLP",
+    "expert": "expert",
+}
+"""Kinds in the order in which they are stacked, as people write them."""
+SMALLEST_CLASS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """Contributions to the refusal margin, in logits, float64.
+
+    contributions: ``[n, c]``, one column per component, the embedding first (block −1). measured:
+    the model's own margin ``[n]``, before any soft cap. lens: see :func:`logit_lens`. constant:
+    what the biases of the final norm and the unembedding add. cap: the soft cap that the model puts
+    on its logits, if any.
+    """
+
+    contributions: Float[Tensor, "n c"]
+    labels: tuple[str, ...]
+    blocks: tuple[int, ...]
+    kinds: tuple[str, ...]
+    measured: Float[Tensor, " n"]
+    lens: Float[Tensor, "n positions"]
+    constant: float
+    openers: Openers
+    n_blocks: int
+    cap: float | None = None
+
+    @property
+    def residual(self) -> Float[Tensor, " n"]:
+        """Measured minus everything attributed: round-off, unless the anatomy misses a writer."""
+        return self.measured - self.contributions.sum(1) - self.constant
+
+    def by_block(self) -> Attribution:
+        """The same with one column for each kind in each block."""
+        groups: dict[tuple[int, str], list[int]] = {}
+        for i, group in enumerate(zip(self.blocks, self.kinds, strict=True)):
+            groups.setdefault(group, []).append(i)
+        columns = [self.contributions[:, places].sum(1) for places in groups.values()]
+        return replace(
+            self,
+            contributions=torch.stack(columns, 1),
+            labels=tuple("embed" if b == EMBED else f"{b}.{kind}" for b, kind in groups),
+            blocks=tuple(b for b, _ in groups),
+            kinds=tuple(kind for _, kind in groups),
+        )
+
+    def running(self) -> Float[Tensor, "n positions"]:
+        """Sum of the constant, the embedding and the blocks so far: ``[n, 1 + blocks]``."""
+        steps = torch.zeros(len(self.measured), 1 + self.n_blocks, dtype=torch.float64)
+        steps.index_add_(1, torch.tensor(self.blocks) + 1, self.contributions)
+        return steps.cumsum(1) + self.constant
+
+    def contrast(self, n_refuse: int) -> Contrast:
+        """Mean over the first ``n_refuse`` prompts − mean over the others, with standard errors.
+
+        The constant cancels. Raises PromptError when a class has fewer than two prompts.
+        """
+        values, errors = class_contrast(self.contributions, n_refuse)
+        measured, error = class_contrast(self.measured[:, None], n_refuse)
+        residual, _ = class_contrast(self.residual[:, None], n_refuse)
+        return Contrast(
+            self.labels, self.blocks, self.kinds, values, errors, measured.item(), error.item(),
+            residual.item(),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contrast:
+    """A class contrast of an :class:`Attribution`, in logits; errors are standard errors."""
+
+    labels: tuple[str, ...]
+    blocks: tuple[int, ...]
+    kinds: tuple[str, ...]
+    values: Float[Tensor, " c"]
+    errors: Float[Tensor, " c"]
+    measured: float
+    measured_error: float
+    residual: float
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The ``k`` largest contributions by size, with their sign."""
+        order = self.values.abs().argsort(descending=True)[:k].tolist()
+        return [(self.labels[i], self.values[i].item()) for i in order]
+
+
+def class_contrast(
+    values: Float[Tensor, "n c"], n_refuse: int
+) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Difference of class means and its standard error ``√(var_r/n_r + var_c/n_c)`` (Welch).
+
+    The prompts of a class count as independent, which is careful for matched pairs.
+    """
+    if min(n_refuse, len(values) - n_refuse) < SMALLEST_CLASS:
+        raise PromptError(
+            f"a contrast needs at least {SMALLEST_CLASS} prompts in each class, got {n_refuse} and "
+            f"{len(values) - n_refuse}"
+        )
+    refuse, comply = values[:n_refuse], values[n_refuse:]
+    spread = refuse.var(0) / len(refuse) + comply.var(0) / len(comply)
+    return refuse.mean(0) - comply.mean(0), spread.sqrt()
+
+
+def attribute(
+    backend: Backend,
+    batches: TokenBatch | Sequence[TokenBatch],
+    openers: Openers,
+    *,
+    batch_size: int = BATCH,
+) -> Attribution:
+    """Attribute the refusal margin of every prompt, in one forward pass each (last position only).
+
+    batches: prompts in the order of the rows that come back; refuse before comply for ``contrast``.
+    To attribute an edited model, call this inside ``with backend.editing(edit)``.
+    Raises InterpError when the readout that the family describes is not the model's.
+    """
+    given = [batches] if isinstance(batches, TokenBatch) else list(batches)
+    if not given or not len(given[0]):
+        raise PromptError("no prompts to attribute")
+    readout = bind_readout(backend, openers)
+    check_readout(backend, readout, openers, given[0])
+    parts = [
+        _attribute(backend, readout, part) for batch in given for part in batch.split(batch_size)
+    ]
+    contributions, measured, lens = (torch.cat(each) for each in zip(*parts, strict=True))
+    anatomy = backend.anatomy
+    return Attribution(
+        contributions=contributions,
+        labels=("embed", *(c.name for c in anatomy.components)),
+        blocks=(EMBED, *(c.block for c in anatomy.components)),
+        kinds=("embedding", *(c.kind for c in anatomy.components)),
+        measured=measured,
+        lens=lens,
+        constant=readout.constant,
+        openers=openers,
+        n_blocks=anatomy.n_blocks,
+        cap=anatomy.logit_cap,
+    )
+
+
+def _attribute(
+    backend: Backend, readout: Readout, batch: TokenBatch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contributions ``[n, c]``, measured ``[n]`` and lens ``[n, 1 + blocks]`` of one batch."""
+    states = residual_sites(backend.anatomy)
+    sources = [Site.embed(), *(Site.component(c.name) for c in backend.anatomy.components)]
+    found = backend.capture(batch, list(dict.fromkeys([*states, *sources])), -1)
+    last = found[states[-1]]
+    scale, direction = readout.scale(last), readout.direction
+    columns = [scale * (found[site].double() @ direction) for site in sources]
+    lens = [readout.margin(found[site]) for site in states]
+    return torch.stack(columns, 1), readout.measured(last), torch.stack(lens, 1)
+
+
+def logit_lens(
+    backend: Backend, batch: TokenBatch, openers: Openers, *, batch_size: int = BATCH
+) -> Float[Tensor, "n positions"]:
+    """The margin that each block's own state reads out as: ``[n, 1 + blocks]``, embedding first.
+
+    Unlike attribution it takes the norm's scale of each state anew (nostalgebraist 2020,
+    "interpreting GPT: the logit lens"). The last column is the model's margin, before any soft cap.
+    """
+    readout = bind_readout(backend, openers)
+    check_readout(backend, readout, openers, batch)
+    sites = residual_sites(backend.anatomy)
+    rows = []
+    for part in batch.split(batch_size):
+        found = backend.capture(part, sites, -1)
+        rows.append(torch.stack([readout.margin(found[site]) for site in sites], 1))
+    return torch.cat(rows)
+
+
+def attribution_record(
+    attribution: Attribution,
+    n_refuse: int,
+    provenance: Provenance,
+    *,
+    key: str = "refusal/attribution",
+    title: str = "What writes the refusal margin, block by block",
+    claims: Sequence[Claim] = (),
+) -> FigureRecord:
+    """The class contrast as a figure: bars per block and kind, running sum, measured, residual.
+
+    The logit lens is drawn beside the running sum. claims point into the series that is built here.
+    """
+    blocks = attribution.by_block()
+    contrast = blocks.contrast(n_refuse)
+    words = _words(attribution.openers)
+    series = {
+        "unit": "logits",
+        "positions": ["embed", *(str(i) for i in range(attribution.n_blocks))],
+        "parts": _parts(contrast, attribution.n_blocks),
+        "cumulative": _with_errors(attribution.running(), n_refuse),
+        "lens": _with_errors(attribution.lens, n_refuse),
+        "measured": contrast.measured,
+        "measured_error": contrast.measured_error,
+        "residual": contrast.residual,
+        "largest_residual": attribution.residual.abs().max().item(),
+        "soft_cap": attribution.cap,
+        "openers": words,
+    }
+    return FigureRecord(
+        key=key,
+        title=title,
+        kind="stacked_attribution",
+        series=series,
+        provenance=provenance,
+        n={"refuse": n_refuse, "comply": len(attribution.measured) - n_refuse},
+        intervals="± 1 standard error",
+        claims=tuple(claims),
+        caption=_caption(words, attribution.cap),
+    )
+
+
+def _words(openers: Openers) -> dict[str, list[str]]:
+    """The openers as text, or as token ids of a model without a tokenizer."""
+    return {
+        "refuse": [str(w) for w in openers.refuse_words or openers.refuse],
+        "comply": [str(w) for w in openers.comply_words or openers.comply],
+    }
+
+
+def _caption(words: dict[str, list[str]], cap: float | None) -> str:
+    refuse, comply = (", ".join(w.strip() for w in words[side]) for side in ("refuse", "comply"))
+    capped = f", before the soft cap of {cap:g}" if cap else ""
+    return (
+        f"Margin: mean logit of the openers {refuse} − mean logit of {comply}{capped}. "
+        "Refuse − comply prompts, at the last prompt token; the final norm's scale is held fixed."
+    )
+
+
+def _parts(contrast: Contrast, n_blocks: int) -> list[dict[str, object]]:
+    """One list of bars for each kind of component, with a place for every block."""
+    parts = []
+    for kind in (k for k in NAMES if k in contrast.kinds):
+        values, errors = [0.0] * (1 + n_blocks), [0.0] * (1 + n_blocks)
+        for i, (block, own) in enumerate(zip(contrast.blocks, contrast.kinds, strict=True)):
+            if own == kind:
+                values[block + 1] = contrast.values[i].item()
+                errors[block + 1] = contrast.errors[i].item()
+        parts.append({"label": NAMES[kind], "kind": kind, "values": values, "errors": errors})
+    return parts
+
+
+def _with_errors(values: Float[Tensor, "n c"], n_refuse: int) -> dict[str, list[float]]:
+    means, errors = class_contrast(values, n_refuse)
+    return {"values": means.tolist(), "errors": errors.tolist()}

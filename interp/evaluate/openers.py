@@ -1,0 +1,119 @@
+"""First tokens that open a refusal or an answer: the two sets that the refusal margin compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.backends.protocol import Backend
+from interp.errors import PromptError
+from interp.fitting import BATCH
+from interp.types import TokenBatch
+
+REFUSALS = (
+    "I'm sorry",
+    "Sorry",
+    "I can't",
+    "I cannot",
+    "As an AI",
+    "Unfortunately",
+    "I am unable",
+    "I apologize",
+)
+ANSWERS = ("Sure", "Certainly", "Of course", "Absolutely", "Yes", "Here", "The", "To", "There")
+
+
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """Token ids that open a refusal and an answer; words: the same as text, for people.
+
+    Raises PromptError when a set is empty or the two overlap.
+    """
+
+    refuse: tuple[int, ...]
+    comply: tuple[int, ...]
+    refuse_words: tuple[str, ...] = ()
+    comply_words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.refuse or not self.comply:
+            side = "refusals" if not self.refuse else "answers"
+            raise PromptError(
+                f"no token opens only {side}; give other opener texts, or take them from the model "
+                "with openers_from_model"
+            )
+        if both := sorted(set(self.refuse) & set(self.comply)):
+            raise PromptError(f"token {both[0]} opens both refusals and answers; leave it out")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Refusal tokens, then answer tokens."""
+        return self.refuse + self.comply
+
+    @property
+    def weights(self) -> Float[Tensor, " k"]:
+        """``1/|R|`` for refusal tokens, ``−1/|C|`` for answer tokens: means over the two sets."""
+        plus = torch.full((len(self.refuse),), 1.0 / len(self.refuse), dtype=torch.float64)
+        minus = torch.full((len(self.comply),), -1.0 / len(self.comply), dtype=torch.float64)
+        return torch.cat([plus, minus])
+
+
+def find_openers(
+    tokenizer: Any, refuse: Sequence[str] = REFUSALS, comply: Sequence[str] = ANSWERS
+) -> Openers:
+    """The first tokens of opener texts. A token that opens both a refusal and an answer is dropped.
+
+    Raises PromptError without a tokenizer, or when nothing is left of one side.
+    """
+    if tokenizer is None:
+        raise PromptError(
+            "openers need a tokenizer; use openers_from_model for a model without one"
+        )
+    sides = [_first_tokens(tokenizer, texts) for texts in (refuse, comply)]
+    both = set(sides[0]) & set(sides[1])
+    return _named(tokenizer, *([i for i in side if i not in both] for side in sides))
+
+
+def _first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    return list(dict.fromkeys(row[0] for row in rows if row))
+
+
+def _named(tokenizer: Any, refuse: Sequence[int], comply: Sequence[int]) -> Openers:
+    words = [
+        tuple(tokenizer.decode([i]) for i in side) if tokenizer is not None else ()
+        for side in (refuse, comply)
+    ]
+    return Openers(tuple(refuse), tuple(comply), *words)
+
+
+def openers_from_model(
+    backend: Backend, refuse: TokenBatch, comply: TokenBatch, k: int, *, batch_size: int = BATCH
+) -> Openers:
+    """The ``k`` tokens each way whose mean first-token probability differs most between classes.
+
+    They come from the model's own predictions, so no list of phrases is needed; give prompts of the
+    fit split. Raises PromptError when the classes do not differ.
+    """
+    difference = _mean_probabilities(backend, refuse, batch_size)
+    difference -= _mean_probabilities(backend, comply, batch_size)
+    sides = []
+    for sign in (1, -1):
+        value, index = (sign * difference).topk(k)
+        sides.append(index[value > 0].tolist())
+    return _named(backend.tokenizer, *sides)
+
+
+def _mean_probabilities(backend: Backend, batch: TokenBatch, size: int) -> Float[Tensor, " vocab"]:
+    total: Tensor | None = None
+    for part in batch.split(size):
+        found = backend.logits(part).double().softmax(-1).sum(0)
+        total = found if total is None else total + found
+    if total is None:
+        raise PromptError("no prompts to take openers from")
+    return total / len(batch)

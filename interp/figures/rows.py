@@ -1,0 +1,81 @@
+"""A table as a dot plot: one row per thing compared, one panel per measure, the values written out.
+
+Series: ``columns``: a list of ``{label, unit?, scale?, limits?}``; ``rows``: a list of
+``{label, values, low?, high?, theirs?}`` with one entry per column, null where there is none.
+``theirs`` marks values of a paper: hollow and grey.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from interp.claims import Number
+from interp.errors import RecordError
+from interp.figures import style
+from interp.figures.scales import place, set_axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from interp.records import FigureRecord
+
+ROW_HEIGHT, FRAME = 0.46, 1.35
+MARGIN = 0.05
+
+
+def draw(figure: Figure, record: FigureRecord) -> None:
+    columns, rows = record.series["columns"], record.series["rows"]
+    for row in rows:
+        if len(row["values"]) != len(columns):
+            raise RecordError(
+                f"the row {row['label']!r} has {len(row['values'])} values, "
+                f"not one for each of {len(columns)} columns"
+            )
+    figure.set_figheight(max(2.4, FRAME + ROW_HEIGHT * len(rows)))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for k, (axes, column) in enumerate(zip(panels, columns, strict=True)):
+        set_axis(axes, "x", column, [v for row in rows for v in _known(row, k)])
+        for y, row in enumerate(rows):
+            _dot(axes, column, row, k, y)
+        if column.get("scale", "linear") == "linear":
+            _room(axes)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
+    panels[0].set_ylim(len(rows) - 0.4, -0.75)  # the first row on top, with room for its value
+    figure.suptitle(record.title, x=0.01, ha="left", fontsize=10.5)
+
+
+def _room(axes: Axes) -> None:
+    """A margin beside the outermost values, so that a number at 0 is not struck through."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - MARGIN * (high - low), high + MARGIN * (high - low))
+
+
+def _known(row: dict[str, Any], k: int) -> list[Number]:
+    """Value and interval of one row in one column, without the missing ones."""
+    found = [row["values"][k], *(row[side][k] for side in ("low", "high") if side in row)]
+    return [v for v in found if v is not None]
+
+
+def _dot(axes: Axes, column: dict[str, Any], row: dict[str, Any], k: int, y: int) -> None:
+    value = row["values"][k]
+    if value is None:
+        return
+    limits = axes.get_xlim()
+    x = place(column, value, limits)
+    colour = style.GREY if row.get("theirs") else style.COLOURS[0]
+    ends = [row[side][k] for side in ("low", "high") if side in row]
+    if ends and None not in ends:
+        axes.plot(
+            [place(column, v, limits) for v in ends], [y, y], color=colour, linewidth=2, alpha=0.5,
+            solid_capstyle="butt",
+        )  # fmt: skip
+    axes.plot(
+        [x], [y], marker="o", color=colour, markersize=7, clip_on=False, zorder=3,
+        markerfacecolor="white" if row.get("theirs") else colour,
+    )  # fmt: skip
+    axes.annotate(
+        f"{value:.3g}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
+    )

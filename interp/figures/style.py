@@ -1,0 +1,98 @@
+"""The house style: one look, one palette, and files that are the same bytes every time."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from interp.records import FigureRecord
+
+SIZE = (7.5, 4.2)
+"""Inches; readable at the width of a notebook cell."""
+
+FOOTER_CHARACTERS = 122
+
+INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
+
+# Okabe and Ito, "Color Universal Design" (2008), without black and yellow (too pale on white).
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+KIND_COLOURS = {
+    "embedding": GREY,
+    "attention": "#0072B2",
+    "mlp": "#E69F00",
+    "expert": "#CC79A7",
+    "ssm": "#009E73",
+}
+"""A kind of component has one colour in every figure."""
+
+STYLE: Any = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure looks alike on every machine
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "svg.hashsalt": "interp",
+    "svg.fonttype": "path",
+    "path.simplify": False,
+    "text.parse_math": False,
+}
+
+
+def colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def axis_label(axis: dict[str, Any]) -> str:
+    """``label (unit)``; a count, a share or an index has no unit."""
+    return f"{axis['label']} ({axis['unit']})" if axis.get("unit") else axis["label"]
+
+
+def legend_outside(figure: Figure, axes: Axes, *more: Axes) -> None:
+    """One legend for several axes, right of the data, where it can hide nothing."""
+    found: dict[str, Any] = {}
+    for each in (axes, *more):
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        axes.legend(
+            list(found.values()), list(found), loc="upper left", bbox_to_anchor=(1.01, 1.02),
+            borderaxespad=0.0, handlelength=1.6,
+        )  # fmt: skip
+
+
+def footer(record: FigureRecord) -> str:
+    """What a reader must know beside the picture: caption, model, n, intervals, verdict."""
+    parts = [record.provenance.model]
+    if record.n:
+        parts.append("n = " + " + ".join(f"{count} {name}" for name, count in record.n.items()))
+    if record.intervals:
+        parts.append(record.intervals)
+    if record.paper_figure:
+        parts.append(f"for {record.paper_figure}")
+    facts = " · ".join([*parts, record.verdict])
+    return "\n".join([*textwrap.wrap(record.caption, FOOTER_CHARACTERS), facts])

@@ -1,0 +1,321 @@
+"""Every kind draws without torch, twice alike, with units, and nothing of it is off the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from interp.errors import RecordError
+from interp.figures import KINDS, draw, render
+from interp.figures.scatter import frontier
+from interp.figures.style import COLOURS, KIND_COLOURS
+from interp.records import Claim, FigureRecord, Provenance
+
+BLOCKS = 5
+ATTRIBUTION = {
+    "unit": "logits",
+    "positions": ["embed", *(str(i) for i in range(BLOCKS))],
+    "parts": [
+        {"label": "embedding", "kind": "embedding", "values": [0.2, 0, 0, 0, 0, 0]},
+        {
+            "label": "attention",
+            "kind": "attention",
+            "values": [0, 0.5, -0.25, 1.0, 0.5, -0.5],
+            "errors": [0, 0.1, 0.1, 0.1, 0.1, 0.1],
+        },
+        {"label": "MLP", "kind": "mlp", "values": [0, 0.5, -0.25, -1.0, 0.5, 1.5]},
+    ],
+    "cumulative": {"values": [0.2, 1.2, 0.7, 0.7, 1.7, 2.7], "errors": [0.1] * 6},
+    "lens": {"values": [0.1, 1.0, 0.8, 0.9, 1.8, 2.7]},
+    "measured": 2.7,
+    "residual": 1.5e-6,
+}
+SCATTER = {
+    "x": {"label": "first-token KL", "unit": "nats", "scale": "log"},
+    "y": {"label": "refusals", "unit": "%"},
+    "groups": [
+        {"label": "base", "x": [0], "y": [54], "y_low": [42], "y_high": [66]},
+        {
+            "label": "search",
+            "x": [0.02, 0.05, 0.1, 0.2],
+            "y": [20, 4, 0, 10],
+            "frontier": True,
+            "names": ["a", "b", "c", "d"],
+        },
+        {"label": "paper", "x": [0.1], "y": [12], "x_low": [0.08], "x_high": [0.2], "theirs": True},
+    ],
+}
+LINES = {
+    "x": {"label": "block", "values": [0, 1, 2, 3]},
+    "y": {"label": "held-out AUC", "limits": [0.4, 1.0]},
+    "lines": [
+        {"label": "ours", "values": [0.5, 0.6, None, 0.9], "low": [0.4, 0.5, None, 0.8],
+         "high": [0.6, 0.7, None, 1.0]},
+        {"label": "paper", "values": [0.55, 0.8], "x": [0, 2], "theirs": True},
+    ],
+    "marks": [
+        {"axis": "x", "at": 2, "label": "chosen"},
+        {"axis": "y", "at": 0.5, "label": "chance"},
+    ],
+}  # fmt: skip
+ROWS = {
+    "columns": [
+        {"label": "refusals", "unit": "%", "limits": [0, 100]},
+        {"label": "KL", "unit": "nats", "scale": "log"},
+    ],
+    "rows": [
+        {"label": "base", "values": [54.2, 0], "low": [35, None], "high": [72, None]},
+        {
+            "label": "least disturbance",
+            "values": [0, 0.0053],
+            "low": [0, 0.004],
+            "high": [14, 0.007],
+        },
+        {"label": "paper", "values": [12, None], "theirs": True},
+    ],
+}
+SERIES = {"stacked_attribution": ATTRIBUTION, "scatter": SCATTER, "lines": LINES, "rows": ROWS}
+
+
+def record(kind: str, **changes: Any) -> FigureRecord:
+    given: dict[str, Any] = {
+        "key": f"demo/{kind}", "title": f"Title of {kind}", "kind": kind, "series": SERIES[kind],
+        "provenance": Provenance("smollm2"), "n": {"refuse": 24}, "intervals": "95 % Wilson",
+    }  # fmt: skip
+    return FigureRecord(**{**given, **changes})
+
+
+def with_series(kind: str, **changes: Any) -> FigureRecord:
+    return record(kind, series={**json.loads(json.dumps(SERIES[kind])), **changes})
+
+
+def texts(figure: Figure) -> str:
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    return "\n".join(t.get_text() for t in figure.findobj(Text) if t.get_visible())
+
+
+def test_every_kind_is_tried_here() -> None:
+    assert set(SERIES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_record_gives_the_same_bytes_without_a_date(kind: str, tmp_path: Path) -> None:
+    path = record(kind).save(tmp_path)
+    svg = render(path)
+    first = svg.read_bytes()
+    assert svg == path.with_suffix(".svg")
+    assert render(path).read_bytes() == first
+    assert b"<dc:date>" not in first
+    assert f"Title of {kind}".encode() in first
+    assert str(tmp_path).encode() not in first
+    assert render(path, ".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_n_intervals_and_verdict_stand_below_the_picture(kind: str) -> None:
+    shown = texts(draw(record(kind, paper_figure="figure 3", caption="What is drawn.")))
+    assert f"Title of {kind}" in shown
+    assert "smollm2 · n = 24 refuse · 95 % Wilson · for figure 3 · measured" in shown
+    assert "What is drawn." in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("stacked_attribution", ["contribution (logits)", "total (logits)", "block", "MLP", "2.7"]),
+        ("scatter", ["first-token KL (nats)", "refusals (%)", "base", "search", "paper"]),
+        ("lines", ["block", "held-out AUC", "ours", "paper", "chosen", "chance"]),
+        ("rows", ["refusals (%)", "KL (nats)", "least disturbance", "54.2", "0.0053"]),
+    ],
+)
+def test_axes_have_units_and_everything_is_named(kind: str, labels: list[str]) -> None:
+    shown = texts(draw(record(kind)))
+    assert all(label in shown for label in labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_off_the_page_and_no_legend_covers_data(kind: str) -> None:
+    figure = draw(record(kind))
+    figure.draw_without_rendering()
+    page = figure.bbox
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box is not None
+        assert page.x0 - 1 <= box.x0
+        assert box.x1 <= page.x1 + 1
+        assert page.y0 - 1 <= box.y0
+        assert box.y1 <= page.y1 + 1
+        if (legend := axes.get_legend()) is not None:
+            assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+
+
+# --- what the pictures show --------------------------------------------------------------------
+
+
+def bars(axes: Axes) -> dict[str, list[tuple[float, float]]]:
+    """Bottom and top of each bar, by label."""
+    return {
+        c.get_label(): [(p.get_y(), p.get_y() + p.get_height()) for p in c]
+        for c in axes.containers
+        if c.get_label() and not c.get_label().startswith("_")
+    }
+
+
+def test_bars_stack_away_from_zero_on_both_sides() -> None:
+    top, bottom = draw(record("stacked_attribution")).axes
+    found = bars(top)
+    assert found["MLP"][1] == (0.5, 1.0), "on top of attention"
+    assert found["MLP"][2] == (-0.25, -0.5), "below it where both are negative"
+    assert found["MLP"][3] == (0.0, -1.0), "from zero where the signs differ"
+    sums = next(line for line in bottom.lines if line.get_label() == "sum so far")
+    assert list(sums.get_ydata()) == ATTRIBUTION["cumulative"]["values"]
+    marker = next(line for line in bottom.lines if "measured" in str(line.get_label()))
+    assert (marker.get_xdata()[0], marker.get_ydata()[0]) == (BLOCKS, 2.7)
+    assert "residual: 1.5e-06" in str(marker.get_label())
+
+
+def test_whiskers_lie_within_their_bar_and_apart() -> None:
+    parts = [
+        {"label": f"{n}", "kind": kind, "values": [0.0, 0.5], "errors": [0.0, 0.1]}
+        for n, kind in enumerate(KIND_COLOURS)
+    ]
+    series = {**ATTRIBUTION, "positions": ["embed", "0"], "parts": parts}
+    series |= {"cumulative": {"values": [0.0, 2.5]}, "lens": {"values": [0.0, 2.5]}}
+    top, _ = draw(record("stacked_attribution", series=series)).axes
+    lines = [c for c in top.collections if c.get_segments()]
+    x = [segment[0][0] for c in lines for segment in c.get_segments()]
+    assert len(set(x)) == len(parts)
+    assert all(0.6 < v < 1.4 for v in x)
+
+
+def test_ticks_of_a_deep_model_do_not_collide() -> None:
+    depth = 81
+    deep = {
+        "unit": "logits", "positions": ["embed", *(str(i) for i in range(depth - 1))],
+        "parts": [{"label": "SSM", "kind": "ssm", "values": [0.1] * depth}],
+        "cumulative": {"values": [0.1] * depth}, "measured": 1.0, "residual": 0.0,
+    }  # fmt: skip
+    figure = draw(record("stacked_attribution", series=deep))
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.axes[1].get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert len(boxes) <= 17
+
+
+def test_colours_tell_the_kinds_apart() -> None:
+    assert len(set(KIND_COLOURS.values())) == len(KIND_COLOURS)
+    assert set(KIND_COLOURS.values()) - {"#6b6b6b"} <= set(COLOURS)
+
+
+def test_a_zero_on_a_logarithmic_axis_is_drawn_and_named() -> None:
+    axes = draw(record("scatter")).axes[0]
+    base = axes.containers[0].lines[0]
+    x = base.get_xdata()[0]
+    low, high = axes.get_xlim()
+    assert low < x < 0.02, "left of every value, inside the axes"
+    labels = [t.get_text() for t in axes.get_xticklabels()]
+    named = dict(zip(labels, axes.get_xticks(), strict=True))
+    assert named["0"] == pytest.approx(x)
+    assert all(low <= p <= high for p in named.values())
+
+
+def test_a_logarithmic_axis_within_one_decade_keeps_numbers() -> None:
+    groups = [{"label": "a", "x": [0.031, 0.06], "y": [1, 2]}]
+    axes = draw(with_series("scatter", groups=groups)).axes[0]
+    assert len(axes.get_xticks()) >= 2
+
+
+def test_the_frontier_holds_what_nothing_beats() -> None:
+    points = [(0.1, 0.0), (0.02, 20.0), (0.2, 10.0), (0.05, 4.0), (0.05, 9.0)]
+    assert frontier(points) == [(0.02, 20.0), (0.05, 4.0), (0.1, 0.0)]
+
+
+def test_a_missing_value_is_a_gap_not_a_zero() -> None:
+    line = draw(record("lines")).axes[0].lines[0]
+    assert [v != v for v in line.get_ydata()] == [False, False, True, False]
+
+
+def test_missing_cells_are_left_empty() -> None:
+    _, kl = draw(record("rows")).axes
+    assert [t.get_text() for t in kl.texts] == ["0", "0.0053"]
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def test_nothing_to_draw_says_what_is_needed() -> None:
+    with pytest.raises(RecordError, match="nothing to draw: not run here: needs a GPU"):
+        draw(record("lines", series={}, needs="a GPU"))
+
+
+def test_an_unknown_kind_names_the_known() -> None:
+    with pytest.raises(RecordError, match="no figures of kind 'pie'; stacked_attribution"):
+        draw(replace(record("lines"), kind="pie"))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (record("lines", series={"x": 1}), r"described in interp/figures/lines\.py"),
+        (with_series("lines", lines=[{"label": "a", "values": [1.0]}]), "1 values for 4 places"),
+        (with_series("rows", rows=[{"label": "a", "values": [1.0]}]), "not one for each of 2"),
+        (with_series("lines", y={"label": "y", "scale": "cubic"}), "use linear or log"),
+        (
+            with_series("scatter", groups=[{"label": "a", "x": [-1.0], "y": [1.0]}]),
+            "no values that a logarithmic axis can show",
+        ),
+    ],
+)
+def test_a_series_that_does_not_fit_is_explained(made: FigureRecord, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        draw(made)
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"written as \.svg or \.png, not '\.pdf'"):
+        draw(record("rows"), tmp_path / "a.pdf")
+
+
+# --- surroundings ------------------------------------------------------------------------------
+
+
+def test_drawing_needs_no_torch_and_no_window(tmp_path: Path) -> None:
+    path = record("rows").save(tmp_path)
+    code = (
+        "import sys; from interp.figures import render; render(sys.argv[1]);"
+        "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(path)], check=False)
+    assert done.returncode == 0
+    assert path.with_suffix(".svg").is_file()
+
+
+def test_importing_figures_does_not_import_matplotlib() -> None:
+    code = "import sys, interp.figures; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_notebook_shows_what_draw_returns() -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(draw(record("rows")))
+    assert shown["image/svg+xml"].startswith("<?xml")
+
+
+def test_the_global_style_is_left_alone() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    draw(record("lines", claims=(Claim("rises", "rises", "/x/values"),)))
+    assert dict(mpl.rcParams) == before
