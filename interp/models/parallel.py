@@ -37,7 +37,8 @@ FAMILIES = (
         saved_unembed="embed_out",
         resid_mid="post_attention_layernorm",
         mid_when=sequential,
-        tiny={"gpt_neox": SQUARE},
+        # Its config knows no key-value heads; a stray entry would mislead TransformerLens.
+        tiny={"gpt_neox": {k: v for k, v in SQUARE.items() if k != "num_key_value_heads"}},
     ),
     Family(
         model_types=("gptj",),

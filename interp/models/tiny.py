@@ -6,6 +6,7 @@ Sizes of experts are multiples of 8, which the grouped matrix product needs in b
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,3 +50,37 @@ def _randomise(model: nn.Module) -> None:
             param.copy_(0.2 * torch.randn_like(param))
         else:
             param.copy_(torch.randn_like(param) * (1.2 / param.shape[-1] ** 0.5))
+
+
+BYTES = 256
+SPECIAL = ("<pad>", "<s>", "</s>")
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def byte_tokenizer() -> Any:
+    """A byte-level tokenizer without merges and with a chat template: any text, no download."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(BPE(vocab={t: i for i, t in enumerate([*SPECIAL, *alphabet])}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    pad, bos, eos = SPECIAL
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=pad, bos_token=bos, eos_token=eos
+    )
+    made.chat_template = TEMPLATE
+    made.padding_side = "left"
+    return made
+
+
+def save_tiny(model_type: str, family: Family, folder: Path) -> None:
+    """A tiny model that speaks bytes, as a directory like any other: what ``tiny:TYPE`` opens."""
+    vocab = len(SPECIAL) + BYTES
+    build(model_type, family, vocab_size=vocab, max_position_embeddings=512).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)

@@ -41,6 +41,11 @@ class Fitted:
     seen: tuple[str, ...]
     prompts: Mapping[str, str]
 
+    def late_block(self, depth: float = 0.8) -> int:
+        """The block at a relative depth; a start before anything is chosen on held-out prompts."""
+        known = sorted(self.directions)
+        return known[min(round(depth * len(known)), len(known) - 1)]
+
 
 def fit(
     backend: Backend,
