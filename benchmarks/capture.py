@@ -16,12 +16,12 @@ import sys
 from typing import Any
 
 import torch
+from timing import hardware, paired, report
 
 from interp.backends import open_model
-from interp.backends.reading import residual_sites
+from interp.backends.protocol import residual_sites
 from interp.data import encode, load_pairs
 from interp.types import TokenBatch
-from timing import hardware, paired, report
 
 PROMPTS = 64
 

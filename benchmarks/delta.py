@@ -12,13 +12,13 @@ import argparse
 from typing import Any
 
 import torch
+from timing import hardware, paired, report
 
 from interp.backends import open_model
 from interp.data import load_pairs
 from interp.edits import to_delta
 from interp.fitting import WriterStatistics, least_disturbance
 from interp.methods.refusal import fit
-from timing import hardware, paired, report
 
 
 def main() -> None:

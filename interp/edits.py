@@ -118,7 +118,9 @@ def canonical(param: Tensor, axes: str) -> Tensor:
 
 def _readable(param: Tensor, name: str) -> Tensor:
     if param.is_meta:
-        raise DeltaError(f"{name} is offloaded; load the model without disk or meta offload to edit it")
+        raise DeltaError(
+            f"{name} is offloaded; load the model without disk or meta offload to edit it"
+        )
     if not param.is_floating_point():
         raise DeltaError(
             f"{name} is quantised ({param.dtype}); fit on the quantised model with hooks, or load the "
@@ -319,11 +321,7 @@ def _check_fits(params: Mapping[str, Tensor], model: nn.Module, delta: WeightDel
             raise DeltaError(f"this delta edits {name}, which the model does not have")
         _readable(params[name], name)
         shape = tuple(params[name].shape)
-        wanted = (
-            tuple(update.value.shape)
-            if isinstance(update, Shift)
-            else _stored_shape(update)
-        )
+        wanted = tuple(update.value.shape) if isinstance(update, Shift) else _stored_shape(update)
         if shape != wanted:
             raise DeltaError(f"{name}: the delta is for shape {wanted}, the model has {shape}")
 

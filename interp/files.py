@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -36,14 +35,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    staged = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        staged.chmod(0o644)
+        staged.replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        staged.unlink(missing_ok=True)
         raise
 
 
@@ -56,16 +55,16 @@ def publish_directory(staged: Path, target: Path) -> None:
     """Move a finished directory into place; an older one there is replaced only after the move worked."""
     if not target.exists():
         try:
-            os.replace(staged, target)
+            staged.replace(target)
             return
         except OSError:
             if not target.exists():
                 raise
     retired = target.with_name(f".{target.name}.old-{os.getpid()}")
-    os.replace(target, retired)
+    target.replace(retired)
     try:
-        os.replace(staged, target)
+        staged.replace(target)
     except BaseException:
-        os.replace(retired, target)
+        retired.replace(target)
         raise
     shutil.rmtree(retired)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
 from interp.edits import Edit, canonical, select_writers, writer_unit
 from interp.errors import SiteError
@@ -95,7 +94,9 @@ def directions(
         )
         found[site.block] = Direction(unit(vector).float(), site.block, source, raw.norm().item())
     if not found:
-        raise ValueError("the two classes do not differ at any block; are the prompt sets the same?")
+        raise ValueError(
+            "the two classes do not differ at any block; are the prompt sets the same?"
+        )
     return found
 
 

@@ -31,7 +31,7 @@ def mean(acts: Acts) -> Vector:
     return acts.double().mean(0)
 
 
-def difference_of_means(pos: Acts, neg: Acts) -> Vector:
+def difference_of_means(pos: Acts, neg: Float[Tensor, "m d"]) -> Vector:
     """``E[pos] − E[neg]`` in float64 (not normalised); raises ValueError for an empty class."""
     if not len(pos) or not len(neg):
         raise ValueError("difference of means needs at least one row in each class")
@@ -73,7 +73,7 @@ def through_gain(direction: Vector, gain: Vector | None, offset: float) -> Vecto
 
 def least_disturbance_probe(
     shift: Vector, comply: Float[Tensor, "n d"], ridge: float
-) -> Float[Tensor, "d"]:
+) -> Float[Tensor, " d"]:
     """``q = Σ⁻¹Δ / (ΔᵀΣ⁻¹Δ)`` with ``Σ = E[aaᵀ] + εI``, ``ε = ridge · mean diag E[aaᵀ]`` (float64).
 
     Among all q with ``q·Δ = 1`` it minimises ``E_comply[(q·a)²] + ε‖q‖²``: the edit built on it moves the

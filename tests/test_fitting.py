@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from interp.backends.hooks import writer_sites
 from interp.backends.opening import wrap
 from interp.edits import applied, canonical, hooked, to_delta
 from interp.errors import SiteError
@@ -17,7 +18,6 @@ from interp.fitting import (
     least_disturbance,
     response_statistics,
 )
-from interp.backends.hooks import writer_sites
 from interp.maths import difference_of_means, mean, unit
 from interp.models import tiny_model
 from interp.sites import Site
@@ -77,7 +77,7 @@ def token_batches(seed: int = 0) -> tuple[TokenBatch, TokenBatch]:
     return TokenBatch(ids[0], mask), TokenBatch(ids[1], mask)
 
 
-def fitted(model_type: str, response_tokens: int = 0):  # noqa: ANN201
+def fitted(model_type: str, response_tokens: int = 0):
     backend = wrap(tiny_model(model_type))
     refuse, comply = token_batches()
     writers = writer_sites(backend.anatomy.block_writers)
@@ -132,7 +132,7 @@ def test_least_disturbance_hook_is_its_weight_edit(model_type: str) -> None:
 
 
 def test_response_tokens_join_the_statistics() -> None:
-    backend, stats, found, _, comply = fitted("llama", response_tokens=3)
+    backend, stats, _, _, comply = fitted("llama", response_tokens=3)
     name = backend.anatomy.block_writers[0].name
     assert stats.extra[name].shape[0] == 3 * len(comply)
     with_extra = stats.probe(name, 0.05)
@@ -141,6 +141,6 @@ def test_response_tokens_join_the_statistics() -> None:
 
 
 def test_missing_statistics_are_an_error() -> None:
-    backend, stats, found, *_ = fitted("llama")
+    backend, _, found, *_ = fitted("llama")
     with pytest.raises(SiteError, match="no statistics"):
         least_disturbance(backend, WriterStatistics({}, {}), found[1])

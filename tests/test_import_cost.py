@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "matplotlib", "transformer_lens", "nnsight", "peft", "scipy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "matplotlib",
+    "transformer_lens",
+    "nnsight",
+    "peft",
+    "scipy",
+)
 
 
 @pytest.mark.parametrize(

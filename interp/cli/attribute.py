@@ -30,7 +30,9 @@ from interp.cli.options import (
     show_default=True,
     help="first tokens whose logits make the margin: found from the model, or from known phrases",
 )
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="rows to print")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="rows to print"
+)
 @out_option("out/attribution", "directory for the figure")
 @json_option
 def command(
@@ -44,8 +46,8 @@ def command(
     """
     from interp.cli.progress import status
     from interp.cli.tables import table
-    from interp.figures import render
     from interp.evaluate.attributing import attribution_figure, fit_openers
+    from interp.figures import render
 
     given = Given(values)
     delta = read_delta(delta_dir)

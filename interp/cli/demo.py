@@ -53,5 +53,6 @@ def command(out: Path, json_file: Path | None, **values: Any) -> None:
     seconds = time.perf_counter() - started
     click.echo(f"done in {seconds:.0f} s")
     write_result(
-        json_file, {"model": values["model"], **outcome.as_json(), "total_seconds": round(seconds, 1)}
+        json_file,
+        {"model": values["model"], **outcome.as_json(), "total_seconds": round(seconds, 1)},
     )

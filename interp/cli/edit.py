@@ -20,7 +20,6 @@ from interp.cli.options import (
 
 if TYPE_CHECKING:
     from interp.backends import Backend
-    from interp.cli.progress import Advance
     from interp.methods.refusal import Choice, Fitted
 
 
@@ -33,14 +32,20 @@ if TYPE_CHECKING:
 @model_options
 @prompt_options
 @delta_option
-@click.option("--block", type=click.IntRange(min=0), help="block to read the direction at (default: chosen)")
-@click.option("--first-block", type=click.IntRange(min=0), help="first edited block (default: chosen)")
+@click.option(
+    "--block", type=click.IntRange(min=0), help="block to read the direction at (default: chosen)"
+)
+@click.option(
+    "--first-block", type=click.IntRange(min=0), help="first edited block (default: chosen)"
+)
 @click.option(
     "--strength",
     type=float,
     help="share removed: λ or α; 0 nothing, 1 all, 2 reflects an ablation, negative deepens refusal",
 )
-@click.option("--ridge", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True)
+@click.option(
+    "--ridge", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True
+)
 @click.option("--response-tokens", type=click.IntRange(min=0), default=0, show_default=True,
               help="response tokens of comply prompts that join the statistics")  # fmt: skip
 @click.option("--embeddings", is_flag=True, help="ablation: edit the embeddings as well")
@@ -52,7 +57,12 @@ if TYPE_CHECKING:
 @out_option()
 @json_option
 def command(
-    method: str, delta_dir: Path | None, out: Path, overwrite: bool, json_file: Path | None, **values: Any
+    method: str,
+    delta_dir: Path | None,
+    out: Path,
+    overwrite: bool,
+    json_file: Path | None,
+    **values: Any,
 ) -> None:
     """Fit an edit on the fit split, choose block and strength on the select split, save a delta.
 
@@ -72,6 +82,7 @@ def command(
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
     backend = given.open()
     with watching() as watch:
+
         def run() -> tuple[Fitted, Choice]:
             fitted = _fit(given, backend, fit_r, fit_c, watch)
             return fitted, _choose(method, given, backend, fitted, select_r, select_c, watch)
@@ -122,7 +133,13 @@ def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, watch: Any) -
 
 
 def _choose(
-    method: str, given: Given, backend: Backend, fitted: Fitted, refuse: Any, comply: Any, watch: Any
+    method: str,
+    given: Given,
+    backend: Backend,
+    fitted: Fitted,
+    refuse: Any,
+    comply: Any,
+    watch: Any,
 ) -> Choice:
     """The setting that the options name, or the best of those they leave open."""
     from dataclasses import replace

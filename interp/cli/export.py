@@ -13,13 +13,21 @@ from interp.cli.options import json_option, loading_options, out_option, write_r
 @click.command(epilog="Example: interp export my-delta --to peft --base smollm2 --out my-adapter")
 @click.argument("delta", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--to", type=click.Choice(["delta", "peft", "merged"]), required=True, help="format")
-@click.option("--base", required=True, help="the model it was made for: smollm2, directory or hub id")
+@click.option(
+    "--base", required=True, help="the model it was made for: smollm2, directory or hub id"
+)
 @loading_options
 @click.option("--overwrite", is_flag=True, help="replace what is at --out")
 @out_option()
 @json_option
 def command(
-    delta: Path, to: str, base: str, out: Path, overwrite: bool, json_file: Path | None, **loading: Any
+    delta: Path,
+    to: str,
+    base: str,
+    out: Path,
+    overwrite: bool,
+    json_file: Path | None,
+    **loading: Any,
 ) -> None:
     """Write DELTA in another format, reload it in a fresh process, and keep it only if logits agree."""
     from interp.backends import open_model

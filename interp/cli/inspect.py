@@ -29,7 +29,9 @@ def command(model: str, trust_remote_code: bool, json_file: Path | None) -> None
             line.kind,
             "×".join(map(str, line.shape)),
             line.axes,
-            ("bias " if line.bias else "") + ("gain " if line.gain else "") + ("tied" if line.tied else ""),
+            ("bias " if line.bias else "")
+            + ("gain " if line.gain else "")
+            + ("tied" if line.tied else ""),
             line.reach,
         ]
         for line in found.writers

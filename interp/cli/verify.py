@@ -13,7 +13,9 @@ from interp.cli.options import json_option, loading_options, write_result
 
 @click.command(epilog="Example: interp verify my-adapter --base smollm2")
 @click.argument("export", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--base", required=True, help="the model it was made for: smollm2, directory or hub id")
+@click.option(
+    "--base", required=True, help="the model it was made for: smollm2, directory or hub id"
+)
 @loading_options
 @json_option
 def command(export: Path, base: str, json_file: Path | None, **loading: Any) -> None:

@@ -108,7 +108,9 @@ def load_pairs(name: str = "capability") -> Pairs:
     return Pairs(name, tuple(content["pairs"]), splits, sha256_text(text))
 
 
-def load_class(name: str, side: Side, *, split: str = "report", limit: int | None = None) -> PromptSet:
+def load_class(
+    name: str, side: Side, *, split: str = "report", limit: int | None = None
+) -> PromptSet:
     """The prompts that ``--refuse NAME`` or ``--comply NAME`` means; ``split`` for shipped sets only.
 
     Raises PromptError for an unknown name, an unreadable or empty file, or a missing column.
@@ -132,7 +134,9 @@ def _from_file(name: str) -> PromptSet | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise PromptError(f"{where} is not UTF-8 text; save it as UTF-8, one prompt a line") from None
+        raise PromptError(
+            f"{where} is not UTF-8 text; save it as UTF-8, one prompt a line"
+        ) from None
     if path.suffix == ".jsonl":
         prompts = _column(_json_lines(lines, where), column, where)
     elif path.suffix in (".json", ".csv"):

@@ -90,16 +90,28 @@ class Bench:
             progress = watch(f"{name}: KL", len(self.comply))
             d = divergence(self.backend, self.reference, edit, progress=progress)
             first, first_se, later, later_se = (
-                d.first, d.first_se, d.continuation, d.continuation_se,
+                d.first,
+                d.first_se,
+                d.continuation,
+                d.continuation_se,
             )
         progress = watch(f"{name}: neutral text", len(self.neutral))
         nll = neutral_nll(
             self.backend, self.neutral, edit, batch_size=self.batch_size, progress=progress
         )
         return Row(
-            name, refused.count, len(self.refuse), refused.interval,
-            over.count, len(self.comply), over.interval,
-            first, first_se, later, later_se, nll,
+            name,
+            refused.count,
+            len(self.refuse),
+            refused.interval,
+            over.count,
+            len(self.comply),
+            over.interval,
+            first,
+            first_se,
+            later,
+            later_se,
+            nll,
         )
 
     def responses(

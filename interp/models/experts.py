@@ -41,7 +41,9 @@ def _inner(module: Any, hidden: Tensor, expert: int) -> Tensor:
     return module._apply_gate(up) if module.has_gate else module.act_fn(up)
 
 
-def routed_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def routed_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
     """``(hidden, index, weights)`` of an experts call, however they were passed."""
     hidden, index, weights = (*args, *kwargs.values())[:3]
     return hidden, index, weights

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import ModelNotFound, UnknownFamily
+from interp.files import sha256_text
 from interp.models import family_of
 from interp.models.embedded import ALIAS, cached, embedded_directory
 
@@ -34,7 +35,9 @@ def resolve(name: str) -> str:
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if not path.is_dir():
         if looks_local and "/" in name:
-            raise ModelNotFound(f"no directory {name}; give a model directory, a hub id, or {ALIAS!r}")
+            raise ModelNotFound(
+                f"no directory {name}; give a model directory, a hub id, or {ALIAS!r}"
+            )
         if "/" not in name:
             raise ModelNotFound(
                 f"no model {name!r}; give {ALIAS!r}, a directory, or a hub id such as org/name"
@@ -44,7 +47,9 @@ def resolve(name: str) -> str:
         hint = ""
         if (path / "adapter_config.json").is_file():
             hint = " (this is a PEFT adapter: open its base and verify the adapter against it)"
-        raise ModelNotFound(f"{name} has no config.json{hint}; save a model there with save_pretrained")
+        raise ModelNotFound(
+            f"{name} has no config.json{hint}; save a model there with save_pretrained"
+        )
     if not any(next(path.glob(glob), None) for glob in WEIGHT_FILES):
         raise ModelNotFound(
             f"{name} has a config but no weights (*.safetensors); "
@@ -57,11 +62,11 @@ def _tiny_directory(model_type: str) -> Path:
     """A tiny random model of a family in the cache; for trying things out, and for CI."""
     import transformers
 
-    from interp import __version__
     from interp.models.tiny import save_tiny
 
     family = family_of(model_type)
-    name = f"tiny-{model_type}-{__version__}-transformers-{transformers.__version__}"
+    sizes = sha256_text(repr(sorted(family.tiny[model_type].items())))[:8]
+    name = f"tiny-{model_type}-{sizes}-transformers-{transformers.__version__}"
     return cached(name, lambda folder: save_tiny(model_type, family, folder))
 
 
@@ -76,9 +81,7 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
                 resolved, trust_remote_code=trust_remote_code, revision=revision
             )
         except ValueError as error:
-            raise UnknownFamily(
-                f"transformers cannot read the config of {name}: {error}"
-            ) from None
+            raise UnknownFamily(f"transformers cannot read the config of {name}: {error}") from None
     family_of(config.model_type)
     return config
 
@@ -116,7 +119,9 @@ def load(
         options["quantization_config"] = _quantization(quantize)
     with _explained(name), _quiet():
         model = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
-    return model.eval(), load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    return model.eval(), load_tokenizer(
+        name, revision=revision, trust_remote_code=trust_remote_code
+    )
 
 
 def load_tokenizer(
@@ -150,7 +155,9 @@ def _quantization(kind: str) -> Any:
     if kind not in ("4bit", "8bit"):
         raise ModelNotFound(f"quantize must be 4bit or 8bit, got {kind!r}")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelNotFound("4-bit and 8-bit loading needs bitsandbytes; run: pip install bitsandbytes")
+        raise ModelNotFound(
+            "4-bit and 8-bit loading needs bitsandbytes; run: pip install bitsandbytes"
+        )
     return BitsAndBytesConfig(load_in_4bit=kind == "4bit", load_in_8bit=kind == "8bit")
 
 

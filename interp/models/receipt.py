@@ -137,10 +137,8 @@ def _check_saved(name: str, anatomy: Anatomy, saved: frozenset[str]) -> None:
 
 
 def _holds(saved: frozenset[str], key: str) -> bool:
-    """Whether a key is there, also as older files name it: without the base prefix, fused or not,
-    packed by a quantiser."""
-    stem = key.removesuffix(".weight")
+    """Whether a key is there, also as older files name it: without the base prefix, or packed by a
+    quantiser behind the same stem."""
     short = key.split(".", 1)[-1]
-    return any(k in saved for k in (key, short)) or any(
-        k.startswith(stem) or k.startswith(short.removesuffix(".weight")) for k in saved
-    )
+    stems = tuple(name.removesuffix(".weight") for name in (key, short))
+    return any(name.startswith(stems) for name in saved)

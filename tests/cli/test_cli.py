@@ -39,7 +39,9 @@ def delta(tmp_path_factory: pytest.TempPathFactory, chat_dir: Path, prompts: lis
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(name, "--help") == 0
     shown = capsys.readouterr().out
     assert f"Example: interp {name}" in shown

@@ -38,7 +38,9 @@ def test_thinking_switch(tokenizer) -> None:
     with pytest.raises(PromptError, match="no thinking switch"):
         render(tokenizer, "hi", ChatFormat(thinking=False))
     switched = copy.deepcopy(tokenizer)
-    switched.chat_template = "{{ messages[0]['content'] }}{% if enable_thinking %}<think>{% endif %}"
+    switched.chat_template = (
+        "{{ messages[0]['content'] }}{% if enable_thinking %}<think>{% endif %}"
+    )
     assert render(switched, "hi", ChatFormat(thinking=True)) == "hi<think>"
     assert render(switched, "hi", ChatFormat(thinking=False)) == "hi"
 

@@ -37,7 +37,11 @@ def test_text_file_one_prompt_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "column"),
-    [('{"prompt": "a"}\n{"prompt": "b"}\n', ""), ('{"x": "a"}\n\n{"x": "b"}\n', "#x"), ('"a"\n"b"\n', "")],
+    [
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', ""),
+        ('{"x": "a"}\n\n{"x": "b"}\n', "#x"),
+        ('"a"\n"b"\n', ""),
+    ],
 )
 def test_jsonl_file(tmp_path: Path, text: str, column: str) -> None:
     path = tmp_path / "p.jsonl"

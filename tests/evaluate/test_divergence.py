@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend
 from interp.data import encode
+from interp.data.prompts import PromptSet
 from interp.edits import ablation, to_delta
 from interp.evaluate.divergence import divergence, end_tokens, kl_nats, reference, until_end
 from interp.evaluate.measure import Bench
-from interp.data.prompts import PromptSet
 from interp.evaluate.neutral import neutral_batch, neutral_nll
 from interp.maths import unit
 from interp.models import tiny_model
@@ -31,7 +31,9 @@ def backend(tokenizer) -> Backend:
 def delta(backend: Backend):
     torch.manual_seed(0)
     direction = Direction(unit(torch.randn(backend.anatomy.d_model)), 1, "random")
-    return to_delta(backend.model, backend.anatomy, ablation(backend.model, backend.anatomy, direction))
+    return to_delta(
+        backend.model, backend.anatomy, ablation(backend.model, backend.anatomy, direction)
+    )
 
 
 @given(st.integers(0, 10_000))

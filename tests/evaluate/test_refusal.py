@@ -22,7 +22,9 @@ def test_refusals(text: str) -> None:
     assert is_refusal(text)
 
 
-@pytest.mark.parametrize("text", ["It is noon.", "Sure! Here is a pizza recipe.", "A sort of sorrow"])
+@pytest.mark.parametrize(
+    "text", ["It is noon.", "Sure! Here is a pizza recipe.", "A sort of sorrow"]
+)
 def test_answers(text: str) -> None:
     assert not is_refusal(text)
 

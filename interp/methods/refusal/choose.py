@@ -26,7 +26,6 @@ STARTS = (0.0, 0.53)
 """First edited block, as a share of the stack."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A candidate on the select split; refusals is None when it was not worth generating."""
@@ -50,14 +49,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """The select split, ready to score candidates."""
+    """The select split, ready to score candidates. tokens: refusals show in their first words."""
 
     backend: Backend
     fitted: Fitted
     refuse: TokenBatch
     comply: TokenBatch
     base: torch.Tensor = field(repr=False)
-    tokens: int = 16
+    tokens: int = 12
     batch_size: int = BATCH
 
     @classmethod

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
@@ -29,15 +31,23 @@ from interp.operators import LeastDisturbance
 from interp.sites import Site
 from interp.types import Direction, WeightDelta
 
+Key = TypeVar("Key")
+
 METHODS = ("ablation", "least-disturbance")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Fitted:
-    """What the fit split gives: a direction per block and the inputs of every writer."""
+    """What a split gives: a direction per block and the inputs of every writer.
+
+    streams: outputs of every block per class, ``{site: [n, d_model]}``, kept so that splits can be joined.
+    seen: short hashes of the prompts. prompts: name of a prompt set → its hash.
+    """
 
     directions: Mapping[int, Direction]
     statistics: WriterStatistics
+    streams: tuple[Mapping[Site, Tensor], Mapping[Site, Tensor]]
+    recipe: DirectionRecipe
     seen: tuple[str, ...]
     prompts: Mapping[str, str]
 
@@ -45,6 +55,27 @@ class Fitted:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
         known = sorted(self.directions)
         return known[min(round(depth * len(known)), len(known) - 1)]
+
+    def joined(self, other: Fitted) -> Fitted:
+        """Both splits' activations as one fit, for a last fit once everything has been chosen."""
+        streams = tuple(_rows(a, b) for a, b in zip(self.streams, other.streams, strict=True))
+        mine, theirs = self.statistics, other.statistics
+        return Fitted(
+            directions(streams[0], streams[1], self.recipe),
+            WriterStatistics(
+                _rows(mine.refuse, theirs.refuse),
+                _rows(mine.comply, theirs.comply),
+                _rows(mine.extra, theirs.extra),
+            ),
+            (streams[0], streams[1]),
+            self.recipe,
+            tuple(sorted({*self.seen, *other.seen})),
+            {**self.prompts, **other.prompts},
+        )
+
+
+def _rows(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    return {key: torch.cat([a[key], b[key]]) for key in a}
 
 
 def fit(
@@ -59,27 +90,27 @@ def fit(
     watch: Watch = unwatched,
 ) -> Fitted:
     """One pass over both classes: residuals after every block and inputs of every writer."""
+    recipe = recipe or DirectionRecipe()
     blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
     writers = writer_sites(backend.anatomy.block_writers)
     progress = watch("fit: activations", len(refuse) + len(comply))
-    read = []
     batches = [encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply)]
-    for batch in batches:
-        read.append(
-            capture(
-                backend, batch, [*blocks, *writers], batch_size=batch_size, progress=progress
-            )
-        )
-    inputs = [{w.name: acts[w] for w in writers} for acts in read]
+    read = [
+        capture(backend, batch, [*blocks, *writers], batch_size=batch_size, progress=progress)
+        for batch in batches
+    ]
     extra = {}
     if response_tokens:
         extra = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
+    inputs = [{w.name: acts[w] for w in writers} for acts in read]
     streams = [{s: acts[s] for s in blocks} for acts in read]
     return Fitted(
         directions(streams[0], streams[1], recipe),
         WriterStatistics(inputs[0], inputs[1], extra),
+        (streams[0], streams[1]),
+        recipe,
         tuple(sorted(refuse.fingerprints | comply.fingerprints)),
-        {"refuse": refuse.sha256, "comply": comply.sha256},
+        {s.source: s.sha256 for s in (refuse, comply)},
     )
 
 

@@ -22,10 +22,11 @@ from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit, random_control
 from interp.records import FigureRecord, Provenance
 
-
 Say = Callable[[str], None]
 MAIN = "least-disturbance"
 SEED = 0
+PIPELINE_DEPTHS = (0.67, 0.73, 0.8, 0.87)
+RESPONSE = 20
 UPPER = 0.53
 """Partial ablation edits the upper part of the stack, from this share on."""
 
@@ -83,7 +84,8 @@ def run(
 ) -> Outcome:
     """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
 
-    Everything is written under ``out``; the report split is touched once, after all choices.
+    Settings are chosen on *select* with edits fitted on *fit*; the chosen ones are fitted once more on
+    both. Everything is written under ``out``; *report* is touched once, after all choices.
     """
     outcome = Outcome(base=fingerprint(backend.model, backend.anatomy))
     for split in ("fit", "select", "report"):
@@ -100,9 +102,17 @@ def run(
     with outcome.timed("fit"):
         fitted = fit(backend, *prompts.fit, watch=watch, **common)
     with outcome.timed("select"):
-        edits = _choose_all(outcome, backend, fitted, prompts, common, watch, say)
+        _choose_all(outcome, backend, fitted, prompts, common, watch, say)
+        # Everything is chosen: the last fit may use the prompts that chose it.
+        fitted = fitted.joined(fit(backend, *prompts.select, watch=watch, **common))
+        edits = {
+            name: build(backend, fitted, choice.setting) for name, choice in outcome.choices.items()
+        }
+        edits["random direction"] = random_control(edits[MAIN], seed=SEED)
     with outcome.timed("report"):
-        bench = Bench.prepare(backend, *prompts.report, watch=watch, **common)
+        bench = Bench.prepare(
+            backend, *prompts.report, response_tokens=RESPONSE, watch=watch, **common
+        )
         outcome.rows.append(bench.row("original", None, watch))
         deltas = {name: as_delta(backend, fitted, edit, model) for name, edit in edits.items()}
         for name, delta in deltas.items():
@@ -130,7 +140,6 @@ def run(
     return outcome
 
 
-
 def _choose_all(
     outcome: Outcome,
     backend: Backend,
@@ -139,26 +148,29 @@ def _choose_all(
     common: dict[str, Any],
     watch: Watch,
     say: Say,
-) -> dict[str, Any]:
-    """The best edit of each kind on the select split, and the control for the main one."""
+) -> None:
+    """The best setting of each kind on the select split."""
     selection = Selection.prepare(backend, fitted, *prompts.select, **common)
     grids: dict[str, Sequence[Setting]] = {
-        "directional ablation": [*candidates(backend, fitted, "ablation", starts=(0.0,))],
-        "partial ablation": [*candidates(backend, fitted, "ablation", starts=(UPPER,))],
-        MAIN: [*candidates(backend, fitted, MAIN, strengths=(1.0,))],
+        "directional ablation": [*grid(backend, fitted, "ablation", 0.0)],
+        "partial ablation": [*grid(backend, fitted, "ablation", UPPER)],
+        MAIN: [*grid(backend, fitted, MAIN, UPPER)],
     }
-    edits = {}
-    for name, grid in grids.items():
-        choice = choose(selection, grid, watch=watch, label=name)
+    for name, settings in grids.items():
+        choice = choose(selection, settings, watch=watch, label=name)
         outcome.choices[name] = choice
-        edits[name] = build(backend, fitted, choice.setting)
         chosen = choice.setting
         say(
             f"{name}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
             f"{backend.anatomy.n_blocks - 1}, strength {chosen.strength:g}"
         )
-    edits["random direction"] = random_control(edits[MAIN], seed=SEED)
-    return edits
+
+
+def grid(backend: Backend, fitted: Fitted, method: str, start: float) -> Iterator[Setting]:
+    """Settings that differ in the direction's block alone: what a run of minutes can afford."""
+    return candidates(
+        backend, fitted, method, strengths=(1.0,), starts=(start,), depths=PIPELINE_DEPTHS
+    )
 
 
 def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
