@@ -284,6 +284,24 @@ def apply_(model: nn.Module, anatomy: Anatomy, delta: WeightDelta) -> Callable[[
     """Write the delta into the model's weights; returns the function that takes it out again."""
     _check_fits(dict(model.named_parameters(remove_duplicate=False)), model, delta)
     undo: list[Callable[[], None]] = []
+
+    @torch.no_grad()
+    def revert() -> None:
+        for step in reversed(undo):
+            step()
+
+    try:
+        _write(model, anatomy, delta, undo)
+    except BaseException:  # out of memory, or a user's Ctrl-C: the base stays whole
+        revert()
+        raise
+    return revert
+
+
+def _write(
+    model: nn.Module, anatomy: Anatomy, delta: WeightDelta, undo: list[Callable[[], None]]
+) -> None:
+    """Write every update, noting in ``undo`` how to take each out before it goes in."""
     if delta.untied:
         undo.append(untie(model, anatomy))
     # Named only now: an unembedding that was just untied is a parameter of its own.
@@ -296,15 +314,8 @@ def apply_(model: nn.Module, anatomy: Anatomy, delta: WeightDelta) -> Callable[[
         backup = param.detach().clone()
         change = update.value if isinstance(update, Shift) else update.stored()
         # Added in fp32 and rounded once, so that a bf16 model gets the nearest bf16 weights.
-        param.copy_(param.float() + change.to(param.device))
         undo.append(partial(_restore, param, backup))
-
-    @torch.no_grad()
-    def revert() -> None:
-        for step in reversed(undo):
-            step()
-
-    return revert
+        param.copy_(param.float() + change.to(param.device))
 
 
 def _restore(param: Tensor, backup: Tensor) -> None:

@@ -218,7 +218,9 @@ class TokenBatch:
 
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape:
-            raise ValueError(f"ids {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)} differ")
+            raise ValueError(
+                f"ids {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)} differ"
+            )
         if not bool(self.mask[:, -1].all()):
             raise ValueError("batches are left-padded: the last position of every row must be real")
 
@@ -245,6 +247,15 @@ class TokenBatch:
         return TokenBatch(
             torch.cat([self.ids, ids], 1), torch.cat([self.mask, torch.ones_like(ids)], 1)
         )
+
+    def followed_by(self, other: TokenBatch) -> TokenBatch:
+        """The rows of both batches as one, padded to the wider."""
+        width = max(self.ids.shape[1], other.ids.shape[1])
+        parts = [
+            [torch.nn.functional.pad(t, (width - t.shape[1], 0)) for t in (b.ids, b.mask)]
+            for b in (self, other)
+        ]
+        return TokenBatch(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(self.ids.to(device), self.mask.to(device))

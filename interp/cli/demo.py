@@ -13,6 +13,7 @@ from interp.cli.options import (
     json_option,
     model_options,
     out_option,
+    pool_option,
     prompt_options,
     write_result,
 )
@@ -21,6 +22,7 @@ from interp.cli.options import (
 @click.command(epilog="Example: interp demo --out out/demo --json demo.json")
 @model_options
 @prompt_options
+@pool_option
 @out_option("out/demo", "directory for figures, delta and adapter")
 @json_option
 def command(out: Path, json_file: Path | None, **values: Any) -> None:

@@ -13,6 +13,7 @@ from interp.cli.options import (
     json_option,
     model_options,
     out_option,
+    pool_option,
     prompt_options,
     read_delta,
     write_result,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 )
 @model_options
 @prompt_options
+@pool_option
 @delta_option
 @click.option(
     "--block", type=click.IntRange(min=0), help="block to read the direction at (default: chosen)"
@@ -127,7 +129,7 @@ def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, watch: Any) -
 
     recipe = DirectionRecipe(given.values["keep_comply_mean"], given.values["winsor"])
     return fit(
-        backend, refuse, comply, chat=given.chat, recipe=recipe,
+        backend, refuse, comply, chat=given.chat, recipe=recipe, pool=given.pool,
         response_tokens=given.values["response_tokens"], batch_size=given.batch_size, watch=watch,
     )  # fmt: skip
 

@@ -80,7 +80,15 @@ prompt_options = stack(
         show_default=True,
         help="format for models without a chat template",
     ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+    click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True),
+)
+
+pool_option = click.option(
+    "--pool",
+    default="answerable",
+    show_default=True,
+    metavar="FILE|SET",
+    help="further answerable prompts that a least-disturbance edit leaves alone; 'none' for none",
 )
 
 json_option = click.option(
@@ -166,7 +174,15 @@ class Given:
         from interp.methods.refusal.pipeline import Prompts
 
         refuse, comply = (self._parts(side, ("fit", "select", "report")) for side in SIDES)
-        return Prompts(*zip(refuse, comply, strict=True))
+        return Prompts(*zip(refuse, comply, strict=True), pool=self.pool)
+
+    @property
+    def pool(self) -> PromptSet | None:
+        """What ``--pool`` names."""
+        from interp.data import load_class
+
+        name = self.values["pool"]
+        return None if name == "none" else load_class(name, "comply", limit=self.values["limit"])
 
     def _parts(self, side: Side, splits: tuple[str, ...]) -> list[PromptSet]:
         from interp.data import load_class, shipped_sets

@@ -1,8 +1,9 @@
 """Prompt sets: where they come from, how they are split, and their hashes.
 
-A *class* of prompts (``--refuse`` or ``--comply``) is named in one of four ways:
+A *class* of prompts (``--refuse`` or ``--comply``) is named in one of five ways:
 
 - ``capability`` or ``capability:fit`` — a shipped set, with an optional split (``all`` for everything)
+- ``answerable`` — a shipped list of everyday questions, one class only
 - ``prompts.txt`` — a text file, one prompt a line
 - ``prompts.jsonl`` or ``prompts.jsonl#column`` — one JSON object a line
 - ``org/name#column`` or ``org/name:split#column`` — a data set on the hub
@@ -26,6 +27,7 @@ from interp.files import sha256_text
 Side = Literal["refuse", "comply"]
 SPLITS = ("fit", "select", "report")
 DEFAULT_COLUMNS = ("prompt", "text", "instruction", "goal", "question")
+LISTS = ("answerable",)
 SMALLEST_CLASS = 4
 
 
@@ -118,6 +120,9 @@ def load_class(
     base, _, own_split = name.partition(":")
     if base in shipped_sets():
         found = load_pairs(base).side(side, own_split or split)
+    elif name in LISTS:
+        text = files("interp.data").joinpath(f"sets/{name}.txt").read_text(encoding="utf-8")
+        found = PromptSet(_unique(text.splitlines()), name)
     else:
         found = _from_file(name) or _from_hub(name)
     return PromptSet(found.prompts[:limit], found.source) if limit else found

@@ -22,7 +22,10 @@ CONTINUATION = 32
 
 
 def kl_nats(base: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) -> Tensor:
-    """``KL(base ‖ edited)`` per row from log-probabilities, in nats, summed in float64 blocks."""
+    """``KL(base ‖ edited)`` per row from log-probabilities, in nats, summed in float64."""
+    if base.ndim > 2:
+        # One prompt at a time: the products stay in the cache.
+        return torch.stack([kl_nats(b, e) for b, e in zip(base, edited, strict=True)])
     return (base.exp() * (base - edited)).sum(-1, dtype=torch.float64)
 
 
@@ -51,8 +54,8 @@ class Reference:
 
 def _log_probs(backend: Backend, spoken: TokenBatch, edit: AnyEdit, tokens: int) -> Tensor:
     """Log-probabilities of the last ``tokens`` tokens of ``spoken``, given what precedes each."""
-    logits = backend.logits(spoken, edit, tuple(range(-tokens - 1, 0)))
-    return torch.log_softmax(logits[:, :-1].float(), -1)
+    logits = backend.logits(spoken, edit, tuple(range(-tokens - 1, 0)))[:, :-1].float()
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
 def until_end(ids: Ids, ends: frozenset[int]) -> Int[Tensor, "batch tokens"]:

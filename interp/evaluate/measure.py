@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,14 +71,18 @@ class Bench:
         chat: ChatFormat | None = None,
         response_tokens: int = RESPONSE,
         continuation: int = CONTINUATION,
+        passages: Sequence[str] | None = None,
         batch_size: int = BATCH,
         watch: Watch = unwatched,
     ) -> Bench:
-        """Tokenise both classes and run the base model once on the comply prompts."""
+        """Tokenise both classes and run the base model once on the comply prompts.
+
+        passages: neutral text; None for all that is shipped.
+        """
         r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
         progress = watch("base continuations", len(c))
         ref = reference(backend, c, tokens=continuation, batch_size=batch_size, progress=progress)
-        neutral = neutral_batch(backend)
+        neutral = neutral_batch(backend, passages)
         return cls(backend, r, c, neutral, ref, response_tokens, batch_size)
 
     def row(self, name: str, edit: AnyEdit = None, watch: Watch = unwatched) -> Row:
@@ -118,20 +122,16 @@ class Bench:
         self, edit: AnyEdit = None, watch: Watch = unwatched, name: str = ""
     ) -> tuple[Judged, Judged]:
         """Judged responses to both classes; the base's to comply prompts are in the reference."""
-
-        def ask(batch: TokenBatch, label: str) -> Judged:
-            progress = watch(f"{name}: {label}", len(batch))
-            texts = respond(
-                self.backend,
-                batch,
-                edit,
-                tokens=self.response_tokens,
-                batch_size=self.batch_size,
-                progress=progress,
-            )
-            return judge(texts)
-
-        refused = ask(self.refuse, "requests")
         known = self.reference.responses(self.backend.tokenizer, self.response_tokens)
-        over = judge(known) if edit is None and known else ask(self.comply, "answerable twins")
-        return refused, over
+        asked = self.refuse if edit is None and known else self.refuse.followed_by(self.comply)
+        # Both classes in one batch: a decoding step reads the weights once for all of them.
+        texts = respond(
+            self.backend,
+            asked,
+            edit,
+            tokens=self.response_tokens,
+            batch_size=2 * self.batch_size,
+            progress=watch(f"{name}: responses", len(asked)),
+        )
+        n = len(self.refuse)
+        return judge(texts[:n]), judge(texts[n:] or known)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from interp.backends.protocol import AnyEdit, Backend
 from interp.data.chat import pad_left
 from interp.data.text import neutral_passages
@@ -13,6 +11,8 @@ from interp.fitting import BATCH, Progress
 from interp.types import TokenBatch
 
 LONGEST = 128
+ROWS = 8
+"""Rows at a time: logits of every position are large, and small arrays stay in the cache."""
 
 
 def neutral_batch(backend: Backend, passages: Sequence[str] | None = None) -> TokenBatch:
@@ -32,16 +32,14 @@ def neutral_nll(
 ) -> float:
     """Mean negative log-likelihood per token in nats; the first token of a passage is not predicted."""
     total, count = 0.0, 0
-    for chunk in batch.split(batch_size):
-        width = chunk.ids.shape[1]
-        logits = backend.logits(chunk, edit, tuple(range(-width, 0)))[:, :-1].float()
-        target = chunk.ids[:, 1:]
+    for chunk in batch.split(min(batch_size, ROWS)):
+        logits = backend.logits(chunk, edit, None)[:, :-1]
+        target = chunk.ids[:, 1:].unsqueeze(-1)
+        # Log-likelihood without a second array of vocabulary size.
+        nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).double()
         # A token counts when it and its predecessor are real.
         real = chunk.mask[:, 1:] * chunk.mask[:, :-1]
-        nll = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), reduction="none"
-        ).view_as(target)
-        total += (nll.double() * real).sum().item()
+        total += (nll * real).sum().item()
         count += int(real.sum())
         if progress:
             progress(len(chunk))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -20,10 +20,12 @@ from interp.fitting import BATCH
 from interp.methods.refusal.fit import Fitted, Setting, build
 from interp.types import TokenBatch, WeightDelta
 
-DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87)
+DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 """Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""
 STARTS = (0.0, 0.53)
 """First edited block, as a share of the stack."""
+ALMOST_NONE = 0.02
+"""Share of refused select prompts that still counts as almost none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,18 @@ class Choice:
 
     def as_json(self) -> dict[str, Any]:
         return {"chosen": asdict(self.setting), "candidates": [asdict(s) for s in self.scores]}
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """What a choice needs to know of the select split; :class:`Selection` measures it."""
+
+    @property
+    def refuse(self) -> Sized: ...
+
+    def kl(self, setting: Setting) -> float: ...
+
+    def refusals(self, setting: Setting) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,20 +117,24 @@ def _first_log_probs(
 
 
 def choose(
-    selection: Selection,
+    selection: Scores,
     settings: Sequence[Setting],
     *,
-    allowed: int = 0,
+    allowed: int | None = None,
     watch: Watch = unwatched,
     label: str = "select",
 ) -> Choice:
-    """The setting with the least KL whose refusals are ≤ ``allowed``; the fewest refusals if none is.
+    """The setting with the least KL whose refusals are ≤ ``allowed`` (None: 2 % of the prompts).
+
+    When no setting is that good, the one with the fewest refusals.
 
     Candidates are generated in the order of their KL and the first that is good enough ends the search:
     every later one would disturb more.
     """
     if not settings:
         raise InterpError("nothing to choose from: no candidate settings")
+    if allowed is None:
+        allowed = round(ALMOST_NONE * len(selection.refuse))
     progress = watch(f"{label}: KL", len(settings))
     ranked = []
     for setting in settings:

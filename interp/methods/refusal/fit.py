@@ -75,7 +75,8 @@ class Fitted:
 
 
 def _rows(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    return {key: torch.cat([a[key], b[key]]) for key in a}
+    """The rows of both, key by key; a key of one alone keeps its rows."""
+    return {key: torch.cat([part[key] for part in (a, b) if key in part]) for key in {**a, **b}}
 
 
 def fit(
@@ -85,11 +86,17 @@ def fit(
     *,
     chat: ChatFormat | None = None,
     recipe: DirectionRecipe | None = None,
+    pool: PromptSet | None = None,
     response_tokens: int = 0,
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> Fitted:
-    """One pass over both classes: residuals after every block and inputs of every writer."""
+    """One pass over both classes: residuals after every block and inputs of every writer.
+
+    pool: further answerable prompts; their writer inputs join the second moment that a
+    least-disturbance edit leaves alone, not the class means. response_tokens: likewise the first
+    response tokens of comply prompts.
+    """
     recipe = recipe or DirectionRecipe()
     blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
     writers = writer_sites(backend.anatomy.block_writers)
@@ -99,9 +106,16 @@ def fit(
         capture(backend, batch, [*blocks, *writers], batch_size=batch_size, progress=progress)
         for batch in batches
     ]
-    extra = {}
+    extra: dict[str, Tensor] = {}
+    if pool is not None:
+        progress = watch("fit: further answerable prompts", len(pool))
+        batch = encode(backend.tokenizer, pool.prompts, chat)
+        more = capture(backend, batch, writers, batch_size=batch_size, progress=progress)
+        extra = {site.name: rows for site, rows in more.items()}
     if response_tokens:
-        extra = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
+        spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
+        extra = _rows(extra, spoken)
+    used = [refuse, comply, *([pool] if pool else [])]
     inputs = [{w.name: acts[w] for w in writers} for acts in read]
     streams = [{s: acts[s] for s in blocks} for acts in read]
     return Fitted(
@@ -109,8 +123,8 @@ def fit(
         WriterStatistics(inputs[0], inputs[1], extra),
         (streams[0], streams[1]),
         recipe,
-        tuple(sorted(refuse.fingerprints | comply.fingerprints)),
-        {s.source: s.sha256 for s in (refuse, comply)},
+        tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
+        {s.source: s.sha256 for s in used},
     )
 
 

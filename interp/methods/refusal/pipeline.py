@@ -12,6 +12,7 @@ from typing import Any
 from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
+from interp.data.text import neutral_passages
 from interp.edits import fingerprint
 from interp.evaluate.attributing import attribution_figure, fit_openers
 from interp.evaluate.measure import Bench, Row, Watch, unwatched
@@ -25,19 +26,25 @@ from interp.records import FigureRecord, Provenance
 Say = Callable[[str], None]
 MAIN = "least-disturbance"
 SEED = 0
-PIPELINE_DEPTHS = (0.67, 0.73, 0.8, 0.87)
-RESPONSE = 20
+GRIDS = {
+    "ablation": {"depths": (0.8, 0.87), "strengths": (1.0,)},
+    MAIN: {"depths": (0.8, 0.87, 0.93), "strengths": (0.8, 1.0)},
+}
+"""What a run of minutes can afford to search; `interp edit` searches more."""
+RESPONSE = 16
+PASSAGES = 12
 UPPER = 0.53
 """Partial ablation edits the upper part of the stack, from this share on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Both classes of the three splits."""
+    """Both classes of the three splits, and further answerable prompts for the fit."""
 
     fit: tuple[PromptSet, PromptSet]
     select: tuple[PromptSet, PromptSet]
     report: tuple[PromptSet, PromptSet]
+    pool: PromptSet | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +98,8 @@ def run(
     for split in ("fit", "select", "report"):
         for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True):
             outcome.prompts[f"{split}:{side}"] = part.sha256
+    if prompts.pool:
+        outcome.prompts["pool"] = prompts.pool.sha256
     common: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     with outcome.timed("attribute"):
         openers = fit_openers(backend, *prompts.fit, **common)
@@ -100,7 +109,7 @@ def run(
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
     with outcome.timed("fit"):
-        fitted = fit(backend, *prompts.fit, watch=watch, **common)
+        fitted = fit(backend, *prompts.fit, pool=prompts.pool, watch=watch, **common)
     with outcome.timed("select"):
         _choose_all(outcome, backend, fitted, prompts, common, watch, say)
         # Everything is chosen: the last fit may use the prompts that chose it.
@@ -111,7 +120,12 @@ def run(
         edits["random direction"] = random_control(edits[MAIN], seed=SEED)
     with outcome.timed("report"):
         bench = Bench.prepare(
-            backend, *prompts.report, response_tokens=RESPONSE, watch=watch, **common
+            backend,
+            *prompts.report,
+            response_tokens=RESPONSE,
+            passages=neutral_passages()[:PASSAGES],
+            watch=watch,
+            **common,
         )
         outcome.rows.append(bench.row("original", None, watch))
         deltas = {name: as_delta(backend, fitted, edit, model) for name, edit in edits.items()}
@@ -167,10 +181,8 @@ def _choose_all(
 
 
 def grid(backend: Backend, fitted: Fitted, method: str, start: float) -> Iterator[Setting]:
-    """Settings that differ in the direction's block alone: what a run of minutes can afford."""
-    return candidates(
-        backend, fitted, method, strengths=(1.0,), starts=(start,), depths=PIPELINE_DEPTHS
-    )
+    """The settings that the pipeline tries for one method."""
+    return candidates(backend, fitted, method, starts=(start,), **GRIDS[method])
 
 
 def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:

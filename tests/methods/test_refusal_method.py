@@ -72,7 +72,7 @@ def settings(*blocks: int) -> list[Setting]:
 
 def test_least_kl_that_is_good_enough_wins_and_ends_the_search() -> None:
     scripted = Scripted({1: (0.5, 0), 2: (0.1, 9), 3: (0.2, 0), 4: (0.3, 0)})
-    choice = choose(scripted, settings(1, 2, 3, 4))  # type: ignore[arg-type]
+    choice = choose(scripted, settings(1, 2, 3, 4))
     assert choice.setting.direction_block == 3
     assert scripted.asked == [2, 3]
     assert [s.refusals for s in choice.scores] == [9, 0, None, None]
@@ -80,12 +80,12 @@ def test_least_kl_that_is_good_enough_wins_and_ends_the_search() -> None:
 
 def test_the_fewest_refusals_when_none_is_good_enough() -> None:
     scripted = Scripted({1: (0.1, 9), 2: (0.2, 4), 3: (0.3, 4)})
-    assert choose(scripted, settings(1, 2, 3)).setting.direction_block == 2  # type: ignore[arg-type]
+    assert choose(scripted, settings(1, 2, 3)).setting.direction_block == 2
 
 
 def test_nothing_to_choose_from() -> None:
     with pytest.raises(InterpError, match="no candidate"):
-        choose(Scripted({}), [])  # type: ignore[arg-type]
+        choose(Scripted({}), [])
 
 
 def test_depths_become_blocks_that_have_a_direction() -> None:

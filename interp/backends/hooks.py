@@ -1,0 +1,114 @@
+"""The fast path: plain PyTorch hooks on the transformers model.
+
+Only the wanted positions are kept, the forward pass stops after the last wanted site, and the
+unembedding runs only for positions whose logits are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from interp.backends.generation import greedy
+from interp.backends.prefix import after_prefix, hoist, supports_prefix
+from interp.backends.protocol import (
+    AnyEdit,
+    Positions,
+    SharedBackend,
+    check_positions,
+    check_sites,
+    in_order,
+    kept_logits,
+    model_inputs,
+    take,
+)
+from interp.backends.reading import Reading, reading, writer_sites
+from interp.sites import Site
+from interp.types import Ids, TokenBatch
+
+__all__ = ["HooksBackend", "writer_sites"]
+
+
+class _Stop(Exception):
+    """Raised by the last wanted hook: nothing after it is worth computing."""
+
+
+class HooksBackend(SharedBackend):
+    """Plain hooks; see :class:`interp.backends.Backend` for what the methods return."""
+
+    name: ClassVar[str] = "hooks"
+
+    @torch.no_grad()
+    def capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    ) -> dict[Site, Tensor]:
+        """Activations at ``sites``; raises SiteError for a site or position that does not exist."""
+        check_sites(self.anatomy, sites)
+        check_positions(positions, batch.ids.shape[1])
+        found: dict[Site, Tensor] = {}
+        wanted: dict[Site, Reading] = {}
+        if sites:
+            inputs = self._inputs(batch, positions)
+            shape = inputs["input_ids"].shape
+            wanted = {s: reading(self.anatomy, s, positions, shape) for s in sites}
+            with ExitStack() as stack:
+                for site, place in wanted.items():
+                    self._listen(stack, site, place, found, len(wanted))
+                with suppress(_Stop):
+                    self.model(**inputs)
+        return in_order(found, wanted)
+
+    def _inputs(self, batch: TokenBatch, positions: Positions) -> dict[str, Any]:
+        """Forward arguments; a prefix that all rows share has run already and is in the cache.
+
+        ``positions`` are kept out of the prefix, so that hooks see them; an edit that is in place
+        acts on the prefix, too.
+        """
+        batch = batch.to(self.device)
+        if positions is not None and supports_prefix(self.model, self.anatomy):
+            keep = -min((positions,) if isinstance(positions, int) else positions)
+            if (hoisted := hoist(batch, keep)) is not None:
+                return after_prefix(self.model, hoisted)
+        return model_inputs(self.model, batch) | {"use_cache": False}
+
+    def _listen(
+        self,
+        stack: ExitStack,
+        site: Site,
+        place: Reading,
+        found: dict[Site, Tensor],
+        wanted: int,
+    ) -> None:
+        """Hook the module that has one site; the hook that reads the last one stops the pass."""
+        module = self.model.get_submodule(place.path)
+
+        def keep(m: nn.Module, args: Any, kwargs: Any, out: Any = None) -> None:
+            found[site] = place.read(m, args, kwargs, out).cpu()
+            if len(found) == wanted:
+                raise _Stop
+
+        register = (
+            module.register_forward_pre_hook if place.before else module.register_forward_hook
+        )
+        stack.callback(register(keep, with_kwargs=True).remove)
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
+        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise."""
+        check_positions(positions, batch.ids.shape[1])
+        with self.editing(edit):
+            inputs = self._inputs(batch, positions) | kept_logits(self.model, positions)
+            out = self.model(**inputs)
+        return take(out.logits, positions).cpu()
+
+    @torch.no_grad()
+    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
+        """Greedy continuation ``[batch, tokens]``, padded after the end of text."""
+        batch = batch.to(self.device)
+        with self.editing(edit):
+            shared = hoist(batch) if supports_prefix(self.model, self.anatomy) else None
+            return greedy(self.model, self.tokenizer, shared or batch, tokens)

@@ -1,0 +1,200 @@
+"""nnsight: the same model behind a tree of envoys, read and edited inside traces.
+
+nnsight replaces the forward method of every module it wraps, so it gets a twin of the model:
+weights and forward hooks are shared, and an edit of ``model`` edits ``lm``. Every site is read, and
+every operator applied, in an intervention of its own: nobody needs to know the order of modules.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from interp.backends.generation import greedy_config, new_ids
+from interp.backends.protocol import (
+    AnyEdit,
+    Positions,
+    SharedBackend,
+    check_edit_sites,
+    check_positions,
+    check_sites,
+    in_order,
+    kept_logits,
+    model_inputs,
+    take,
+)
+from interp.backends.reading import Reading, first_argument, reading
+from interp.backends.support import require_support
+from interp.backends.twin import twin
+from interp.edits import Edit, first, with_first
+from interp.errors import NotExpressible
+from interp.models.anatomy import Anatomy, BoundWriter
+from interp.models.experts import expert_inputs, routed_arguments
+from interp.operators import Operator
+from interp.sites import Site
+from interp.types import Ids, TokenBatch
+
+
+class NNsightBackend(SharedBackend):
+    """nnsight; see :class:`interp.backends.Backend` for what the methods return.
+
+    lm: the nnsight model, to go on with in nnsight; a ``TransformersModel`` where there is a
+    tokenizer, an ``NNsight`` where there is none. model: the transformers model as it was given,
+    with the same weights.
+    """
+
+    name: ClassVar[str] = "nnsight"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, anatomy: Anatomy, source: str) -> None:
+        require_support(self.name, anatomy.model_type)
+        super().__init__(model, tokenizer, anatomy, source)
+        self.lm: Any = wrapped(twin(model), tokenizer)
+
+    @torch.no_grad()
+    def capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    ) -> dict[Site, Tensor]:
+        """Activations at ``sites``; raises SiteError for a site or position that does not exist."""
+        check_sites(self.anatomy, sites)
+        check_positions(positions, batch.ids.shape[1])
+        wanted = {s: reading(self.anatomy, s, positions, batch.ids.shape) for s in sites}
+        found: dict[Site, Tensor] = {}
+        if wanted:
+            self._read(model_inputs(self.model, batch.to(self.device)), wanted, found)
+        return in_order(found, wanted)
+
+    def _read(
+        self, inputs: dict[str, Any], wanted: dict[Site, Reading], found: dict[Site, Tensor]
+    ) -> None:
+        """One trace; the intervention that reads the last site stops it."""
+        lm = self.lm
+        with _quiet(), lm.trace() as tracer:
+            with tracer.invoke(**inputs, use_cache=False):
+                pass
+            for site, place in wanted.items():
+                with tracer.invoke():
+                    found[site] = _value(lm.get(place.path), place).cpu()
+                    if len(found) == len(wanted):
+                        tracer.stop()
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
+        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise."""
+        check_positions(positions, batch.ids.shape[1])
+        inputs = model_inputs(self.model, batch.to(self.device))
+        inputs |= kept_logits(self.model, positions)
+        with self.editing(edit), _quiet():
+            out = self.lm.trace(**inputs, use_cache=False, trace=False)
+        return take(out.logits, positions).cpu()
+
+    @torch.no_grad()
+    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
+        """Greedy continuation ``[batch, tokens]``, padded after the end of text."""
+        if tokens < 1:
+            return batch.ids[:, :0].cpu()
+        batch, module = batch.to(self.device), self.lm._module
+        with self.editing(edit), greedy_config(module, self.tokenizer, tokens) as config, _quiet():
+            out = self.lm.trace(
+                fn="generate",
+                trace=False,
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                generation_config=config,
+            )
+        return new_ids(out, batch, tokens, config.pad_token_id)
+
+    @contextmanager
+    def editing(self, edit: AnyEdit) -> Iterator[None]:
+        """The model with an edit in place: a delta in its weights, an Edit as interventions."""
+        if not isinstance(edit, Edit):
+            with super().editing(edit):
+                yield
+            return
+        check_edit_sites(edit.sites)
+        before = self.lm
+        try:
+            for writer in self.anatomy.writers:
+                if (operator := edit.writers.get(writer.weight)) is not None:
+                    self.lm = _with_writer(self.lm, writer, operator)
+            for site, operator in edit.sites.items():
+                self.lm = _with_site(self.lm, self.anatomy, site, operator)
+            yield
+        finally:
+            self.lm = before
+
+
+def wrapped(module: nn.Module, tokenizer: Any) -> Any:
+    """The nnsight object for a module that it may instrument."""
+    import nnsight
+
+    if tokenizer is None:
+        return nnsight.NNsight(module)
+    from nnsight.modeling.transformers import TransformersModel
+
+    return TransformersModel(module, tokenizer=deepcopy(tokenizer), task="text-generation")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Edits wait for one more step when a run ends, which nnsight warns about by design."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was never reached")
+        yield
+
+
+def _value(envoy: Any, place: Reading) -> Tensor:
+    """Inside a trace: what ``place`` reads at a module."""
+    if place.before:
+        args, kwargs = envoy.inputs
+        return place.read(envoy._module, args, kwargs, None)
+    return place.read(envoy._module, (), {}, envoy.output)
+
+
+def _with_writer(lm: Any, writer: BoundWriter, operator: Operator) -> Any:
+    """``lm`` with an operator on what a writer writes, at every step of every later run."""
+    act = _act_experts if writer.fused else _act
+    with lm.edit() as (tracer, edited):
+        envoy = edited.get(writer.module)
+        for _ in tracer.iter[:]:
+            args, kwargs = envoy.inputs
+            envoy.output = act(operator, envoy._module, args, kwargs, envoy.output)
+    return edited
+
+
+def _act(operator: Operator, module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> Tensor:
+    return operator.act(out, first_argument(args, kwargs) if operator.needs_input else None)
+
+
+def _act_experts(
+    operator: Operator, module: nn.Module, args: Any, kwargs: Any, out: Tensor
+) -> Tensor:
+    if operator.homogeneous:
+        return operator.act(out)
+    if not operator.needs_input:
+        raise NotExpressible(
+            f"{type(operator).__name__} inside fused experts; put it at the residual site instead"
+        )
+    inner = expert_inputs(module, *routed_arguments(args, kwargs))
+    return operator.act(out, inner.flatten(1))
+
+
+def _with_site(lm: Any, anatomy: Anatomy, site: Site, operator: Operator) -> Any:
+    """``lm`` with an operator on the stream at a site, at every step of every later run."""
+    path = anatomy.blocks[max(site.block, 0)]
+    if site.kind == "resid_post":
+        with lm.edit() as (tracer, edited):
+            envoy = edited.get(path)
+            for _ in tracer.iter[:]:
+                envoy.output = with_first(envoy.output, operator.act(first(envoy.output)))
+    else:
+        with lm.edit() as (tracer, edited):
+            envoy = edited.get(path)
+            for _ in tracer.iter[:]:
+                envoy.input = operator.act(envoy.input)
+    return edited

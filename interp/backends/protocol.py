@@ -1,0 +1,189 @@
+"""The protocol that every backend keeps, and the parts that all of them share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from interp.edits import Edit, applied, hooked
+from interp.errors import SiteError
+from interp.models.anatomy import Anatomy
+from interp.sites import Site
+from interp.types import Ids, TokenBatch, WeightDelta
+
+Positions = int | tuple[int, ...] | None
+"""Negative offsets from the end of a left-padded prompt; None keeps every position."""
+
+AnyEdit = Edit | WeightDelta | None
+NamesFilter = Sequence[str] | Callable[[str], bool] | None
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a method may ask of a model. Tensors are returned on the CPU, in the stream's own dtype.
+
+    ``capture`` gives ``[batch, d]`` for one position, ``[batch, n, d]`` for several or all.
+    ``generate`` is greedy and gives new ids only, ``[batch, tokens]``, padded after the end.
+    ``editing`` keeps an edit in place for every call inside it. ``model`` is the transformers
+    model: :func:`interp.edits.applied` on it edits the backend as well.
+    """
+
+    name: ClassVar[str]
+    model: nn.Module
+    tokenizer: Any
+    anatomy: Anatomy
+
+    def capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    ) -> dict[Site, Tensor]: ...
+
+    def logits(
+        self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1
+    ) -> Tensor: ...
+
+    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids: ...
+
+    def editing(self, edit: AnyEdit) -> AbstractContextManager[None]: ...
+
+
+def take(tensor: Tensor, positions: Positions) -> Tensor:
+    """The wanted positions of ``[batch, seq, ...]``, copied: the full tensor can be freed."""
+    if positions is None:
+        return tensor
+    if isinstance(positions, int):
+        return tensor[:, positions].clone()
+    return tensor[:, list(positions)]
+
+
+def check_positions(positions: Positions, seq: int) -> None:
+    """Raise SiteError for a position that is not a negative offset inside the prompt."""
+    wanted = (positions,) if isinstance(positions, int) else positions
+    if wanted == ():
+        raise SiteError("no position asked for; -1 is the last token, None is all of them")
+    if bad := [p for p in wanted or () if not -seq <= p <= -1]:
+        raise SiteError(
+            f"position {bad[0]} is not in the prompt: count from its end, -{seq} … -1 "
+            "(None for all)"
+        )
+
+
+def check_sites(anatomy: Anatomy, sites: Sequence[Site]) -> None:
+    """Raise SiteError for a site that the model does not have."""
+    components = {c.name for c in anatomy.components}
+    writers = {w.name for w in anatomy.block_writers}
+    for site in sites:
+        if site.kind != "embed" and not 0 <= site.block < anatomy.n_blocks:
+            raise SiteError(f"{site} is outside this model: blocks are 0 … {anatomy.n_blocks - 1}")
+        if site.kind == "component" and site.name not in components:
+            here = ", ".join(c.name for c in anatomy.in_block(site.block))
+            raise SiteError(f"no component {site.name!r}; block {site.block} has {here}")
+        if site.kind == "writer_in" and site.name not in writers:
+            raise SiteError(
+                f"no writer {site.name!r} in a block; `interp inspect MODEL` lists them"
+            )
+        if site.kind == "resid_mid" and anatomy.resid_mid[site.block] is None:
+            raise SiteError(
+                f"block {site.block} of this {anatomy.model_type} is parallel or has one "
+                "component: it has no resid_mid"
+            )
+
+
+def check_edit_sites(sites: Iterable[Site]) -> None:
+    """Raise SiteError for a site at which no operator can be put."""
+    if bad := [site for site in sites if site.kind not in ("embed", "resid_pre", "resid_post")]:
+        raise SiteError(f"an edit cannot be put at {bad[0]}; use embed, resid_pre or resid_post")
+
+
+def residual_sites(anatomy: Anatomy) -> list[Site]:
+    """``embed`` and every ``resid_post``, in order."""
+    return [Site.embed(), *(Site.resid_post(i) for i in range(anatomy.n_blocks))]
+
+
+def all_sites(anatomy: Anatomy) -> list[Site]:
+    """Every site that ``run_with_cache`` offers: stream and components."""
+    sites = [Site.embed()]
+    for i in range(anatomy.n_blocks):
+        sites.append(Site.resid_pre(i))
+        sites += [Site.component(c.name) for c in anatomy.in_block(i)]
+        sites += [Site.resid_mid(i)] if anatomy.resid_mid[i] else []
+        sites.append(Site.resid_post(i))
+    return sites
+
+
+def in_order(
+    found: Mapping[Site, Tensor], wanted: Iterable[Site], mend: str = ""
+) -> dict[Site, Tensor]:
+    """What was captured, in the order asked for; SiteError for a site that was never reached."""
+    wanted = tuple(wanted)
+    if missing := [site for site in wanted if site not in found]:
+        raise SiteError(f"the forward pass never reached {missing[0]}{mend}")
+    return {site: found[site] for site in wanted}
+
+
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward pass names ``argument``."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def model_inputs(model: nn.Module, batch: TokenBatch) -> dict[str, Any]:
+    """Forward arguments that make left padding invisible, limited to those the model knows."""
+    given = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+    return {name: value for name, value in given.items() if accepts(model, name)}
+
+
+def kept_logits(model: nn.Module, positions: Positions) -> dict[str, int]:
+    """Forward argument that spares the unembedding of positions nobody asked for."""
+    if positions is None or not accepts(model, "logits_to_keep"):
+        return {}
+    return {"logits_to_keep": -min((positions,) if isinstance(positions, int) else positions)}
+
+
+class SharedBackend:
+    """What the backends share: editing, and the cache that TransformerLens users expect."""
+
+    name: ClassVar[str]
+
+    def __init__(self, model: nn.Module, tokenizer: Any, anatomy: Anatomy, source: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.anatomy = anatomy
+        self.source = source
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the first parameter's device (offloaded ones are skipped)."""
+        devices = (p.device for p in self.model.parameters())
+        return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
+
+    @contextmanager
+    def editing(self, edit: AnyEdit) -> Iterator[None]:
+        """The model with an edit in place: a delta in its weights, an Edit as hooks."""
+        if edit is None:
+            yield
+        elif isinstance(edit, WeightDelta):
+            with applied(self.model, self.anatomy, edit):
+                yield
+        else:
+            with hooked(self.model, self.anatomy, edit):
+                yield
+
+    def run_with_cache(
+        self, batch: TokenBatch, names_filter: NamesFilter = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Logits and activations ``[batch, seq, d]`` by TransformerLens hook name.
+
+        names_filter: hook names, or a predicate on them; None keeps all of :func:`all_sites`.
+        """
+        if names_filter is None or callable(names_filter):
+            keep = names_filter or (lambda name: True)
+            sites = [s for s in all_sites(self.anatomy) if keep(s.hook_name)]
+        else:
+            sites = [Site.parse(name) for name in names_filter]
+        cache = self.capture(batch, sites, None)  # type: ignore[attr-defined]
+        logits = self.logits(batch, None, None)  # type: ignore[attr-defined]
+        return logits, {site.hook_name: value for site, value in cache.items()}

@@ -1,0 +1,222 @@
+"""TransformerLens: the same model as a ``TransformerBridge``, read at its own hook points.
+
+The bridge rewires the module tree it is given, so it gets a twin of the model's: weights and
+forward hooks are shared, and an edit of ``model`` edits ``bridge``. Compatibility mode stays off:
+folding and centring would change the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from interp.backends.generation import greedy
+from interp.backends.protocol import (
+    AnyEdit,
+    Positions,
+    SharedBackend,
+    check_edit_sites,
+    check_positions,
+    check_sites,
+    in_order,
+    kept_logits,
+    model_inputs,
+    take,
+)
+from interp.backends.reading import writer_of
+from interp.backends.support import require_support
+from interp.backends.twin import twin
+from interp.edits import Edit
+from interp.errors import InterpError, SiteError
+from interp.models.anatomy import Anatomy
+from interp.operators import Operator
+from interp.sites import Site
+from interp.types import Ids, TokenBatch
+
+SAME = 0.05
+"""Relative: half precision stays far below, a skipped norm or a wrong head count far above."""
+
+
+class TransformerLensBackend(SharedBackend):
+    """TransformerBridge; see :class:`interp.backends.Backend` for what the methods return.
+
+    bridge: the ``TransformerBridge``, to go on with in TransformerLens. model: the transformers
+    model as it was given, with the same weights.
+    """
+
+    name: ClassVar[str] = "transformer_lens"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, anatomy: Anatomy, source: str) -> None:
+        require_support(self.name, anatomy.model_type)
+        super().__init__(model, tokenizer, anatomy, source)
+        self.bridge: Any = build_bridge(model, tokenizer, anatomy, source)
+        self._names = {id(point): name for name, point in self.bridge.hook_dict.items()}
+
+    @torch.no_grad()
+    def capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    ) -> dict[Site, Tensor]:
+        """Activations at TransformerLens hook points.
+
+        Raises SiteError for a site or position that does not exist, or that has no hook point.
+        """
+        check_sites(self.anatomy, sites)
+        check_positions(positions, batch.ids.shape[1])
+        found: dict[Site, Tensor] = {}
+        if not sites:
+            return found
+        wanted = dict.fromkeys(sites)
+        hooks = [self._hook(site, found, positions, batch.ids.shape) for site in wanted]
+        # A stop at the number of blocks is none: then at least most of the unembedding is spared.
+        options = model_inputs(self.model, batch.to(self.device)) | kept_logits(self.model, -1)
+        stop = max(max(site.block, 0) for site in wanted) + 1
+        with self.bridge.hooks(fwd_hooks=hooks):
+            self._run(options, return_type=None, stop_at_layer=stop)
+        return in_order(found, wanted, "; use backend='hooks'")
+
+    def _run(self, options: dict[str, Any], **more: Any) -> Any:
+        ids = options.pop("input_ids")
+        return self.bridge(ids, use_cache=False, **options, **more)
+
+    def _hook(
+        self, site: Site, found: dict[Site, Tensor], positions: Positions, shape: torch.Size
+    ) -> tuple[str, Callable[..., None]]:
+        point, scale = self._point(site)
+
+        def keep(value: Tensor, hook: Any) -> None:
+            found[site] = (take(value.reshape(*shape, -1), positions) * scale).cpu()
+
+        return self._names[id(point)], keep
+
+    def _point(self, site: Site) -> tuple[Any, float]:
+        """The hook point of a site and the factor between it and the site."""
+        anatomy = self.anatomy
+        if site.kind in ("embed", "resid_pre"):
+            return self._within(anatomy.blocks[max(site.block, 0)], "hook_in", site), 1.0
+        if site.kind == "resid_post":
+            return self._within(anatomy.blocks[site.block], "hook_out", site), 1.0
+        if site.kind == "resid_mid":
+            return self._within(anatomy.resid_mid[site.block] or "", "hook_in", site), 1.0
+        if site.kind == "component":
+            component = next(c for c in anatomy.components if c.name == site.name)
+            return self._within(component.module, "hook_out", site), component.scale
+        writer = writer_of(anatomy, site)
+        if writer.fused:  # the hook point there is the experts' common input
+            raise _no_hook_point(site, anatomy)
+        return self._within(writer.module, "hook_in", site), 1.0
+
+    def _within(self, path: str, hook: str, site: Site) -> Any:
+        """The hook point on what the bridge put at ``path``; SiteError where it put nothing."""
+        module: Any = self.bridge.original_model
+        for part in path.split("."):
+            module = getattr(module, part)
+        point = vars(module)["_modules"].get(hook)
+        if id(point) not in self._names:
+            raise _no_hook_point(site, self.anatomy)
+        return point
+
+    @contextmanager
+    def editing(self, edit: AnyEdit) -> Iterator[None]:
+        """The model with an edit in place; operators at sites act at the bridge's hook points.
+
+        A hook on the transformers block would act after ``hook_resid_pre`` has been read.
+        """
+        if not isinstance(edit, Edit) or not edit.sites:
+            with super().editing(edit):
+                yield
+            return
+        check_edit_sites(edit.sites)
+        hooks = [self._operator(site, operator) for site, operator in edit.sites.items()]
+        rest = Edit(edit.writers) if edit.writers else None
+        with super().editing(rest), self.bridge.hooks(fwd_hooks=hooks):
+            yield
+
+    def _operator(self, site: Site, operator: Operator) -> tuple[str, Callable[..., Tensor]]:
+        point, _ = self._point(site)
+        return self._names[id(point)], lambda value, hook: operator.act(value)
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
+        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise."""
+        check_positions(positions, batch.ids.shape[1])
+        options = model_inputs(self.model, batch.to(self.device))
+        options |= kept_logits(self.model, positions)
+        with self.editing(edit):
+            return take(self._run(options), positions).cpu()
+
+    @torch.no_grad()
+    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
+        """Greedy continuation ``[batch, tokens]``: the bridge's modules, transformers' cache."""
+        rewired = self.bridge.original_model
+        with self.editing(edit):
+            return greedy(rewired, self.tokenizer, batch.to(self.device), tokens)
+
+
+def _no_hook_point(site: Site, anatomy: Anatomy) -> SiteError:
+    return SiteError(
+        f"TransformerLens has no hook point for {site} in {anatomy.model_type}; use backend='hooks'"
+    )
+
+
+def build_bridge(model: nn.Module, tokenizer: Any, anatomy: Anatomy, source: str) -> Any:
+    """A ``TransformerBridge`` over the weights of ``model``, which is left as it was.
+
+    Raises InterpError for a model that the bridge cannot hold or computes differently.
+    """
+    placed = {str(p.device) for p in model.parameters()}
+    if len(placed) > 1:
+        raise _not_bridged(model, f"it is on several devices ({', '.join(sorted(placed))})")
+    try:
+        bridge = _bridged(model, tokenizer, anatomy, source or anatomy.model_type)
+        gap = _gap(bridge, model)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _not_bridged(model, f"{type(error).__name__}: {error}") from error
+    if not gap < SAME:
+        raise _not_bridged(model, f"the bridge's logits are off by {gap:.1%}")
+    return bridge
+
+
+def _bridged(model: nn.Module, tokenizer: Any, anatomy: Anatomy, name: str) -> Any:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    rewired: Any = twin(model)
+    # The bridge takes a missing type for rotary embeddings; transformers takes it for none.
+    if getattr(rewired.config, "position_embedding_type", "") is None:
+        rewired.config.position_embedding_type = "nope"
+    try:
+        return build_bridge_from_module(
+            rewired,
+            type(model).__name__,
+            hf_config=rewired.config,
+            # The bridge adds tokens and may change the padding side.
+            tokenizer=deepcopy(tokenizer),
+            model_name=name,
+        )
+    finally:
+        # The bridge trades a missing unembedding bias for a buffer of its own: the slot comes back.
+        model.get_submodule(anatomy.unembed)._parameters.setdefault("bias", None)
+
+
+@torch.no_grad()
+def _gap(bridge: Any, model: nn.Module) -> float:
+    """Relative distance between the logits of the bridge and of the model for three tokens.
+
+    Adapters are written for the usual configs of a family; unusual ones may compute something else.
+    """
+    ids = torch.arange(1, 4, device=next(model.parameters()).device).unsqueeze(0)
+    expected = model(input_ids=ids, use_cache=False).logits.double()
+    actual = bridge(ids, use_cache=False).double()
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def _not_bridged(model: nn.Module, why: str) -> InterpError:
+    first_line = why.splitlines()[0].rstrip(": ")
+    return InterpError(
+        f"TransformerLens cannot run this {type(model).__name__} ({first_line}); "
+        "use backend='hooks' or 'nnsight'"
+    )

@@ -1,0 +1,71 @@
+"""What several test files use: distances, directions, and one tiny model behind each backend."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from interp.backends.opening import wrap
+from interp.backends.protocol import Backend, residual_sites
+from interp.maths import unit
+from interp.models import tiny_model
+from interp.sites import Site
+from interp.types import Direction, TokenBatch
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """``‖actual − expected‖ / ‖expected‖`` in float64."""
+    assert actual.shape == expected.shape
+    difference = (actual.double() - expected.double()).norm()
+    return (difference / expected.double().norm().clamp_min(1e-30)).item()
+
+
+def real(values: Tensor, batch: TokenBatch) -> Tensor:
+    """The rows of ``[batch, seq, ...]`` that are not padding."""
+    return values[batch.mask.bool()]
+
+
+def random_vector(d: int, seed: int = 0) -> Tensor:
+    return torch.randn(d, generator=torch.Generator().manual_seed(seed))
+
+
+def random_direction(d: int, seed: int = 0) -> Direction:
+    return Direction(unit(random_vector(d, seed)), 0, "random")
+
+
+def component(backend: Backend, batch: TokenBatch, direction: Direction) -> float:
+    """Largest share of ``direction`` in the stream, over blocks and real positions."""
+    sites = residual_sites(backend.anatomy)
+    worst = 0.0
+    for value in backend.capture(batch, sites, None).values():
+        rows = real(value, batch).double()
+        share = (rows @ direction.vector.double()).abs() / rows.norm(dim=-1)
+        worst = max(worst, share.max().item())
+    return worst
+
+
+def stream(backend: Backend, batch: TokenBatch) -> dict[Site, Tensor]:
+    """The stream after every block, real positions only."""
+    values = backend.capture(batch, residual_sites(backend.anatomy), None)
+    return {site: real(value, batch) for site, value in values.items()}
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers, to compare bit for bit."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert not changed
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@cache
+def opened(model_type: str, backend: str) -> Backend:
+    """A tiny model of its own behind a backend; kept for the session, do not change it in place."""
+    return wrap(tiny_model(model_type), backend=backend)
