@@ -67,7 +67,9 @@ def select_writers(
 
 def writer_unit(model: nn.Module, writer: BoundWriter, direction: Vector) -> Vector:
     """The direction to act on at the writer's output, seen through its post-norm gain if it has one."""
-    gain = None if writer.gain is None else model.get_parameter(writer.gain).detach()
+    gain = None
+    if writer.gain is not None:
+        gain = model.get_parameter(writer.gain).detach().to(direction.device)
     return through_gain(direction, gain, writer.gain_offset)
 
 
@@ -114,6 +116,11 @@ def steering(site: Site, vector: Vector, coefficient: float = 1.0) -> Edit:
 def canonical(param: Tensor, axes: str) -> Tensor:
     """A stored weight as ``[*expert, d_model, d_in]``."""
     return param if axes.endswith("out in") else param.transpose(-1, -2)
+
+
+def readable(model: nn.Module, name: str) -> Tensor:
+    """A parameter in fp32. Raises DeltaError for an offloaded or quantised one."""
+    return _readable(model.get_parameter(name), name)
 
 
 def _readable(param: Tensor, name: str) -> Tensor:
@@ -185,8 +192,16 @@ def to_delta(
     Raises NotExpressible where an operator has no exact weight form, DeltaError when nothing changes.
     """
     placed = dict(edit.writers)
+    if unknown := placed.keys() - {w.weight for w in anatomy.writers}:
+        raise DeltaError(
+            f"{sorted(unknown)[0]} writes no stream; `interp inspect MODEL` lists what does"
+        )
     for site, operator in edit.sites.items():
         name, moved = _site_as_writer(anatomy, site, operator)
+        if name in placed:
+            raise NotExpressible(
+                f"two operators meet at {name}; make a delta of each and compose them"
+            )
         placed[name] = moved
     updates: dict[str, Update] = {}
     edited: list[str] = []
@@ -237,9 +252,9 @@ def _checkpoint_names(
 def fingerprint(model: nn.Module, anatomy: Anatomy) -> str:
     """SHA-256 of the architecture and of samples of every writer, rounded to bf16.
 
-    The rounding makes one checkpoint loaded in fp32, bf16 or (normal range) fp16 give one fingerprint;
-    the samples (4,096 a writer, strided) make any low-rank edit change it. A model whose writers are
-    quantised or offloaded gets ``"unverified"``.
+    The rounding makes one checkpoint loaded in fp32 or bf16 give one fingerprint (in fp16 only one that
+    is stored in bf16 or fp16); the samples (4,096 and more a writer, strided) make any low-rank edit
+    change it. A model whose writers are quantised or offloaded gets ``"unverified"``.
     """
     digest = hashlib.sha256(f"{anatomy.model_type}:{anatomy.d_model}:{anatomy.n_blocks}".encode())
     for writer in anatomy.writers:
@@ -260,7 +275,8 @@ def check_base(model: nn.Module, anatomy: Anatomy, delta: WeightDelta) -> None:
         made_for = delta.provenance.get("model", "another model")
         raise DeltaError(
             f"this delta was made for another base: it expects {delta.base[:12]} ({made_for}), this "
-            f"model is {actual[:12]}; open the base it names, or fit the edit again on this one"
+            f"model is {actual[:12]}; open the base it names, in the dtype "
+            "it was fitted in, or fit it again here"
         )
 
 

@@ -35,6 +35,10 @@ class ExportError(InterpError):
     """A format that cannot hold an update, or an export that did not verify."""
 
 
+class NoDirection(InterpError, ValueError):
+    """A difference that is zero or not finite: it has no direction."""
+
+
 class SiteError(InterpError):
     """A residual-stream site outside the model, or one that a backend cannot reach."""
 

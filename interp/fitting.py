@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from interp.backends.protocol import Backend
-from interp.edits import Edit, canonical, select_writers, writer_unit
-from interp.errors import SiteError
+from interp.edits import Edit, canonical, readable, select_writers, writer_unit
+from interp.errors import NoDirection, SiteError
 from interp.maths import (
     SMALLEST_NORM,
     difference_of_means,
@@ -77,7 +77,7 @@ def directions(
 ) -> dict[int, Direction]:
     """Difference-of-means direction at the output of every block captured in both classes.
 
-    Blocks where the classes do not differ are left out. Raises ValueError when none is left.
+    Blocks where the classes do not differ are left out. Raises NoDirection when none is left.
     """
     recipe = recipe or DirectionRecipe()
     found = {}
@@ -94,7 +94,7 @@ def directions(
         )
         found[site.block] = Direction(unit(vector).float(), site.block, source, raw.norm().item())
     if not found:
-        raise ValueError(
+        raise NoDirection(
             "the two classes do not differ at any block; are the prompt sets the same?"
         )
     return found
@@ -161,7 +161,7 @@ def least_disturbance(
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
         shift, probe = stats.shift(writer.name), stats.probe(writer.name, recipe.ridge)
-        weight = canonical(backend.model.get_parameter(writer.weight), writer.axes).detach().cpu()
+        weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
         u = writer_unit(backend.model, writer, direction.vector).cpu()
         amount = recipe.alpha * _written_shift(u, weight, shift)
         shape = (weight.shape[0], -1) if writer.fused else (-1,)

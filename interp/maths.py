@@ -9,17 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.errors import NoDirection
 from interp.types import Acts, Vector
 
 SMALLEST_NORM = 1e-12
 
 
 def unit(vector: Vector) -> Vector:
-    """``vector / ‖vector‖``. ValueError for a zero or non-finite vector: it has no direction."""
+    """``vector / ‖vector‖``. NoDirection for a zero or non-finite vector: it has no direction."""
     wide = vector.double()
     length = wide.norm()
     if not torch.isfinite(length) or length < SMALLEST_NORM:
-        raise ValueError(
+        raise NoDirection(
             f"this vector has norm {length.item():.3g} and no direction; at the last template token the "
             "embedding is the same for every prompt: read at the output of a block"
         )

@@ -132,6 +132,14 @@ class Coverage:
         return Coverage(edited, skipped)
 
 
+def _both(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance of a sum: prompts that either has seen, everything else from the first."""
+    seen = {*mine.get("seen_prompts", ()), *theirs.get("seen_prompts", ())}
+    hashes = {**theirs.get("prompts_sha256", {}), **mine.get("prompts_sha256", {})}
+    extra = {"seen_prompts": sorted(seen), "prompts_sha256": hashes} if seen or hashes else {}
+    return {**theirs, **mine, **extra}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightDelta:
     """An edit as a difference of weights; the base model is never part of it.
@@ -204,6 +212,7 @@ class WeightDelta:
             recipe={"sum": [dict(self.recipe), dict(other.recipe)]},
             exactness="sum of updates: " + " + ".join((self.exactness, other.exactness)),
             coverage=self.coverage.merged(other.coverage),
+            provenance=_both(self.provenance, other.provenance),
             checkpoint={**self.checkpoint, **other.checkpoint},
             untied=self.untied or other.untied,
         )

@@ -74,20 +74,27 @@ def command(
     from interp.cli.progress import watching
     from interp.edits import applied
     from interp.export import export
+    from interp.export.staging import check_target
     from interp.methods import refusal
 
     given = Given(values)
     if method == "least-disturbance" and values["embeddings"]:
         raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
                                "every prompt has the same embedding")  # fmt: skip
+    check_target(out, overwrite=overwrite)
     before = read_delta(delta_dir)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
     backend = given.open()
     with watching() as watch:
 
         def run() -> tuple[Fitted, Choice]:
-            fitted = _fit(given, backend, fit_r, fit_c, watch)
-            return fitted, _choose(method, given, backend, fitted, select_r, select_c, watch)
+            pool = given.pool(select_r, select_c) if method == "least-disturbance" else None
+            fitted = _fit(given, backend, fit_r, fit_c, pool, watch)
+            choice = _choose(method, given, backend, fitted, select_r, select_c, watch)
+            if choice.scores:
+                # Everything is chosen: the last fit may use the prompts that chose it.
+                fitted = fitted.joined(_fit(given, backend, select_r, select_c, None, watch))
+            return fitted, choice
 
         if before is None:
             fitted, choice = run()
@@ -123,13 +130,13 @@ def command(
     )
 
 
-def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, watch: Any) -> Fitted:
+def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, pool: Any, watch: Any) -> Fitted:
     from interp.fitting import DirectionRecipe
     from interp.methods.refusal import fit
 
     recipe = DirectionRecipe(given.values["keep_comply_mean"], given.values["winsor"])
     return fit(
-        backend, refuse, comply, chat=given.chat, recipe=recipe, pool=given.pool,
+        backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool,
         response_tokens=given.values["response_tokens"], batch_size=given.batch_size, watch=watch,
     )  # fmt: skip
 

@@ -174,15 +174,16 @@ class Given:
         from interp.methods.refusal.pipeline import Prompts
 
         refuse, comply = (self._parts(side, ("fit", "select", "report")) for side in SIDES)
-        return Prompts(*zip(refuse, comply, strict=True), pool=self.pool)
+        return Prompts(*zip(refuse, comply, strict=True), pool=self.pool(*refuse[1:], *comply[1:]))
 
-    @property
-    def pool(self) -> PromptSet | None:
-        """What ``--pool`` names."""
+    def pool(self, *held_out: PromptSet) -> PromptSet | None:
+        """What ``--pool`` names, less the prompts that are held out."""
         from interp.data import load_class
 
         name = self.values["pool"]
-        return None if name == "none" else load_class(name, "comply", limit=self.values["limit"])
+        if name == "none":
+            return None
+        return load_class(name, "comply", limit=self.values["limit"]).without(*held_out)
 
     def _parts(self, side: Side, splits: tuple[str, ...]) -> list[PromptSet]:
         from interp.data import load_class, shipped_sets

@@ -9,6 +9,7 @@ import click
 
 from interp.cli.export import receipt_json
 from interp.cli.options import json_option, loading_options, write_result
+from interp.errors import InterpError
 
 
 @click.command(epilog="Example: interp verify my-adapter --base smollm2")
@@ -26,8 +27,12 @@ def command(export: Path, base: str, json_file: Path | None, **loading: Any) -> 
     from interp.cli.progress import status
     from interp.export import verify_export
 
-    with status(f"verifying {export}"):
-        receipt = verify_export(export, base, **{k: v for k, v in loading.items() if v})
+    try:
+        with status(f"verifying {export}"):
+            receipt = verify_export(export, base, **{k: v for k, v in loading.items() if v})
+    except InterpError as error:
+        write_result(json_file, {"path": str(export), "verdict": "failed", "error": str(error)})
+        raise
     click.echo(
         f"{receipt.format} {receipt.verdict}: largest logit difference {receipt.difference:.2g} "
         f"({receipt.probe}), effect {receipt.effect:.2g}"

@@ -50,6 +50,11 @@ class PromptSet:
         """Hash of the prompts in order."""
         return sha256_text(*self.prompts)
 
+    def without(self, *others: PromptSet) -> PromptSet:
+        """The prompts that are in none of ``others``."""
+        held = {p for other in others for p in other.prompts}
+        return PromptSet(tuple(p for p in self.prompts if p not in held), self.source)
+
     @property
     def fingerprints(self) -> frozenset[str]:
         """A short hash per prompt, kept with an edit so that seen prompts can be told later."""
@@ -137,7 +142,7 @@ def _from_file(name: str) -> PromptSet | None:
             raise PromptError(f"no prompt file {where}; give a text file with one prompt a line")
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise PromptError(
             f"{where} is not UTF-8 text; save it as UTF-8, one prompt a line"

@@ -15,10 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.backends.protocol import AnyEdit, Backend
+from interp.errors import PromptError
 from interp.fitting import BATCH, Progress
 from interp.types import Ids, TokenBatch
 
 CONTINUATION = 32
+MOST_BYTES = 8 * 10**9
+"""Of base log-probabilities that are kept in memory."""
 
 
 def kl_nats(base: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) -> Tensor:
@@ -82,6 +85,12 @@ def reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Generate with the base model and keep what it predicts along the way."""
+    vocab = getattr(backend.model.config, "vocab_size", 0)
+    if (size := 4 * len(comply) * tokens * vocab) > MOST_BYTES:
+        raise PromptError(
+            f"{len(comply)} comply prompts need {size / 1e9:.0f} GB for what the base predicts; "
+            f"use --limit {MOST_BYTES // (4 * tokens * vocab)}"
+        )
     batches, kept, real = [], [], []
     ends = end_tokens(backend)
     for chunk in comply.split(batch_size):

@@ -33,7 +33,7 @@ def neutral_nll(
     """Mean negative log-likelihood per token in nats; the first token of a passage is not predicted."""
     total, count = 0.0, 0
     for chunk in batch.split(min(batch_size, ROWS)):
-        logits = backend.logits(chunk, edit, None)[:, :-1]
+        logits = backend.logits(chunk, edit, None)[:, :-1].float()
         target = chunk.ids[:, 1:].unsqueeze(-1)
         # Log-likelihood without a second array of vocabulary size.
         nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).double()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROW_HEIGHT, FRAME = 0.46, 1.35
 MARGIN = 0.05
+LABELS, COLUMN = 1.6, 1.85
+"""Inches for the row labels and for a column, so that neighbouring axis labels stay apart."""
 
 
 def draw(figure: Figure, record: FigureRecord) -> None:
@@ -32,6 +34,7 @@ def draw(figure: Figure, record: FigureRecord) -> None:
                 f"the row {row['label']!r} has {len(row['values'])} values, "
                 f"not one for each of {len(columns)} columns"
             )
+    figure.set_figwidth(max(figure.get_figwidth(), LABELS + COLUMN * len(columns)))
     figure.set_figheight(max(2.4, FRAME + ROW_HEIGHT * len(rows)))
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for k, (axes, column) in enumerate(zip(panels, columns, strict=True)):

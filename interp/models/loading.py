@@ -117,7 +117,7 @@ def load(
         options["device_map"] = device_map
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize)
-    with _explained(name), _quiet():
+    with _explained(name), _readable(name), _quiet():
         model = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
     return model.eval(), load_tokenizer(
         name, revision=revision, trust_remote_code=trust_remote_code
@@ -184,6 +184,17 @@ def _explained(name: str) -> Iterator[None]:
             f"cannot get {name} from the hub (offline, gated or no such id); where there is a network "
             f"run: hf auth login && hf download {name}"
         ) from error
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Damaged weights and impossible options, which transformers reports in many ways."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelNotFound(f"cannot load {name}: {_first_line(str(error))}") from error
 
 
 def _first_line(text: str) -> str:

@@ -102,8 +102,9 @@ def test_unknown_family(tmp_path: Path, kind: str) -> None:
 def test_damaged_weights(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not json}")
-    with pytest.raises(ModelNotFound, match=r"damaged|cannot read"):
-        receipt(str(tmp_path))
+    for call in (receipt, load):
+        with pytest.raises(ModelNotFound, match=r"damaged|cannot"):
+            call(str(tmp_path))
 
 
 def test_options_that_make_no_sense(chat_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Choose among candidate edits on the select split: fewest refusals first, then least KL."""
+"""Choose among candidate edits on the select split: the least KL that leaves almost no refusals."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def choose(
     if not settings:
         raise InterpError("nothing to choose from: no candidate settings")
     if allowed is None:
-        allowed = round(ALMOST_NONE * len(selection.refuse))
+        allowed = int(ALMOST_NONE * len(selection.refuse))
     progress = watch(f"{label}: KL", len(settings))
     ranked = []
     for setting in settings:
@@ -177,7 +177,7 @@ def candidates(
     if strengths is None:
         strengths = (1.0,) if method == "ablation" else (0.8, 1.0, 1.3)
     n = backend.anatomy.n_blocks
-    first_blocks = dict.fromkeys(round(s * n) for s in (starts or STARTS))
+    first_blocks = dict.fromkeys(min(round(s * n), n - 1) for s in (starts or STARTS))
     for block in depth_blocks(n, fitted.directions, depths):
         for first in first_blocks:
             for strength in strengths:

@@ -33,6 +33,7 @@ from interp.types import Direction, WeightDelta
 
 Key = TypeVar("Key")
 
+ROLES = ("refuse", "comply", "pool")
 METHODS = ("ablation", "least-disturbance")
 
 
@@ -124,7 +125,7 @@ def fit(
         (streams[0], streams[1]),
         recipe,
         tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
-        {s.source: s.sha256 for s in used},
+        {f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
     )
 
 

@@ -14,7 +14,7 @@ from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
 from interp.data.text import neutral_passages
 from interp.edits import fingerprint
-from interp.evaluate.attributing import attribution_figure, fit_openers
+from interp.evaluate.attributing import attribution_figure, backend_device, fit_openers
 from interp.evaluate.measure import Bench, Row, Watch, unwatched
 from interp.export import export
 from interp.figures import render
@@ -28,11 +28,15 @@ MAIN = "least-disturbance"
 SEED = 0
 GRIDS = {
     "ablation": {"depths": (0.8, 0.87), "strengths": (1.0,)},
-    MAIN: {"depths": (0.8, 0.87, 0.93), "strengths": (0.8, 1.0)},
+    MAIN: {"depths": (0.87, 0.93), "strengths": (0.8, 1.0)},
 }
-"""What a run of minutes can afford to search; `interp edit` searches more."""
+"""What a run of minutes can afford to search; `interp edit` searches more.
+
+The depths come from four-fold cross-validation over the topics of fit and select (no report prompt):
+directions read at block 28 of 30 left 5 of 160 requests refused, at block 24 11, at the same KL.
+"""
 RESPONSE = 16
-PASSAGES = 12
+PASSAGES = 8
 UPPER = 0.53
 """Partial ablation edits the upper part of the stack, from this share on."""
 
@@ -131,7 +135,8 @@ def run(
         deltas = {name: as_delta(backend, fitted, edit, model) for name, edit in edits.items()}
         for name, delta in deltas.items():
             outcome.rows.append(bench.row(name, delta, watch))
-        _keep(outcome, report_figure(outcome.rows, model, outcome), out)
+    device = backend_device(backend)
+    _keep(outcome, report_figure(outcome.rows, model, outcome, device), out)
     with outcome.timed("export"):
         for kind in ("delta", "peft"):
             target = out / {"delta": "delta", "peft": "adapter"}[kind]
@@ -141,7 +146,6 @@ def run(
                 base=backend,
                 base_name=model,
                 out=target,
-                overwrite=True,
                 **(loading or {}),
             )
             outcome.paths[target.name] = target
@@ -192,17 +196,20 @@ def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
     outcome.paths[f"{record.key} (picture)"] = render(path)
 
 
-def report_figure(rows: Sequence[Row], model: str, outcome: Outcome) -> FigureRecord:
+def report_figure(
+    rows: Sequence[Row], model: str, outcome: Outcome, device: str = "cpu"
+) -> FigureRecord:
     """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs."""
     columns = [
         {"label": "refused", "unit": "%", "limits": [0, 100]},
         {"label": "over-refused", "unit": "%", "limits": [0, 100]},
         {"label": "KL₁", "unit": "nats", "scale": "log"},
-        {"label": "KL₃₂", "unit": "nats/token", "scale": "log"},
-        {"label": "neutral NLL", "unit": "nats/token"},
+        {"label": "KL₃₂", "unit": "nats", "scale": "log"},
+        {"label": "neutral NLL", "unit": "nats"},
     ]
     provenance = Provenance.collect(
         model,
+        device=None if device == "cpu" else device,
         fingerprint=outcome.base,
         prompts=outcome.prompts,
         seed=SEED,
@@ -217,7 +224,7 @@ def report_figure(rows: Sequence[Row], model: str, outcome: Outcome) -> FigureRe
         n={"refuse": rows[0].n_refuse, "comply": rows[0].n_comply},
         intervals="95 % Wilson; KL ± 1 standard error",
         seeds=(SEED,),
-        caption="Fitted and chosen on other topics; measured once.",
+        caption="Fitted and chosen on other topics. KL₃₂ and NLL are per token.",
     )
 
 
