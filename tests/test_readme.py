@@ -1,0 +1,66 @@
+"""The README says what the code and the figures say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from interp.backends.support import SUPPORT
+from interp.cli import COMMANDS
+from interp.models import known_model_types
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name}.*?-->\n(.*?)<!-- end of {name} -->", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_table_is_the_figure() -> None:
+    rows = json.loads((ROOT / "figures/refusal/report.json").read_text())["series"]["rows"]
+    table = block("table")
+    for row in rows:
+        refused, over, first, later, nll = row["values"]
+        line = next(line for line in table.splitlines() if line.startswith(f"| {row['label']} |"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        assert float(cells[0].split("/")[0]) / 64 * 100 == pytest.approx(refused)
+        assert float(cells[2].split("/")[0]) / 64 * 100 == pytest.approx(over)
+        assert [float(c) for c in cells[3:]] == pytest.approx([first, later, nll], abs=6e-4)
+
+
+def test_every_family_is_in_the_support_table() -> None:
+    rows = {
+        name: [cell.strip() for cell in line.strip("|").split("|")][1:]
+        for line in block("support").splitlines()[2:]
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert sorted(rows) == known_model_types()
+    for name, cells in rows.items():
+        assert cells == ["yes" if name in SUPPORT[b] else "no" for b in SUPPORT]
+
+
+def test_every_command_is_shown() -> None:
+    for name in COMMANDS:
+        assert f"interp {name}" in README
+
+
+def test_the_python_example_runs(
+    chat_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    exec(compile(found[1].replace('"smollm2"', repr(str(chat_dir))), "README.md", "exec"), {})
+    assert "of 8 refused" in capsys.readouterr().out
+    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
