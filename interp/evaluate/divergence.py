@@ -37,12 +37,12 @@ class Reference:
     """Comply prompts with the base model's continuation, split into batches.
 
     kept[i]: base log-probabilities ``[batch, tokens, vocab]`` of batch i at the continuation's tokens.
-    real[i]: 1 up to and including the end of text.
+    real[i]: 1 up to and including the end of text. (Batches differ in size, so no shape is shared.)
     """
 
     batches: tuple[TokenBatch, ...]
-    kept: tuple[Float[Tensor, "batch tokens vocab"], ...]
-    real: tuple[Int[Tensor, "batch tokens"], ...]
+    kept: tuple[Tensor, ...]
+    real: tuple[Tensor, ...]
 
     def responses(self, tokenizer: Any, tokens: int) -> list[str]:
         """The first ``tokens`` tokens of the continuations as text; empty when they are shorter."""
