@@ -23,14 +23,15 @@ def block(name: str) -> str:
 
 
 def test_the_table_is_the_figure() -> None:
-    rows = json.loads((ROOT / "figures/refusal/report.json").read_text())["series"]["rows"]
+    record = json.loads((ROOT / "figures/refusal/report.json").read_text())
+    rows, n = record["series"]["rows"], record["n"]
     table = block("table")
     for row in rows:
         refused, over, first, later, nll = row["values"]
         line = next(line for line in table.splitlines() if line.startswith(f"| {row['label']} |"))
         cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
-        assert float(cells[0].split("/")[0]) / 64 * 100 == pytest.approx(refused)
-        assert float(cells[2].split("/")[0]) / 64 * 100 == pytest.approx(over)
+        assert float(cells[0].split("/")[0]) / n["refuse"] * 100 == pytest.approx(refused)
+        assert float(cells[2].split("/")[0]) / n["comply"] * 100 == pytest.approx(over)
         assert [float(c) for c in cells[3:]] == pytest.approx([first, later, nll], abs=6e-4)
 
 
@@ -41,6 +42,7 @@ def test_every_family_is_in_the_support_table() -> None:
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
     assert sorted(rows) == known_model_types()
+    assert f"of {len(rows)} transformer" in README
     for name, cells in rows.items():
         assert cells == ["yes" if name in SUPPORT[b] else "no" for b in SUPPORT]
 

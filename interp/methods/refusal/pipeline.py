@@ -31,9 +31,6 @@ GRIDS = {
     MAIN: {"depths": (0.87, 0.93), "strengths": (0.8, 1.0)},
 }
 """What a run of minutes can afford to search; `interp edit` searches more.
-
-The depths come from four-fold cross-validation over the topics of fit and select (no report prompt):
-directions read at block 28 of 30 left 5 of 160 requests refused, at block 24 11, at the same KL.
 """
 RESPONSE = 16
 PASSAGES = 8
