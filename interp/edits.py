@@ -1,6 +1,6 @@
 """Edits: operators put at writers or at residual sites, as hooks and as weight deltas.
 
-The base model is never changed by a method. :func:`hooked` runs an edit as forward hooks,
+The base model is never changed by a method. :func:`interp.hooking.hooked` runs an edit as forward hooks,
 :func:`applied` lends the model with a delta in its weights and gives the old weights back bit for bit.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from interp.errors import DeltaError, NotExpressible, SiteError
 from interp.maths import through_gain
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.models.experts import expert_inputs, routed_arguments
 from interp.operators import Ablation, Addition, Operator
 from interp.sites import Site
 from interp.types import Coverage, Direction, LowRank, Shift, Update, Vector, WeightDelta
@@ -374,69 +373,3 @@ def untie(model: nn.Module, anatomy: Anatomy) -> Callable[[], None]:
         return lambda: None
     head.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
     return lambda: setattr(head, "weight", shared)
-
-
-# --- the hook face -----------------------------------------------------------------------------
-
-
-def first(output: Any) -> Tensor:
-    """The tensor of a module output (transformers modules return tensors or tuples)."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def with_first(output: Any, value: Tensor) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-@contextmanager
-def hooked(model: nn.Module, anatomy: Anatomy, edit: Edit) -> Iterator[nn.Module]:
-    """The model running an edit as forward hooks; no weight is touched, hooks go even after an error."""
-    with ExitStack() as stack:
-        for writer in anatomy.writers:
-            if (operator := edit.writers.get(writer.weight)) is not None:
-                handle = _hook_writer(model, writer, operator)
-                stack.callback(handle.remove)
-        for site, operator in edit.sites.items():
-            handle = _hook_site(model, anatomy, site, operator)
-            stack.callback(handle.remove)
-        yield model
-
-
-def _hook_writer(model: nn.Module, writer: BoundWriter, operator: Operator) -> Any:
-    module = model.get_submodule(writer.module)
-
-    def plain(mod: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        given = args[0] if args else next(iter(kwargs.values()))
-        return operator.act(out, given if operator.needs_input else None)
-
-    def experts(mod: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        if operator.homogeneous:
-            return operator.act(out)
-        if not operator.needs_input:
-            raise NotExpressible(
-                f"{type(operator).__name__} inside fused experts; put it at the residual site instead"
-            )
-        inner = expert_inputs(mod, *routed_arguments(args, kwargs))
-        return operator.act(out, inner.flatten(1))
-
-    hook = experts if writer.fused else plain
-    return module.register_forward_hook(hook, with_kwargs=True)
-
-
-def _hook_site(model: nn.Module, anatomy: Anatomy, site: Site, operator: Operator) -> Any:
-    if site.kind == "resid_post":
-        block = model.get_submodule(anatomy.blocks[site.block])
-        return block.register_forward_hook(
-            lambda m, a, out: with_first(out, operator.act(first(out)))
-        )
-    if site.kind in ("embed", "resid_pre"):
-        block = model.get_submodule(anatomy.blocks[max(site.block, 0)])
-
-        def before(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (operator.act(args[0]), *args[1:]), kwargs
-            key = next(iter(kwargs))
-            return args, {**kwargs, key: operator.act(kwargs[key])}
-
-        return block.register_forward_pre_hook(before, with_kwargs=True)
-    raise SiteError(f"an edit cannot be put at {site}; use embed, resid_pre or resid_post")

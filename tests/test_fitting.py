@@ -7,7 +7,7 @@ import torch
 
 from interp.backends.hooks import writer_sites
 from interp.backends.opening import wrap
-from interp.edits import applied, canonical, hooked, to_delta
+from interp.edits import applied, canonical, to_delta
 from interp.errors import SiteError
 from interp.fitting import (
     DirectionRecipe,
@@ -18,6 +18,7 @@ from interp.fitting import (
     least_disturbance,
     response_statistics,
 )
+from interp.hooking import hooked
 from interp.maths import difference_of_means, mean, unit
 from interp.models import tiny_model
 from interp.sites import Site

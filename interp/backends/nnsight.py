@@ -29,13 +29,12 @@ from interp.backends.protocol import (
     model_inputs,
     take,
 )
-from interp.backends.reading import Reading, first_argument, reading
+from interp.backends.reading import Reading, reading
 from interp.backends.support import require_support
 from interp.backends.twin import twin
-from interp.edits import Edit, first, with_first
-from interp.errors import NotExpressible
+from interp.edits import Edit
+from interp.hooking import act_at, first, with_first
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.models.experts import expert_inputs, routed_arguments
 from interp.operators import Operator
 from interp.sites import Site
 from interp.types import Ids, TokenBatch
@@ -158,30 +157,12 @@ def _value(envoy: Any, place: Reading) -> Tensor:
 
 def _with_writer(lm: Any, writer: BoundWriter, operator: Operator) -> Any:
     """``lm`` with an operator on what a writer writes, at every step of every later run."""
-    act = _act_experts if writer.fused else _act
     with lm.edit() as (tracer, edited):
         envoy = edited.get(writer.module)
         for _ in tracer.iter[:]:
             args, kwargs = envoy.inputs
-            envoy.output = act(operator, envoy._module, args, kwargs, envoy.output)
+            envoy.output = act_at(writer, operator, envoy._module, args, kwargs, envoy.output)
     return edited
-
-
-def _act(operator: Operator, module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> Tensor:
-    return operator.act(out, first_argument(args, kwargs) if operator.needs_input else None)
-
-
-def _act_experts(
-    operator: Operator, module: nn.Module, args: Any, kwargs: Any, out: Tensor
-) -> Tensor:
-    if operator.homogeneous:
-        return operator.act(out)
-    if not operator.needs_input:
-        raise NotExpressible(
-            f"{type(operator).__name__} inside fused experts; put it at the residual site instead"
-        )
-    inner = expert_inputs(module, *routed_arguments(args, kwargs))
-    return operator.act(out, inner.flatten(1))
 
 
 def _with_site(lm: Any, anatomy: Anatomy, site: Site, operator: Operator) -> Any:

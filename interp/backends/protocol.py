@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from interp.edits import Edit, applied, hooked
+from interp.edits import Edit, applied
 from interp.errors import SiteError
+from interp.hooking import hooked
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
 from interp.types import Ids, TokenBatch, WeightDelta

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.backends.protocol import Positions, take
-from interp.edits import first
+from interp.hooking import first, first_argument
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
 from interp.sites import Site
@@ -58,11 +58,6 @@ def reading(anatomy: Anatomy, site: Site, positions: Positions, shape: Sequence[
 def writer_of(anatomy: Anatomy, site: Site) -> BoundWriter:
     """The writer whose input a ``writer_in`` site is."""
     return next(w for w in anatomy.block_writers if w.name == site.name)
-
-
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """A module's input, however it was passed."""
-    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _expert_reader(positions: Positions, shape: Sequence[int]) -> Reader:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from interp.errors import ExportError
 from interp.export.exporter import Attached, Base, Exporter, open_base
 from interp.export.tensors import AGAIN, check_tensors, first_line, read_object
 from interp.files import write_json
+from interp.models.loading import without_bars
 from interp.types import WeightDelta
 
 CONFIG = "config.json"
@@ -30,7 +30,7 @@ def _refusal(delta: WeightDelta, base: Base) -> str | None:
 
 
 def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> None:
-    with applied(base.model, base.anatomy, delta) as model, _no_bar():
+    with applied(base.model, base.anatomy, delta) as model, without_bars():
         try:
             model.save_pretrained(out)  # type: ignore[operator]
         except ValueError as cause:
@@ -53,19 +53,6 @@ def _only_the_unembedding_is_tied(base: Base) -> bool:
     """
     tied = base.model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
     return set(tied) <= {f"{base.anatomy.unembed}.weight"}
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 def _check(path: Path) -> None:

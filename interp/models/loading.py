@@ -117,7 +117,8 @@ def load(
         options["device_map"] = device_map
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize)
-    with _explained(name), _readable(name), _quiet():
+    nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
+    with _explained(name), _readable(name), without_bars(nobody_watches):
         model = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
     return model.eval(), load_tokenizer(
         name, revision=revision, trust_remote_code=trust_remote_code
@@ -202,12 +203,12 @@ def _first_line(text: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No weight-loading bar in CI or in pipes; the user's own setting is left as it was."""
+def without_bars(when: bool = True) -> Iterator[None]:
+    """transformers' own bars off, if ``when``; the user's setting is put back afterwards."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
-    if os.environ.get("CI") or not os.isatty(2):
+    if when:
         logging.disable_progress_bar()
     try:
         yield

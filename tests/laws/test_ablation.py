@@ -10,7 +10,8 @@ from torch import nn
 
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend
-from interp.edits import Edit, ablation, applied, hooked, to_delta
+from interp.edits import Edit, ablation, applied, to_delta
+from interp.hooking import hooked
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.operators import Ablation
 from interp.sites import Site

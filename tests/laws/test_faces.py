@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend
-from interp.edits import Edit, ablation, applied, hooked, steering, to_delta
+from interp.edits import Edit, ablation, applied, steering, to_delta
 from interp.errors import DeltaError, NotExpressible, SiteError
+from interp.hooking import hooked
 from interp.models import describe, tiny_model
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Addition, LeastDisturbance, Operator
