@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import ModelNotFound
-from interp.models import describe
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.models.loading import load_config, resolve
+from interp.models.loading import resolve
+from interp.models.skeleton import skeleton
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,12 @@ def receipt(name: str, *, trust_remote_code: bool = False) -> CoverageReceipt:
     Raises ModelNotFound (also when a file lacks a writer that the family describes), UnknownFamily,
     UndescribedWriter.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    anatomy = describe(model)
+    model, anatomy = skeleton(name, trust_remote_code=trust_remote_code)
     saved = saved_names(Path(resolve(name)))
     tied = anatomy.tied and not _own_head(anatomy, saved)
     if saved:
         _check_saved(name, anatomy, saved)
-    quantised = getattr(config, "quantization_config", None) is not None
+    quantised = getattr(model.config, "quantization_config", None) is not None
     lines = tuple(_line(w, tied, quantised) for w in anatomy.writers)
     return CoverageReceipt(
         name, anatomy.model_type, anatomy.d_model, anatomy.n_blocks, anatomy.block_kinds,

@@ -1,0 +1,200 @@
+"""A safetensors checkpoint on disk, read tensor by tensor or row by row; the model is never built.
+
+Offsets come from the files' own headers, and every read is a plain one (not a memory map), so that
+what a process holds is what it asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import ModelNotFound
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+LARGEST_HEADER = 100 << 20  # the limit of safetensors itself
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where one tensor lies: ``size`` bytes at ``offset`` of ``file``, row-major."""
+
+    file: Path
+    code: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """None for a dtype that torch does not have."""
+        return DTYPES.get(self.code)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of a model directory by their names in the files."""
+
+    folder: Path
+    tensors: Mapping[str, Stored]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Read the headers. Raises ModelNotFound for no, missing, damaged or contradicting files."""
+        path = Path(folder)
+        files = _files(path)
+        tensors: dict[str, Stored] = {}
+        for file in files:
+            for name, stored in read_header(file).items():
+                if name in tensors:
+                    raise ModelNotFound(
+                        f"{name} is in {tensors[name].file.name} and in {file.name} of {path}; "
+                        "download the model again"
+                    )
+                tensors[name] = stored
+        _check_index(path, tensors)
+        return cls(path, tensors, files)
+
+    def find(self, name: str) -> str | None:
+        """A tensor's name in these files: as given, or as older files have it, without the prefix of
+        the base model; None where it is not."""
+        short = name.split(".", 1)[-1]
+        return next((key for key in (name, short) if key in self.tensors), None)
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU and in its own dtype."""
+        stored = self.tensors[name]
+        return self._at(stored, 0, stored.size).reshape(stored.shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries ``start:stop`` of the first axis."""
+        stored = self.tensors[name]
+        step = stored.size // max(1, stored.shape[0])
+        found = self._at(stored, start * step, (stop - start) * step)
+        return found.reshape(stop - start, *stored.shape[1:])
+
+    def chunks(self, name: str, limit: int) -> Iterator[tuple[int, Tensor]]:
+        """``(first row, rows)`` in pieces of at most about ``limit`` bytes."""
+        stored = self.tensors[name]
+        step = max(1, limit // max(1, stored.size // max(1, stored.shape[0])))
+        for start in range(0, stored.shape[0], step):
+            yield start, self.rows(name, start, min(start + step, stored.shape[0]))
+
+    def _at(self, stored: Stored, start: int, size: int) -> Tensor:
+        dtype = stored.dtype
+        if dtype is None:
+            raise ModelNotFound(
+                f"{stored.file} holds {stored.code} tensors, which torch has no dtype for; "
+                "give an unquantised model"
+            )
+        buffer = bytearray(size)
+        with stored.file.open("rb") as handle:
+            handle.seek(stored.offset + start)
+            if handle.readinto(buffer) != size:
+                raise ModelNotFound(f"{stored.file} became shorter while it was read")
+        return torch.frombuffer(buffer, dtype=dtype) if size else torch.empty(0, dtype=dtype)
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Where each tensor of a safetensors file lies. Raises ModelNotFound for a damaged one."""
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if length > LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(handle.read(length))
+        header.pop("__metadata__", None)
+        return _placed(file, header, 8 + length)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelNotFound(
+            f"{file} is truncated or damaged ({error}); download it again"
+        ) from None
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """The free text in a header that :func:`read_header` accepts (``{"format": "pt"}``)."""
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        return json.loads(handle.read(length)).get("__metadata__", {})
+
+
+def _placed(file: Path, header: Mapping[str, Any], start: int) -> dict[str, Stored]:
+    found, last = {}, 0
+    for name, entry in header.items():
+        first, end = entry["data_offsets"]
+        shape = tuple(int(n) for n in entry["shape"])
+        dtype = DTYPES.get(entry["dtype"])
+        count = 1
+        for n in shape:
+            count *= n
+        if not 0 <= first <= end or (dtype is not None and end - first != count * dtype.itemsize):
+            raise ValueError(f"{name} has {end - first} bytes for shape {shape}")
+        found[name] = Stored(file, entry["dtype"], shape, start + first, end - first)
+        last = max(last, end)
+    if file.stat().st_size != start + last:
+        raise ValueError(f"{file.stat().st_size} bytes where its header says {start + last}")
+    return found
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold the model: those that an index names, else the one without an index."""
+    if (folder / INDEX).is_file():
+        names = sorted(set(_weight_map(folder).values()))
+        if bad := [n for n in names if Path(n).name != n]:
+            raise ModelNotFound(f"{folder / INDEX} names {bad[0]!r} outside its directory")
+        if missing := [n for n in names if not (folder / n).is_file()]:
+            raise ModelNotFound(
+                f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} files are missing); "
+                "download the model again"
+            )
+        return tuple(folder / n for n in names)
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    raise ModelNotFound(
+        f"{folder} has no {SINGLE} and no {INDEX}; save the model with save_pretrained first"
+    )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+            raise ValueError("its weight_map is no mapping of names")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelNotFound(f"{folder / INDEX} is no index ({error}); download it again") from None
+
+
+def _check_index(folder: Path, tensors: Mapping[str, Stored]) -> None:
+    if not (folder / INDEX).is_file():
+        return
+    named = _weight_map(folder)
+    wrong = [n for n, f in named.items() if n not in tensors or tensors[n].file.name != f]
+    if wrong:
+        raise ModelNotFound(
+            f"{folder / INDEX} places {wrong[0]} in {named[wrong[0]]}, which does not hold it; "
+            "download the model again"
+        )

@@ -1,0 +1,51 @@
+"""How a writer of a model lies in its checkpoint: one tensor, or one for each fused expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from interp.errors import ModelNotFound
+from interp.models.anatomy import BoundWriter
+from interp.models.checkpoint import Checkpoint
+from interp.types import Axes
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One saved tensor of a parameter. key: its name in the files. expert: which part of a fused
+    parameter it is, None for the whole. axes: how the saved tensor is stored."""
+
+    key: str
+    axes: Axes
+    expert: int | None = None
+
+    def canonical(self, stored: Tensor) -> Tensor:
+        """The saved tensor as ``[*expert, d_model, d_in]``."""
+        return stored if self.axes.endswith("out in") else stored.transpose(-1, -2)
+
+
+def pieces(checkpoint: Checkpoint, writer: BoundWriter) -> tuple[Piece, ...]:
+    """The saved tensors of a writer's weight, in expert order.
+
+    Raises ModelNotFound for a tensor that is missing or has another shape than the config gives.
+    """
+    split = writer.fused and len(writer.checkpoint) > 1
+    found = []
+    for e, name in enumerate(writer.checkpoint):
+        key = checkpoint.find(name)
+        if key is None:
+            raise ModelNotFound(
+                f"{checkpoint.folder} lacks {name}; the download is incomplete or another model's"
+            )
+        # Experts that are saved one by one are plain linear layers, however they are fused later.
+        axes: Axes = "out in" if split else writer.axes
+        shape = (writer.d_out, writer.d_in) if split else writer.shape
+        if checkpoint.tensors[key].shape != tuple(shape):
+            raise ModelNotFound(
+                f"{checkpoint.folder}: {key} has shape {checkpoint.tensors[key].shape}, its config "
+                f"gives {tuple(shape)}; files and config belong to different models"
+            )
+        found.append(Piece(key, axes, e if split else None))
+    return tuple(found)

@@ -1,0 +1,27 @@
+"""A model without weights: its modules on the meta device and its anatomy, from the config alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from interp.models import describe
+from interp.models.anatomy import Anatomy
+from interp.models.loading import load_config
+
+
+def skeleton(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[nn.Module, Anatomy]:
+    """``(model, anatomy)``; every parameter has a shape and no data.
+
+    Raises ModelNotFound, UnknownFamily, UndescribedWriter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config: Any = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model, describe(model)
