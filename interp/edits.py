@@ -347,14 +347,9 @@ def _check_fits(params: Mapping[str, Tensor], model: nn.Module, delta: WeightDel
             raise DeltaError(f"this delta edits {name}, which the model does not have")
         _readable(params[name], name)
         shape = tuple(params[name].shape)
-        wanted = tuple(update.value.shape) if isinstance(update, Shift) else _stored_shape(update)
+        wanted = tuple(update.value.shape) if isinstance(update, Shift) else update.stored_shape
         if shape != wanted:
             raise DeltaError(f"{name}: the delta is for shape {wanted}, the model has {shape}")
-
-
-def _stored_shape(update: LowRank) -> tuple[int, ...]:
-    lead, d_out, d_in = update.b.shape[:-2], update.b.shape[-2], update.a.shape[-1]
-    return (*lead, d_out, d_in) if update.axes.endswith("out in") else (*lead, d_in, d_out)
 
 
 def _new_bias(model: nn.Module, name: str, update: Update) -> Callable[[], None]:

@@ -75,6 +75,12 @@ class LowRank:
     def rank(self) -> int:
         return self.b.shape[-1]
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the parameter that this updates."""
+        lead, d_out, d_in = self.b.shape[:-2], self.b.shape[-2], self.a.shape[-1]
+        return (*lead, d_out, d_in) if self.axes.endswith("out in") else (*lead, d_in, d_out)
+
     def dense(self) -> Tensor:
         """``b @ a`` in canonical orientation ``[*expert, d_model, d_in]``."""
         return self.b @ self.a

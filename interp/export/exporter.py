@@ -67,20 +67,22 @@ class Exporter:
 
     marks: files, any of which marks a directory as this format; priority decides between several.
     refusal: why the format cannot hold a delta, None when it can. write: puts the delta's files
-    into a directory. check: reads the files without a model and raises for damaged ones; returns
-    the delta when the format keeps one. attach: opens the export from its files, on ``base`` unless
-    standalone. direct: the weight edit that the files stand for, read without the format's own
-    library.
+    into a directory and returns what is worth noting about them. check: reads the files without a
+    model and raises for damaged ones; returns the delta when the format keeps one. attach: opens
+    the export from its files, on ``base`` unless standalone. direct: the weight edit that the files
+    stand for, read without the format's own library. dtype: of the weights in a standalone export's
+    files, which may be shorter than the dtype that they are loaded in.
     """
 
     name: str
     summary: str
     marks: tuple[str, ...]
     refusal: Callable[[WeightDelta, Base], str | None]
-    write: Callable[[WeightDelta, Base, Path, Sequence[str]], None]
+    write: Callable[[WeightDelta, Base, Path, Sequence[str]], Mapping[str, Any] | None]
     check: Callable[[Path], WeightDelta | None]
     attach: Callable[[Path, Base | None, Mapping[str, Any]], Attached]
     direct: Callable[[Path, Base], WeightDelta] | None = None
+    dtype: Callable[[Path], str] | None = None
     standalone: bool = False
     priority: int = 0
 

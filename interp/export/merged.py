@@ -1,22 +1,102 @@
-"""The ``merged`` format: a whole checkpoint with the edit in its weights, in the base's dtype."""
+"""The ``merged`` format: a whole checkpoint with the edit in its weights, in the base's dtype.
+
+A base with safetensors is edited as files (:mod:`interp.export.streaming`), with everything else in
+its directory carried along; any other base is saved by transformers from memory.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from interp.edits import applied
-from interp.errors import ExportError
+from interp.errors import DeltaError, ExportError, ModelNotFound
+from interp.export.difference import checkpoint_fingerprint
 from interp.export.exporter import Attached, Base, Exporter, open_base
-from interp.export.tensors import AGAIN, check_tensors, first_line, read_object
+from interp.export.placing import place
+from interp.export.staging import RECEIPT, check_target, publish, staged
+from interp.export.streaming import Advance, stream, weight_map
+from interp.export.tensors import AGAIN, check_tensors, first_line, plain, read_object, sealed
 from interp.files import write_json
-from interp.models.loading import without_bars
+from interp.models.checkpoint import INDEX, Checkpoint
+from interp.models.loading import resolve, without_bars
+from interp.models.skeleton import skeleton
 from interp.types import WeightDelta
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
+REPORT = "merge.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+OURS = {RECEIPT, REPORT, "manifest.json"}
+TEMPLATES = "additional_chat_templates"
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def merge(
+    delta: WeightDelta,
+    base_name: str,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    cards: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    advance: Advance = lambda done: None,
+) -> dict[str, Any]:
+    """Merge a delta into a checkpoint without ever loading the model; what was done, as written.
+
+    Memory stays at a few tens of megabytes above the imports, whatever the size. No logits are
+    compared: :func:`interp.export.verify_export` does that where the model can be loaded. ``out``
+    gets ``merge.json`` instead of a receipt.
+    Raises ModelNotFound for a base without safetensors on this machine, DeltaError for another
+    base, ExportError for what the files cannot hold; then nothing is left at ``out``.
+    """
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    model, anatomy = skeleton(base_name, **options)  # type: ignore[arg-type]
+    base = Base(model, None, anatomy, base_name, options)
+    checkpoint = checkpoint_of(base)
+    target = check_target(Path(out), overwrite=overwrite)
+    if target in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
+        raise ExportError(f"{target} is or holds the base model; give another directory")
+    found = checkpoint_fingerprint(checkpoint, anatomy)
+    if "unverified" not in (found, delta.base) and found != delta.base:
+        raise DeltaError(
+            f"this delta was made for another base: it expects {delta.base[:12]}, the files of "
+            f"{base_name} are {found[:12]}; give the base it was made for"
+        )
+    if why := _refusal(delta, base):
+        raise ExportError(f"merged cannot hold this edit: {why}; export it as a delta")
+    with staged(target) as stage:
+        done = _stream(checkpoint, delta, base, stage, advance)
+        report = {"base": base_name, "fingerprint": found, "cards": list(cards), **done}
+        report |= {"recipe": delta.recipe, "exactness": delta.exactness}
+        write_json(stage / REPORT, sealed(plain(report, "the report", ExportError)))
+        publish(stage, target, overwrite=overwrite)
+    return report
+
+
+def checkpoint_of(base: Base) -> Checkpoint:
+    """The base's safetensors on this machine. Raises ModelNotFound where there are none."""
+    folder = Path(resolve(base.name))
+    if not folder.is_dir():
+        folder = _downloaded(base.name, base.options.get("revision"))
+    return Checkpoint.open(folder)
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    """The directory in the hub's cache where a model lies that was opened by its id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        raise ModelNotFound(
+            f"{name} is not on this machine; download it with: hf download {name}"
+        ) from None
 
 
 def _refusal(delta: WeightDelta, base: Base) -> str | None:
@@ -29,7 +109,52 @@ def _refusal(delta: WeightDelta, base: Base) -> str | None:
     return None
 
 
-def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> None:
+def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> dict[str, Any]:
+    try:
+        checkpoint = checkpoint_of(base)
+    except ModelNotFound:  # a base in another file format, which only transformers reads
+        return _save(delta, base, out)
+    return _stream(checkpoint, delta, base, out)
+
+
+def _stream(
+    checkpoint: Checkpoint,
+    delta: WeightDelta,
+    base: Base,
+    out: Path,
+    advance: Advance = lambda done: None,
+) -> dict[str, Any]:
+    placed = place(checkpoint, base.anatomy, delta)
+    done = stream(checkpoint, out, placed.patches, placed.copies, advance)
+    _carry(checkpoint.folder, out)
+    if (checkpoint.folder / INDEX).is_file():
+        index = read_object(checkpoint.folder / INDEX, ExportError)
+        write_json(out / INDEX, weight_map(checkpoint, placed.copies, index))
+    _untie(delta, base, out)
+    leaks = done.leaks
+    return {
+        "written": "streamed",
+        "dtype": stored_dtype(checkpoint),
+        "bytes": done.size,
+        "tensors": {"edited": len(placed.patches), "added": sorted(placed.copies)},
+        "leak": {"largest": max(leaks.values()), "at": max(leaks, key=leaks.__getitem__)},
+    }
+
+
+def _carry(folder: Path, out: Path) -> None:
+    """Config, tokenizer, chat templates, generation config, licence, remote code: all but weights."""
+    for path in sorted(folder.iterdir()):
+        if path.name == TEMPLATES and path.is_dir():
+            shutil.copytree(path, out / TEMPLATES)
+        elif path.is_file() and path.name not in OURS and not _is_weights(path.name):
+            shutil.copyfile(path, out / path.name)
+
+
+def _is_weights(name: str) -> bool:
+    return name.startswith(".") or name.removesuffix(".index.json").endswith(WEIGHTS)
+
+
+def _save(delta: WeightDelta, base: Base, out: Path) -> dict[str, Any]:
     with applied(base.model, base.anatomy, delta) as model, without_bars():
         try:
             model.save_pretrained(out)  # type: ignore[operator]
@@ -37,10 +162,14 @@ def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> N
             raise ExportError(
                 f"transformers does not save this model: {first_line(cause)}"
             ) from cause
-        alone = _only_the_unembedding_is_tied(base)
     if base.tokenizer is not None:
         base.tokenizer.save_pretrained(out)  # with its chat template
-    if delta.untied and alone:
+    _untie(delta, base, out)
+    return {"written": "saved from memory", "dtype": base.dtype}
+
+
+def _untie(delta: WeightDelta, base: Base, out: Path) -> None:
+    if delta.untied and _only_the_unembedding_is_tied(base):
         config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
         write_json(out / CONFIG, config | {"tie_word_embeddings": False})
 
@@ -55,21 +184,33 @@ def _only_the_unembedding_is_tied(base: Base) -> bool:
     return set(tied) <= {f"{base.anatomy.unembed}.weight"}
 
 
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype of most of the checkpoint's bytes."""
+    sizes: Counter[str] = Counter()
+    for stored in checkpoint.tensors.values():
+        sizes[stored.code] += stored.size
+    code = sizes.most_common(1)[0][0]
+    return NAMES.get(code, code)
+
+
 def _check(path: Path) -> None:
     """Raise ExportError for missing or truncated shards."""
     read_object(path / CONFIG, ExportError)
-    shards = set(path.glob("*.safetensors"))
-    if (path / INDEX).is_file():
-        named = read_object(path / INDEX, ExportError).get("weight_map", {}).values()
-        shards |= {path / Path(name).name for name in named}
-    if not shards:
-        raise ExportError(f"{path} has a config but no *.safetensors; {AGAIN}")
-    for shard in sorted(shards):
-        check_tensors(shard, ExportError)
+    try:
+        files = Checkpoint.open(path).files
+    except ModelNotFound as error:
+        what = str(error).rpartition(";")[0]  # its mend is for a base: to download it again
+        raise ExportError(f"{what}; {AGAIN}") from None
+    for file in files:
+        check_tensors(file, ExportError)
+
+
+def _dtype(path: Path) -> str:
+    return stored_dtype(Checkpoint.open(path))
 
 
 def _attach(path: Path, base: Base | None, options: Mapping[str, Any]) -> Attached:
-    kept = {k: v for k, v in options.items() if k in ("device_map", "trust_remote_code")}
+    kept = {k: v for k, v in options.items() if k in ("dtype", "device_map", "trust_remote_code")}
     return Attached(open_base(str(path), kept).backend)
 
 
@@ -82,4 +223,5 @@ EXPORTER = Exporter(
     check=_check,
     attach=_attach,
     standalone=True,
+    dtype=_dtype,
 )

@@ -246,7 +246,7 @@ def _on_base(path: Path, base: Base) -> dict[str, LowRank]:
     placed = {}
     for name, update in updates.items():
         placed[name] = replace(update, axes=_axes(base.model, name, update))
-        shape = _stored_shape(placed[name])
+        shape = placed[name].stored_shape
         if shape != tuple(params[name].shape):
             raise ExportError(
                 f"{path} was made for another base: it adapts {name} as {shape}, {base.name} has "
@@ -259,11 +259,6 @@ def _same(param: Tensor | None, carried: Tensor) -> bool:
     if param is None or param.shape != carried.shape:
         return False
     return torch.equal(param.detach().cpu(), carried.to(param.dtype))
-
-
-def _stored_shape(update: LowRank) -> tuple[int, ...]:
-    experts, d_out, d_in = update.b.shape[:-2], update.b.shape[-2], update.a.shape[-1]
-    return (*experts, d_out, d_in) if update.axes.endswith("out in") else (*experts, d_in, d_out)
 
 
 def _axes(model: nn.Module, name: str, update: LowRank) -> Any:

@@ -29,7 +29,8 @@ class Receipt:
     give. effect: the same between the edited model and its base. scale: largest absolute logit.
     tolerance: largest allowed ``difference / scale``. probe: without a stored one, ``difference``
     compares an adapter with the weight edit made from its factors, and is 0 where there is nothing
-    to compare with. files: relative path → SHA-256. seconds: wall time of writing and verifying.
+    to compare with. files: relative path → SHA-256. notes: what the format says about these files
+    (the leak of a merge, the error of a truncation). seconds: wall time of writing and verifying.
     """
 
     format: str
@@ -47,6 +48,7 @@ class Receipt:
     cards: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property

@@ -61,13 +61,15 @@ def export(
     check_base(opened.model, opened.anatomy, delta)
     check_holds(exporter, delta, opened)
     with staged(target) as stage:
-        exporter.write(delta, opened, stage, cards)
+        notes = exporter.write(delta, opened, stage, cards) or {}
         found, probe = _compare(delta, exporter, opened, stage)
         if found.why:
             raise ExportError(f"the {to} export did not verify: {found.why}; nothing was written")
         probe.save(stage)
         seconds = round(time.perf_counter() - started, 3)
-        found = replace(found, cards=tuple(cards), files=hashes(stage), seconds=seconds)
+        found = replace(
+            found, cards=tuple(cards), notes=notes, files=hashes(stage), seconds=seconds
+        )
         found.save(stage)
         publish(stage, target, overwrite=overwrite)
     return found
@@ -127,11 +129,15 @@ def _compare(
         difference=distance(reply.logits["export"], expected),
         effect=distance(expected, plain),
         scale=expected.abs().max().item(),
-        tolerance=_tolerance(base.dtype, reply.dtype),
+        tolerance=_tolerance(base.dtype, reply.dtype, *_stored_dtype(exporter, stage)),
         **_from_delta(delta),
         versions=versions(),
     )
     return found, Probe.of(batch, expected)
+
+
+def _stored_dtype(exporter: Exporter, path: Path) -> tuple[str, ...]:
+    return () if exporter.dtype is None else (exporter.dtype(path),)
 
 
 def _tolerance(*dtypes: str) -> float:
@@ -180,7 +186,7 @@ def verify_export(path: Path | str, base_name: str, **options: Any) -> Receipt:
             threads=torch.get_num_threads(),
         )
     )
-    found = _judged(exporter, base_name, stored, probe, reply)
+    found = _judged(exporter, folder, base_name, stored, probe, reply)
     if stored is None and delta is not None:
         found = replace(found, **_from_delta(delta))
     if found.why:
@@ -193,7 +199,12 @@ def _made_for(stored: Receipt | None, delta: WeightDelta | None) -> str:
 
 
 def _judged(
-    exporter: Exporter, base_name: str, stored: Receipt | None, probe: Probe | None, reply: Reply
+    exporter: Exporter,
+    folder: Path,
+    base_name: str,
+    stored: Receipt | None,
+    probe: Probe | None,
+    reply: Reply,
 ) -> Receipt:
     got, plain = reply.logits["export"], reply.logits["base"]
     if probe is not None:
@@ -210,7 +221,7 @@ def _judged(
         difference=difference,
         effect=distance(got, plain),
         scale=scale,
-        tolerance=_tolerance(known.dtype, reply.dtype),
+        tolerance=_tolerance(known.dtype, reply.dtype, *_stored_dtype(exporter, folder)),
         probe="stored" if stored else "no stored probe",
         files=stored.files if stored else {},
         versions=versions(),

@@ -7,6 +7,7 @@ what a process holds is what it asked for.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,6 +104,22 @@ class Checkpoint:
         for start in range(0, stored.shape[0], step):
             yield start, self.rows(name, start, min(start + step, stored.shape[0]))
 
+    def lines(self, name: str, limit: int, *, within: int) -> Iterator[tuple[int, Tensor]]:
+        """``(first line, lines [n, last axis])`` of a tensor flattened to two axes.
+
+        At most about ``limit`` bytes at once; no piece crosses a multiple of ``within`` lines, so
+        that each belongs to one expert.
+        """
+        stored = self.tensors[name]
+        width = stored.shape[-1]
+        step = stored.size // max(1, math.prod(stored.shape[:-1]))
+        most = max(1, min(within, limit // max(1, step)))
+        for outer in range(0, math.prod(stored.shape[:-1]), within):
+            for start in range(outer, outer + within, most):
+                stop = min(start + most, outer + within)
+                found = self._at(stored, start * step, (stop - start) * step)
+                yield start, found.reshape(stop - start, width)
+
     def _at(self, stored: Stored, start: int, size: int) -> Tensor:
         dtype = stored.dtype
         if dtype is None:
@@ -147,9 +164,7 @@ def _placed(file: Path, header: Mapping[str, Any], start: int) -> dict[str, Stor
         first, end = entry["data_offsets"]
         shape = tuple(int(n) for n in entry["shape"])
         dtype = DTYPES.get(entry["dtype"])
-        count = 1
-        for n in shape:
-            count *= n
+        count = math.prod(shape)
         if not 0 <= first <= end or (dtype is not None and end - first != count * dtype.itemsize):
             raise ValueError(f"{name} has {end - first} bytes for shape {shape}")
         found[name] = Stored(file, entry["dtype"], shape, start + first, end - first)

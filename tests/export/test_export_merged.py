@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,20 +119,37 @@ def test_missing_and_truncated_shards_are_named(saved, tmp_path) -> None:
     weights = out / "model.safetensors"
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ExportError, match=r"model-00001-of-00001.safetensors is missing"):
+    with pytest.raises(
+        ExportError, match=r"lacks model-00001-of-00001.safetensors .*; copy it again"
+    ):
         verify_export(out, str(base.path))
     (out / "model.safetensors.index.json").unlink()
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ExportError, match=r"model.safetensors is truncated"):
         verify_export(out, str(base.path))
     weights.unlink()
-    with pytest.raises(ExportError, match="config but no"):
+    with pytest.raises(ExportError, match=r"no model.safetensors and no .*; copy it again"):
         verify_export(out, str(base.path))
 
 
+def test_a_base_in_another_file_format_is_saved_from_memory(saved, tmp_path) -> None:
+    base = in_pickles(saved("llama", tokenizer=True), tmp_path / "base")
+    receipt = export(base.ablated(), to="merged", **base.base, out=tmp_path / "merged")
+    assert receipt.verdict == "verified"
+    assert receipt.notes["written"] == "saved from memory"
+
+
+def in_pickles(base, folder):
+    """The same base with its weights in a ``pytorch_model.bin``."""
+    shutil.copytree(base.path, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(base.model.state_dict(), folder / "pytorch_model.bin")
+    return replace(base, path=folder)
+
+
 def test_a_model_that_transformers_does_not_save_is_an_error(saved, tmp_path) -> None:
-    base = saved("llama", tokenizer=True, seed=4)
+    base = in_pickles(saved("llama", tokenizer=True, seed=4), tmp_path / "base")
     base.model.generation_config.temperature = 0.3  # without do_sample: refused when it is saved
     with pytest.raises(ExportError, match="transformers does not save this model"):
         export(base.ablated(), to="merged", **base.base, out=tmp_path / "merged")
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["base"]

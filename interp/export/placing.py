@@ -1,0 +1,71 @@
+"""Where the updates of a delta go in a checkpoint's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from interp.errors import DeltaError, ExportError
+from interp.models.anatomy import Anatomy
+from interp.models.checkpoint import Checkpoint
+from interp.models.layout import pieces
+from interp.types import LowRank, Shift, Update, WeightDelta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """Saved tensor → its update, and new tensor → the saved one that it is a copy of."""
+
+    patches: dict[str, Update] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+
+
+def place(checkpoint: Checkpoint, anatomy: Anatomy, delta: WeightDelta) -> Placed:
+    """Resolve every update to tensors of the checkpoint.
+
+    An untied edit gives the unembedding its own copy of the unedited embedding, unless the files
+    hold one. Raises ExportError for a tensor that the files lack, DeltaError for two updates of
+    one tensor.
+    """
+    placed = Placed()
+    for name, update in delta:
+        for key, part in _parts(checkpoint, anatomy, delta, name, update):
+            if key in placed.patches:
+                raise DeltaError(
+                    f"two updates are saved as {key}; give them different checkpoint names"
+                )
+            placed.patches[key] = part
+    if delta.untied and checkpoint.find(anatomy.unembed_checkpoint) is None:
+        embedding = checkpoint.find(anatomy.embeddings[0].checkpoint[0])
+        assert embedding is not None  # it is edited, hence placed
+        placed.copies[anatomy.unembed_checkpoint] = embedding
+    return placed
+
+
+def _parts(
+    checkpoint: Checkpoint, anatomy: Anatomy, delta: WeightDelta, name: str, update: Update
+) -> list[tuple[str, Update]]:
+    writer = next((w for w in anatomy.writers if w.weight == name), None)
+    if writer is not None and isinstance(update, LowRank):
+        placed = pieces(checkpoint, writer)
+        if placed[0].expert is None:
+            return [(placed[0].key, update)]
+        return [
+            (p.key, LowRank(update.b[p.expert], update.a[p.expert], p.axes))  # type: ignore[index]
+            for p in placed
+        ]
+    saved = delta.checkpoint.get(name, (name,))
+    keys = [checkpoint.find(key) for key in saved]
+    if None in keys:
+        raise ExportError(
+            f"{checkpoint.folder} has no {saved[keys.index(None)]}, so that a reload would drop that "
+            "update; export it as a delta"
+        )
+    if len(keys) == 1:
+        return [(keys[0], update)]  # type: ignore[list-item]
+    return [(key, _expert(update, e)) for e, key in enumerate(keys)]  # type: ignore[misc]
+
+
+def _expert(update: Update, e: int) -> Update:
+    if isinstance(update, Shift):
+        return Shift(update.value[e])
+    return replace(update, b=update.b[e], a=update.a[e], axes="out in")
