@@ -107,32 +107,48 @@ class Checkpoint:
     def lines(self, name: str, limit: int, *, within: int) -> Iterator[tuple[int, Tensor]]:
         """``(first line, lines [n, last axis])`` of a tensor flattened to two axes.
 
-        At most about ``limit`` bytes at once; no piece crosses a multiple of ``within`` lines, so
-        that each belongs to one expert.
+        At most about ``limit`` bytes at once, in memory that the next piece overwrites; no piece
+        crosses a multiple of ``within`` lines, so that each belongs to one expert.
         """
         stored = self.tensors[name]
-        width = stored.shape[-1]
-        step = stored.size // max(1, math.prod(stored.shape[:-1]))
+        dtype, count = self._dtype(stored), math.prod(stored.shape[:-1])
+        step = stored.size // max(1, count)
         most = max(1, min(within, limit // max(1, step)))
-        for outer in range(0, math.prod(stored.shape[:-1]), within):
-            for start in range(outer, outer + within, most):
-                stop = min(start + most, outer + within)
-                found = self._at(stored, start * step, (stop - start) * step)
-                yield start, found.reshape(stop - start, width)
+        buffer = bytearray(most * step)
+        with stored.file.open("rb", buffering=0) as handle:
+            handle.seek(stored.offset)
+            for outer in range(0, count, within):
+                for start in range(outer, outer + within, most):
+                    lines = min(most, outer + within - start)
+                    part = memoryview(buffer)[: lines * step]
+                    _fill(handle, part)
+                    yield start, torch.frombuffer(part, dtype=dtype).reshape(lines, -1)
 
     def _at(self, stored: Stored, start: int, size: int) -> Tensor:
-        dtype = stored.dtype
-        if dtype is None:
+        dtype = self._dtype(stored)
+        buffer = bytearray(size)
+        with stored.file.open("rb", buffering=0) as handle:
+            handle.seek(stored.offset + start)
+            _fill(handle, memoryview(buffer))
+        return torch.frombuffer(buffer, dtype=dtype) if size else torch.empty(0, dtype=dtype)
+
+    def _dtype(self, stored: Stored) -> torch.dtype:
+        if stored.dtype is None:
             raise ModelNotFound(
                 f"{stored.file} holds {stored.code} tensors, which torch has no dtype for; "
                 "give an unquantised model"
             )
-        buffer = bytearray(size)
-        with stored.file.open("rb") as handle:
-            handle.seek(stored.offset + start)
-            if handle.readinto(buffer) != size:
-                raise ModelNotFound(f"{stored.file} became shorter while it was read")
-        return torch.frombuffer(buffer, dtype=dtype) if size else torch.empty(0, dtype=dtype)
+        return stored.dtype
+
+
+def _fill(handle: Any, view: memoryview) -> None:
+    while len(view):  # an unbuffered read may give only a part
+        count = handle.readinto(view)
+        if not count:
+            raise ModelNotFound(
+                f"{handle.name} became shorter while it was read; download it again"
+            )
+        view = view[count:]
 
 
 def read_header(file: Path) -> dict[str, Stored]:
