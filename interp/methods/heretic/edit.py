@@ -1,0 +1,174 @@
+"""The edits that heretic can make, as weight deltas: kernel, direction index, row normalisation.
+
+``row_normalization``: ``none`` is graded ablation, ``ΔW = −λ v vᵀW``. ``pre`` computes it on the
+row-normalised matrix Ŵ and scales rows back: ``ΔW = −λ diag(n) v vᵀŴ``, n the row norms of W.
+``full`` also restores the row norms after the edit, ``diag(n) · rownormalise(Ŵ − λ v vᵀŴ) − W``, and
+keeps rank 3 of that by a seeded randomised SVD. A row is an output here (``dim=1`` of ``[d_model,
+d_in]``), so that ``vᵀ(W + ΔW) ≠ 0`` for ``pre`` and ``full``: some of the direction stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from interp.edits import fingerprint, readable
+from interp.errors import NotExpressible
+from interp.methods.heretic.kernel import Kernel
+from interp.models.anatomy import Anatomy, BoundWriter
+from interp.types import Coverage, LowRank, Vector, WeightDelta
+
+RowNormalization = Literal["none", "pre", "full"]
+METHOD = "heretic"
+RANK = 3
+PATHS = {
+    "self_attn.o_proj": "attn.o_proj",
+    "self_attn.out_proj": "attn.o_proj",
+    "linear_attn.out_proj": "attn.o_proj",
+    "conv.out_proj": "attn.o_proj",
+    "mlp.down_proj": "mlp.down_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "shared_mlp.output_linear": "mlp.down_proj",
+}
+"""Module path in a block → heretic 1.4's name of the component. It finds nothing else."""
+EXACTNESS = {
+    "none": "W − λ v vᵀW, as heretic writes it",
+    "pre": "W − λ diag(row norms) v vᵀŴ, as heretic writes it",
+    "full": "rank-{rank} truncation of the row-norm-restoring ablation, as heretic writes it",
+}
+
+
+def components(anatomy: Anatomy) -> dict[str, tuple[BoundWriter, ...]]:
+    """heretic's component name → the writers that heretic reaches under it, in block order.
+
+    Raises NotExpressible where heretic does not load the model at all, with heretic's own words.
+    """
+    if anatomy.family.blocks != "model.layers":
+        raise NotExpressible(
+            f"heretic does not load {anatomy.model_type}: it looks for model.model.layers, and the "
+            f"blocks are {anatomy.family.blocks}; use `interp edit` and export to another format"
+        )
+    found: dict[str, list[BoundWriter]] = {}
+    reached = set()
+    for writer in anatomy.block_writers:
+        name = PATHS.get(writer.module.split(".", 3)[3])
+        if name is not None and not writer.fused:
+            found.setdefault(name, []).append(writer)
+            reached.add(writer.block)
+    if missing := set(range(anatomy.n_blocks)) - reached:
+        raise NotExpressible(
+            f"heretic does not load {anatomy.model_type}: 'No abliterable modules found in layer' "
+            f"(block {min(missing)}); use `interp edit` and export to another format"
+        )
+    return {name: tuple(writers) for name, writers in sorted(found.items())}
+
+
+def heretic_delta(
+    model: Any,
+    anatomy: Anatomy,
+    directions: Tensor,
+    kernels: Mapping[str, Kernel],
+    *,
+    direction_index: float | None = None,
+    row_normalization: RowNormalization = "none",
+    rank: int = RANK,
+    seed: int = 0,
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> WeightDelta:
+    """The delta that heretic's parameters stand for, with factors equal to heretic's bit for bit.
+
+    directions: ``[n_blocks + 1, d_model]`` of :func:`residual_directions`. direction_index: a block,
+    also between two (then the directions are interpolated); None gives each block its own.
+    kernels: one for each of :func:`components`. rank, seed: of ``full`` alone.
+    Raises NotExpressible for a model that heretic does not load, a missing or unknown component, or
+    an index outside the blocks; DeltaError for quantised weights.
+    """
+    reached = components(anatomy)
+    if kernels.keys() != reached.keys():
+        raise NotExpressible(
+            f"give one kernel for each of {', '.join(reached)}; got {', '.join(kernels) or 'none'}"
+        )
+    one = None if direction_index is None else _between(directions, direction_index)
+    updates: dict[str, LowRank] = {}
+    for name, writers in reached.items():
+        for writer in writers:
+            assert writer.block is not None
+            weight = kernels[name].weight(writer.block)
+            if weight is None:
+                continue
+            unit = directions[writer.block + 1] if one is None else one
+            matrix = readable(model, writer.weight)
+            b, a = factors(matrix, unit.to(matrix.device), weight, row_normalization, rank, seed)
+            updates[writer.weight] = LowRank(b.cpu(), a.cpu(), writer.axes)
+    return WeightDelta(
+        updates=updates,
+        base=fingerprint(model, anatomy),
+        recipe={
+            "method": METHOD,
+            "direction_index": direction_index,
+            "kernels": {name: asdict(kernel) for name, kernel in kernels.items()},
+            "row_normalization": row_normalization,
+            "rank": rank if row_normalization == "full" else 1,
+            "seed": seed,
+            **(recipe or {}),
+        },
+        exactness=EXACTNESS[row_normalization].format(rank=rank),
+        coverage=_coverage(anatomy, reached, updates),
+        provenance=dict(provenance or {}),
+        checkpoint={w.weight: w.checkpoint for w in anatomy.writers if w.weight in updates},
+    )
+
+
+def _coverage(
+    anatomy: Anatomy,
+    reached: Mapping[str, tuple[BoundWriter, ...]],
+    updates: Mapping[str, LowRank],
+) -> Coverage:
+    known = {w.weight for writers in reached.values() for w in writers}
+    skipped = {
+        w.weight: "outside the kernel" if w.weight in known else "heretic does not reach it"
+        for w in anatomy.writers
+        if w.weight not in updates
+    }
+    return Coverage(tuple(updates), skipped)
+
+
+def _between(directions: Tensor, index: float) -> Vector:
+    """The direction at a block or between two, renormalised."""
+    share, row = math.modf(index + 1)
+    if not 0 <= index < len(directions) - 2:
+        raise NotExpressible(
+            f"direction index {index} is outside 0 … {len(directions) - 2}, the last block excluded: "
+            "heretic interpolates towards the next one"
+        )
+    mixed = directions[int(row)].lerp(directions[int(row) + 1], share)
+    return normalize(mixed, p=2, dim=0)
+
+
+def factors(
+    weight: Tensor, unit: Vector, strength: float, normalization: str, rank: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """``(B [d_model, k], A [k, d_in])`` for ``W [d_model, d_in]`` in fp32; see the module."""
+    if normalization == "none":
+        return (-strength * unit).view(-1, 1), (unit @ weight).view(1, -1)
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    even = normalize(weight, p=2, dim=1)
+    a = (unit @ even).view(1, -1)
+    b = (-strength * unit).view(-1, 1)
+    if normalization == "pre":
+        return norms * b, a
+    if normalization != "full":
+        raise NotExpressible(f"row_normalization is none, pre or full, not {normalization!r}")
+    change = normalize(even + b @ a, p=2, dim=1) * norms - weight
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        left, values, right = torch.svd_lowrank(change, q=2 * rank + 4, niter=6)
+    root = torch.diag(torch.sqrt(values[:rank]))
+    return left[:, :rank] @ root, root @ right[:, :rank].T

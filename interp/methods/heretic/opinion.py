@@ -1,0 +1,215 @@
+"""heretic's own evaluation of an edited model, beside ours, on the same prompts.
+
+heretic's evaluate mode loads base and merged model, counts refusals by markers and takes the
+first-token KL(base‖edited) on the answerable prompts. It gets our markers, prompts, system turn and
+response length, so that both programs measure the same thing. An adapter directory would pass falsely
+there (heretic puts its own empty adapter over it), so what is given is always merged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.backends.protocol import AnyEdit, Backend
+from interp.data.chat import ChatFormat, encode
+from interp.data.prompts import PromptSet
+from interp.errors import ExportError, PromptError
+from interp.evaluate.divergence import divergence, reference
+from interp.evaluate.refusal import MARKERS, judge, respond
+from interp.export.heretic_program import Program
+from interp.files import write_text
+from interp.methods.heretic.directions import BATCH, SYSTEM, render
+
+TOKENS = 24
+DIGITS = 4
+"""heretic prints its KL with four digits after the point."""
+RELATIVE = 1e-3
+SECONDS = 3600
+
+KL = re.compile(r"\* KL divergence: (\S+)")
+REFUSALS = re.compile(r"\* Refusals: (\d+)/(\d+)")
+INITIAL = re.compile(r"\* Initial refusals: (\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """refusals of n requests, base_refusals of the unedited model, first-token KL in nats."""
+
+    refusals: int
+    base_refusals: int
+    n: int
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """Both programs' measures. theirs is None, with heretic's own message, where it cannot load the
+    model."""
+
+    ours: Measures
+    theirs: Measures | None
+    message: str = ""
+
+    @property
+    def agreement(self) -> str:
+        """Computed: ``agree``, ``disagree``, or ``no opinion``.
+
+        Agreeing means equal refusal counts, of base and edited model, and a KL within half a unit of
+        heretic's last printed digit or 0.1 %, whichever is more.
+        """
+        if self.theirs is None:
+            return "no opinion"
+        a, b = self.ours, self.theirs
+        counts = (a.refusals, a.base_refusals, a.n) == (b.refusals, b.base_refusals, b.n)
+        allowed = max(0.5 * 10**-DIGITS, RELATIVE * abs(b.kl))
+        return "agree" if counts and abs(a.kl - b.kl) <= allowed * (1 + 1e-6) else "disagree"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "agreement": self.agreement}
+
+
+def second_opinion(
+    program: Program,
+    backend: Backend,
+    edit: AnyEdit,
+    base: str,
+    merged: Path,
+    refuse: PromptSet,
+    comply: PromptSet,
+    *,
+    system: str = SYSTEM,
+    prefix: str = "",
+    tokens: int = TOKENS,
+    dtype: str = "float32",
+    markers: Sequence[str] = MARKERS,
+) -> Opinion:
+    """Measure here with ``edit`` on ``backend``, and let heretic measure ``merged`` against ``base``.
+
+    base: directory or hub id, as heretic opens it. dtype: that both programs load. Raises ExportError
+    when heretic ends in a way that is no answer, PromptError for prompts of several lines.
+    """
+    for prompts in (refuse, comply):
+        if any(len(p.splitlines()) > 1 for p in prompts.prompts):
+            raise PromptError(
+                f"{prompts.source} has prompts of several lines, which heretic's text files cannot "
+                "hold; leave them out"
+            )
+    ours = measure(backend, edit, refuse, comply, system, prefix, tokens, markers)
+    text = run(program, base, merged, refuse, comply, system, prefix, tokens, dtype, markers)
+    theirs = parse(text)
+    return Opinion(ours, theirs, "" if theirs else failure(text))
+
+
+def measure(
+    backend: Backend,
+    edit: AnyEdit,
+    refuse: PromptSet,
+    comply: PromptSet,
+    system: str,
+    prefix: str,
+    tokens: int,
+    markers: Sequence[str],
+) -> Measures:
+    """Our own measures, in heretic's setting."""
+    chat = ChatFormat(system=system, prefill=prefix)
+    asked, answerable = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+    counts = [
+        judge(respond(backend, asked, which, tokens=tokens), markers).count
+        for which in (edit, None)
+    ]
+    known = reference(backend, answerable, tokens=1)
+    return Measures(counts[0], counts[1], len(refuse), divergence(backend, known, edit).first)
+
+
+def run(
+    program: Program,
+    base: str,
+    merged: Path,
+    refuse: PromptSet,
+    comply: PromptSet,
+    system: str,
+    prefix: str,
+    tokens: int,
+    dtype: str,
+    markers: Sequence[str],
+) -> str:
+    """What heretic prints in evaluate mode, in a directory of its own that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="interp-heretic-") as scratch:
+        folder = Path(scratch)
+        for name, prompts in (("bad", refuse), ("good", comply)):
+            write_text(folder / f"{name}.txt", "\n".join(prompts.prompts) + "\n")
+        write_text(folder / "config.toml", config(system, prefix, tokens, dtype, markers))
+        local = Path(base).is_dir()
+        done = subprocess.run(
+            [str(program.executable), "--model", base, "--evaluate-model", str(merged.resolve())],
+            cwd=folder,
+            env=environment(offline=local),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    return f"{done.stdout}\n{done.stderr}"
+
+
+def environment(*, offline: bool) -> dict[str, str]:
+    """Plain text on wide lines, none of our own Python paths, no hub where none is needed."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HERETIC_"))}
+    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "400", "PYTHONUTF8": "1"}
+    return kept | plain | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+
+
+def config(system: str, prefix: str, tokens: int, dtype: str, markers: Sequence[str]) -> str:
+    """heretic's ``config.toml``. JSON strings and lists are TOML's too."""
+    import json
+
+    def text(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=True)
+
+    lines = [
+        f"dtypes = {text([dtype])}",
+        f"batch_size = {BATCH}",
+        f"max_response_length = {tokens}",
+        f"response_prefix = {text(prefix)}",
+        f"system_prompt = {text(system)}",
+        f"refusal_markers = {text(list(markers))}",
+        "seed = 0",
+    ]
+    for role in ("good_prompts", "good_evaluation_prompts"):
+        lines += [f"[{role}]", 'dataset = "good.txt"']
+    for role in ("bad_prompts", "bad_evaluation_prompts"):
+        lines += [f"[{role}]", 'dataset = "bad.txt"']
+    return "\n".join(lines) + "\n"
+
+
+def parse(text: str) -> Measures | None:
+    """heretic's numbers from what it prints, None where it did not come so far."""
+    kl, refusals, initial = KL.search(text), REFUSALS.search(text), INITIAL.search(text)
+    if kl is None or refusals is None or initial is None:
+        return None
+    return Measures(int(refusals[1]), int(initial[1]), int(refusals[2]), float(kl[1]))
+
+
+def failure(text: str) -> str:
+    """heretic's own last words. Raises ExportError when it said nothing at all."""
+    lines = [x.strip(" │╭╰─╮╯*") for x in text.splitlines()]
+    wrong = [x for x in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b|Failed", x)]
+    if not wrong:
+        last = next((x for x in reversed(lines) if x), "nothing")
+        raise ExportError(f"heretic gave no numbers; its last words: {last}")
+    return wrong[-1]
+
+
+def check_prompts(backend: Backend, system: str) -> None:
+    """Raise PromptError for a model whose chat template heretic cannot use."""
+    render(backend.tokenizer, ["test"], system, "")
