@@ -168,7 +168,8 @@ class FigureRecord:
     key: ``<folder>/<name>``, also its file. kind: the renderer; :mod:`interp.figures` lists them
     with the series that each takes. n: prompts per class. intervals: what the intervals in the
     series are (``95 % Wilson``). paper_figure: the figure or table it stands for; None for our own.
-    needs: what is missing to measure it here, and then there is no series.
+    needs: what is missing to measure it here, and then there is no series. proves: methods whose
+    edits rest on this figure, so that they are exported when its verdict is good.
     Raises RecordError for a bad key, for values that are not JSON, for a claim that points nowhere.
     """
 
@@ -184,6 +185,7 @@ class FigureRecord:
     claims: tuple[Claim, ...] = ()
     needs: str | None = None
     caption: str = ""
+    proves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key):
@@ -195,6 +197,7 @@ class FigureRecord:
         object.__setattr__(self, "series", plain(self.series))
         object.__setattr__(self, "n", plain(self.n, "n"))
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "proves", tuple(self.proves))
         object.__setattr__(self, "claims", tuple(self.claims))
         outcomes(self)  # so that a claim which points nowhere fails here, not at its first reader
 
@@ -225,8 +228,9 @@ class FigureRecord:
             entries = content.pop("claims", ())
             claims = tuple(_build(Claim, entry, ("measured", "holds")) for entry in entries)
             provenance = _build(Provenance, content.pop("provenance"))
-            seeds = tuple(content.pop("seeds", ()))
-            parts = {**content, "claims": claims, "provenance": provenance, "seeds": seeds}
+            seeds, proves = (tuple(content.pop(name, ())) for name in ("seeds", "proves"))
+            parts = {**content, "claims": claims, "provenance": provenance}
+            parts |= {"seeds": seeds, "proves": proves}
             record = _build(cls, parts, ("format",))
         except (KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"{path} is not a whole figure record: {error}") from None

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend, residual_sites
+from interp.claims import Claim
 from interp.maths import unit
 from interp.models import tiny_model
+from interp.records import FigureRecord, Provenance
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
 
@@ -69,3 +71,16 @@ def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
 def opened(model_type: str, backend: str) -> Backend:
     """A tiny model of its own behind a backend; kept for the session, do not change it in place."""
     return wrap(tiny_model(model_type), backend=backend)
+
+
+def card(value: float = 0.0, *, proves: tuple[str, ...] = ("ablation",)) -> FigureRecord:
+    """A figure card that claims its only value is at most 1, and so passes or fails by it."""
+    return FigureRecord(
+        key="paper/figure",
+        title="one value",
+        kind="lines",
+        series={"value": value},
+        provenance=Provenance.collect("tiny", seed=0, seconds=0.0),
+        claims=(Claim("the value is at most 1", "at most", "/value", 1),),
+        proves=proves,
+    )

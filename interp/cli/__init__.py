@@ -14,11 +14,14 @@ from interp.errors import InterpError
 COMMANDS = {
     "demo": "the whole refusal pipeline on SmolLM2: attribute, edit, measure, export, verify",
     "inspect": "every matrix that writes a model's residual stream",
+    "ruler": "what other tools call each place in a model's residual stream",
     "attribute": "which blocks and components write the refusal margin",
     "edit": "fit an edit and save it as a weight delta",
     "measure": "refusals, over-refusals, KL and neutral NLL, with or without a delta",
-    "export": "write a delta as delta, PEFT adapter or merged model, verified",
-    "verify": "reload an export in a fresh process and compare logits",
+    "export": "write a delta for PEFT, llama.cpp, heretic, or merged into the model; verified",
+    "diff": "what a finetune or an edit changed, matrix by matrix, and along a direction",
+    "heretic": "an edit of heretic's family, to the last bit as heretic makes it",
+    "verify": "reload an export in a fresh process; with heretic as second opinion",
     "models": "model families, backends and the embedded model",
 }
 

@@ -74,6 +74,7 @@ def command(
     from interp.cli.progress import watching
     from interp.edits import applied
     from interp.export import export
+    from interp.export.gate import shipped_cards
     from interp.export.staging import check_target
     from interp.methods import refusal
 
@@ -106,7 +107,7 @@ def command(
             delta = before.compose(refusal.rebased(made, before))
         receipt = export(
             delta, to="delta", base=backend, base_name=values["model"], out=out,
-            overwrite=overwrite, **given.loading,
+            overwrite=overwrite, cards=shipped_cards(), unproven=True, **given.loading,
         )  # fmt: skip
     chosen = choice.setting
     click.echo(

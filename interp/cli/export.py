@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from interp.cli.options import json_option, loading_options, out_option, write_result
 
+if TYPE_CHECKING:
+    from interp.records import FigureRecord
+    from interp.types import WeightDelta
+
+FORMATS = ("delta", "peft", "merged", "gguf-lora", "gguf-vector", "heretic")
+"""The registry's, without importing it; a test compares the two."""
+
 
 @click.command(epilog="Example: interp export my-delta --to peft --base smollm2 --out my-adapter")
-@click.argument("delta", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--to", type=click.Choice(["delta", "peft", "merged"]), required=True, help="format")
+@click.argument("delta", type=click.Path(exists=True, path_type=Path))
+@click.option("--to", type=click.Choice(FORMATS), required=True, help="format")
 @click.option(
     "--base", required=True, help="the model it was made for: smollm2, directory or hub id"
 )
 @loading_options
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="cut every matrix to this rank; the error is printed"
+)
+@click.option(
+    "--card",
+    "card_files",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="figure card that the edit rests on, e.g. of your own demo (default: those shipped)",
+)
+@click.option("--unproven", is_flag=True, help="export without a passing card, and say so in it")
+@click.option(
+    "--no-reload",
+    is_flag=True,
+    help="merged: work on the files alone, never loading the model; `interp verify` can follow",
+)
 @click.option("--overwrite", is_flag=True, help="replace what is at --out")
 @out_option()
 @json_option
@@ -25,28 +49,110 @@ def command(
     to: str,
     base: str,
     out: Path,
+    rank: int | None,
+    card_files: tuple[Path, ...],
+    unproven: bool,
+    no_reload: bool,
     overwrite: bool,
     json_file: Path | None,
     **loading: Any,
 ) -> None:
-    """Write DELTA in another format, reload it in a fresh process, and keep it only if logits agree."""
+    """Write DELTA in another format, reload it in a fresh process, and keep it only if logits agree.
+
+    DELTA may also be an adapter of PEFT or heretic, a LoRA GGUF, or a finetuned model, which are read
+    as deltas of --base first.
+    """
+    from interp.export.gate import check
+
+    if no_reload and to != "merged":
+        raise click.UsageError("--no-reload goes with --to merged; the other formats are reloaded")
+    loading = {k: v for k, v in loading.items() if v}
+    made = _read(delta, base, loading)
+    if rank is not None:
+        from interp.export.truncation import truncated
+
+        made, report = truncated(made, rank)
+        click.echo(str(report) if report.cut else f"no matrix has more than rank {rank}")
+    cards = _cards(card_files)
+    check(made.recipe, cards, unproven=unproven)  # before anything large is loaded
+    common: dict[str, Any] = {"cards": cards, "unproven": unproven, "overwrite": overwrite}
+    result = _merge(made, base, out, loading, common) if no_reload else _export(
+        made, to, base, out, loading, common
+    )  # fmt: skip
+    write_result(json_file, {"path": str(out), **result})
+
+
+def _read(path: Path, base: str, loading: dict[str, Any]) -> WeightDelta:
+    from interp.cli.progress import watching
+    from interp.export import load_delta
+    from interp.export.reading import read_edit
+
+    if (path / "manifest.json").is_file():
+        return load_delta(path)
+    with watching() as watch:
+        return read_edit(path, base, watch=watch, **loading)
+
+
+def _cards(files: tuple[Path, ...]) -> list[FigureRecord]:
+    from interp.export.gate import shipped_cards
+    from interp.records import FigureRecord
+
+    return [FigureRecord.load(path) for path in files] if files else shipped_cards()
+
+
+def _export(
+    made: WeightDelta,
+    to: str,
+    base: str,
+    out: Path,
+    loading: dict[str, Any],
+    common: dict[str, Any],
+) -> dict[str, Any]:
     from interp.backends import open_model
     from interp.cli.progress import status
-    from interp.export import export, load_delta
+    from interp.export import export
 
-    loading = {k: v for k, v in loading.items() if v}
-    made = load_delta(delta)
     with status(f"opening {base}"):
         backend = open_model(base, **loading)
     with status(f"writing and verifying {out}"):
-        receipt = export(
-            made, to=to, base=backend, base_name=base, out=out, overwrite=overwrite, **loading
-        )
+        receipt = export(made, to=to, base=backend, base_name=base, out=out, **common, **loading)
     click.echo(
         f"{to} {receipt.verdict}: {out} (largest logit difference {receipt.difference:.2g}, "
         f"the edit moves logits by {receipt.effect:.2g})"
     )
-    write_result(json_file, {"path": str(out), **receipt_json(receipt)})
+    _say(receipt.notes, receipt.cards, receipt.unproven)
+    return receipt_json(receipt)
+
+
+def _merge(
+    made: WeightDelta, base: str, out: Path, loading: dict[str, Any], common: dict[str, Any]
+) -> dict[str, Any]:
+    from interp.cli.progress import watching
+    from interp.export.merged import checkpoint_size, merge
+
+    known = {k: v for k, v in loading.items() if k in ("revision", "trust_remote_code")}
+    if unused := sorted(loading.keys() - known.keys()):
+        raise click.UsageError(f"--no-reload loads no model: leave out --{unused[0]}")
+    with watching() as watch:
+        advance = watch("merging", checkpoint_size(base, known.get("revision")))
+        report = merge(made, base, out, advance=advance, **common, **known)
+    click.echo(f"merged, not reloaded: {out}; next: interp verify {out} --base {base}")
+    _say(report, report["cards"], report["unproven"])
+    return report
+
+
+def _say(notes: Any, cards: Any, unproven: bool) -> None:
+    if leak := notes.get("leak"):
+        click.echo(
+            f"stored as {notes['dtype']}: rounding puts back at most {leak['largest']:.2%} of the "
+            f"edited component ({leak['at']})"
+        )
+    if "sha256" in notes:
+        click.echo(f"adapter_model.safetensors: SHA-256 {notes['sha256']}")
+    if notes.get("environment", "known") != "known":
+        click.echo(f"note: {notes['environment']}", err=True)
+    rests = ", ".join(f"{card['key']} ({card['verdict']})" for card in cards) or "none"
+    click.echo(f"figure cards: {rests}" + ("; UNPROVEN" if unproven else ""))
 
 
 def receipt_json(receipt: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,25 +11,63 @@ from interp.cli.export import receipt_json
 from interp.cli.options import json_option, loading_options, write_result
 from interp.errors import InterpError
 
+if TYPE_CHECKING:
+    from interp.methods.heretic import Opinion
 
-@click.command(epilog="Example: interp verify my-adapter --base smollm2")
+
+@click.command(
+    epilog="Example: interp verify my-adapter --base smollm2      "
+    "With heretic's own counts: interp verify my-adapter --base smollm2 --with heretic"
+)
 @click.argument("export", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--base", required=True, help="the model it was made for: smollm2, directory or hub id"
 )
 @loading_options
+@click.option(
+    "--with",
+    "other",
+    type=click.Choice(["heretic"]),
+    help="second opinion of this program, installed once into an environment of its own",
+)
+@click.option("--refuse", default="capability", show_default=True, metavar="FILE|SET",
+              help="second opinion: requests")  # fmt: skip
+@click.option("--comply", default="capability", show_default=True, metavar="FILE|SET",
+              help="second opinion: answerable prompts")  # fmt: skip
+@click.option("--split", type=click.Choice(["fit", "select", "report", "all"]), default="report",
+              show_default=True, help="split of a shipped set")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), help="use at most this many of each")
+@click.option("--system", help="system turn (default: heretic's)")
+@click.option("--prefix", default="", help="text that every answer already begins with")
+@click.option("--tokens", type=click.IntRange(min=1), default=24, show_default=True,
+              help="length of a response when refusals are counted")  # fmt: skip
 @json_option
-def command(export: Path, base: str, json_file: Path | None, **loading: Any) -> None:
-    """Reload EXPORT (delta, PEFT adapter or merged model) in a fresh process and compare logits.
+def command(
+    export: Path,
+    base: str,
+    dtype: str | None,
+    device_map: str | None,
+    quantize: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    other: str | None,
+    json_file: Path | None,
+    **asked: Any,
+) -> None:
+    """Reload EXPORT, in any format, in a fresh process and compare logits.
 
-    Exit code 1 when a file is damaged, the base is another, nothing changes, or logits differ.
+    Exit code 1 when a file is damaged, the base is another, nothing changes, logits differ, or the
+    second opinion disagrees.
     """
     from interp.cli.progress import status
     from interp.export import verify_export
 
+    loading = {"dtype": dtype, "device_map": device_map, "quantize": quantize}
+    loading |= {"revision": revision, "trust_remote_code": trust_remote_code}
+    loading = {k: v for k, v in loading.items() if v}
     try:
         with status(f"verifying {export}"):
-            receipt = verify_export(export, base, **{k: v for k, v in loading.items() if v})
+            receipt = verify_export(export, base, **loading)
     except InterpError as error:
         write_result(json_file, {"path": str(export), "verdict": "failed", "error": str(error)})
         raise
@@ -37,4 +75,70 @@ def command(export: Path, base: str, json_file: Path | None, **loading: Any) -> 
         f"{receipt.format} {receipt.verdict}: largest logit difference {receipt.difference:.2g} "
         f"({receipt.probe}), effect {receipt.effect:.2g}"
     )
-    write_result(json_file, {"path": str(export), **receipt_json(receipt)})
+    result = {"path": str(export), **receipt_json(receipt)}
+    opinion = _ask(export, receipt.format, base, loading, asked) if other else None
+    if opinion is not None:
+        result["heretic"] = opinion.as_json()
+    write_result(json_file, result)
+    if opinion is not None and opinion.agreement == "disagree":
+        raise click.exceptions.Exit(1)
+
+
+def _ask(
+    export: Path, kind: str, base: str, loading: dict[str, Any], asked: dict[str, Any]
+) -> Opinion:
+    """heretic's measures beside ours, printed as a table."""
+    import tempfile
+
+    from interp.backends import open_model
+    from interp.cli.progress import is_quiet, status
+    from interp.data import load_class
+    from interp.export.exporter import dtype_of
+    from interp.export.heretic_program import install
+    from interp.export.merged import merge
+    from interp.export.reading import read_edit
+    from interp.methods.heretic import second_opinion
+    from interp.methods.heretic.directions import SYSTEM
+    from interp.methods.heretic.opinion import check_prompts
+    from interp.models.loading import resolve
+
+    refuse, comply = (
+        load_class(asked[side], side, split=asked["split"], limit=asked["limit"])  # type: ignore[arg-type]
+        for side in ("refuse", "comply")
+    )
+    system = SYSTEM if asked["system"] is None else asked["system"]
+    with status(f"opening {base}"):
+        edit = read_edit(export, base, **loading)
+        backend = open_model(base, **loading)
+        check_prompts(backend, system)
+    with status("heretic: installing, once"):
+        program = install(click.echo if is_quiet() else lambda text: click.echo(text, err=True))
+    with tempfile.TemporaryDirectory(prefix="interp-merged-") as scratch:
+        merged = export
+        if kind != "merged":
+            merged = Path(scratch) / "merged"
+            kept = {k: v for k, v in loading.items() if k in ("revision", "trust_remote_code")}
+            merge(edit, base, merged, unproven=True, **kept)
+        with status("measuring here, then with heretic"):
+            opinion = second_opinion(
+                program, backend, edit, resolve(base), merged, refuse, comply, system=system,
+                prefix=asked["prefix"], tokens=asked["tokens"], dtype=dtype_of(backend.model),
+            )  # fmt: skip
+    _show(opinion, len(comply))
+    return opinion
+
+
+def _show(opinion: Opinion, n: int) -> None:
+    from interp.cli.tables import table
+
+    rows = []
+    for name, found in (("interp", opinion.ours), ("heretic", opinion.theirs)):
+        if found is not None:
+            cells = [f"{found.refusals}/{found.n}", f"{found.base_refusals}/{found.n}"]
+            rows.append([name, *cells, f"{found.kl:.4f}"])
+    columns = ("measured by", ">refusals", ">before", f">KL₁ nats ({n} prompts)")
+    table("second opinion", columns, rows)
+    if opinion.theirs is None:
+        click.echo(f"heretic has no opinion, it says: {opinion.message}")
+    else:
+        click.echo(f"heretic and interp {opinion.agreement}")

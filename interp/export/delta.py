@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import DeltaError
+from interp.export import gate
 from interp.export.exporter import Attached, Base, Exporter
+from interp.export.gate import Passed
 from interp.export.staging import check_target, publish, staged
 from interp.export.tensors import (
     AGAIN,
@@ -31,6 +33,7 @@ from interp.export.tensors import (
     write_tensors,
 )
 from interp.files import sha256_file, write_json
+from interp.records import FigureRecord
 from interp.types import Axes, Coverage, LowRank, Shift, Update, WeightDelta
 
 FORMAT = "interp-delta"
@@ -46,26 +49,33 @@ FIELDS = {
     "untied": bool,
     "updates": list,
     "cards": list,
+    "unproven": bool,
     "sha256": str,
 }
 
 
 def save_delta(
-    delta: WeightDelta, out: Path | str, *, cards: Sequence[str] = (), overwrite: bool = False
+    delta: WeightDelta,
+    out: Path | str,
+    *,
+    cards: Sequence[FigureRecord] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Write a delta without verifying it against its base (that is :func:`interp.export.export`).
+
+    Without cards that pass, its manifest calls it unproven.
 
     Raises DeltaError for factors or a recipe that cannot be written, ExportError when ``out`` holds
     something that is no export.
     """
     target = check_target(Path(out), overwrite=overwrite)
     with staged(target) as stage:
-        write(delta, stage, cards)
+        write(delta, stage, gate.check(delta.recipe, cards, unproven=True))
         publish(stage, target, overwrite=overwrite)
     return target
 
 
-def write(delta: WeightDelta, out: Path, cards: Sequence[str] = ()) -> None:
+def write(delta: WeightDelta, out: Path, passed: Passed) -> None:
     """The two files of a delta, into a directory that exists."""
     tensors: dict[str, Tensor] = {}
     updates = []
@@ -94,7 +104,8 @@ def write(delta: WeightDelta, out: Path, cards: Sequence[str] = ()) -> None:
         "provenance": plain(delta.provenance, "the provenance", DeltaError),
         "untied": delta.untied,
         "updates": updates,
-        "cards": plain(list(cards), "the list of figure cards", DeltaError),
+        "cards": plain(passed.cards, "the list of figure cards", DeltaError),
+        "unproven": passed.unproven,
         "sha256": sha256_file(out / TENSORS),
     }
     write_json(out / MANIFEST, sealed(manifest))
@@ -209,10 +220,10 @@ def _read_update(
     return LowRank(take("b"), take("a"), entry["axes"])
 
 
-def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> None:
+def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> None:
     # The base's name is what the error for another base shows.
     named = replace(delta, provenance={"model": base.name, **delta.provenance})
-    write(named, out, cards)
+    write(named, out, passed)
 
 
 def _attach(path: Path, base: Base | None, options: Mapping[str, Any]) -> Attached:

@@ -6,18 +6,255 @@ Neither model is built with its weights: names and shapes come from the config, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.edits import FINGERPRINT_SAMPLES
+from interp.errors import DeltaError
+from interp.export.factors import Cut, Factored, effective_rank, factor, rounding_floor
+from interp.export.sides import Pair, Part, Target, targets, unclaimed
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.checkpoint import Checkpoint
 from interp.models.layout import pieces
+from interp.models.loading import resolve
+from interp.models.skeleton import skeleton
+from interp.types import Coverage, LowRank, Shift, Update, WeightDelta
 
 CHUNK = 64 << 20
 """Bytes of one tensor that are held at a time where rows are enough."""
+
+Watch = Callable[[str, int], Callable[[int], None]]
+
+
+def unwatched(label: str, total: int) -> Callable[[int], None]:
+    return lambda done: None
+
+
+def difference(
+    base_dir: str | Path,
+    other_dir: str | Path,
+    *,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    strict: bool = False,
+    trust_remote_code: bool = False,
+    watch: Watch = unwatched,
+) -> WeightDelta:
+    """``other − base`` as a delta of ``base``; both are directories with safetensors (or ``smollm2``).
+
+    Each matrix keeps the singular values that rounding of the coarser dtype cannot explain; with
+    ``tolerance`` instead as few as leave out that share of its norm; with ``rank`` at most so many.
+    What was cut is measured and stands in ``recipe["tensors"]`` by runtime name: ``norm``,
+    ``relative`` (to ‖W‖), ``rank``, ``effective_rank``, ``left_out`` (share of the norm), ``exact``.
+    ``recipe["rounding"]`` lists what differs by rounding only, ``recipe["not_held"]`` by name in the
+    files what a delta has no update for (norm gains, convolutions, gate and up projections of fused
+    experts …) with its norm; with ``strict`` that is an error.
+
+    Experts that are fused at run time are stacked and share the largest rank among them. Where both
+    files tie the unembedding, the update of the embedding edits both, as it does in ``other``;
+    where only ``base`` does, the delta is ``untied`` and the unembedding has an update of its own
+    (none if it still is the base's embedding).
+
+    Raises ModelNotFound for files that cannot be read, DeltaError for two architectures, for
+    quantised weights, for two models that do not differ beyond rounding, and for ``strict``.
+    """
+    if tolerance is not None and not 0.0 <= tolerance < 1.0:
+        raise DeltaError(f"tolerance is a share of the norm, from 0 to below 1, not {tolerance}")
+    if rank is not None and rank < 1:
+        raise DeltaError(f"a delta needs rank 1 or more, not {rank}")
+    names = str(base_dir), str(other_dir)
+    model, anatomy = skeleton(names[0], trust_remote_code=trust_remote_code)
+    _check_same(names, anatomy, skeleton(names[1], trust_remote_code=trust_remote_code)[1])
+    pair = Pair(*(Checkpoint.open(_folder(name)) for name in names))
+    for name, side in zip(names, (pair.base, pair.other), strict=True):
+        if any(_quantised(side, writer) for writer in anatomy.writers):
+            raise DeltaError(
+                f"the weights of {name} are quantised; give the unquantised checkpoint"
+            )
+    wanted = targets(pair, model, anatomy)
+    found = _Found(Cut(rank, tolerance))
+    advance = watch("difference", len(wanted))
+    for target in wanted:
+        found.add(pair, target)
+        advance(1)
+    for key, why in unclaimed(pair, anatomy, wanted):
+        found.leave(pair, key, why)
+    if strict and found.not_held:
+        raise DeltaError(
+            f"{len(found.not_held)} changed tensors cannot be held by a delta, first "
+            f"{min(found.not_held)}; leave strict out to list them"
+        )
+    return _delta(found, pair, anatomy, rank, tolerance)
+
+
+def _folder(name: str) -> str:
+    """Where a model lies. Raises DeltaError for a hub id that was not downloaded to a directory."""
+    folder = resolve(name)
+    if not Path(folder).is_dir():
+        raise DeltaError(
+            f"{name} is no directory; download it with: hf download {name} --local-dir DIR"
+        )
+    return folder
+
+
+def _check_same(names: tuple[str, str], base: Anatomy, other: Anatomy) -> None:
+    mine, theirs = ({w.weight: w.shape for w in a.writers} for a in (base, other))
+    if base.model_type == other.model_type and mine == theirs:
+        return
+    what = f"{base.model_type} and {other.model_type}"
+    if base.model_type == other.model_type:
+        name = next(n for n in (*mine, *theirs) if mine.get(n) != theirs.get(n))
+        what = f"{name} has shape {mine.get(name)} and {theirs.get(name)}"
+    raise DeltaError(
+        f"{names[0]} and {names[1]} are different architectures ({what}); a difference needs two "
+        "checkpoints of one"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the comparison has met so far."""
+
+    cut: Cut
+    updates: dict[str, Update] = field(default_factory=dict)
+    saved: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
+    not_held: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, pair: Pair, target: Target) -> None:
+        if target.axes is None:
+            self._add_shift(pair, target)
+        else:
+            self._add_weight(pair, target)
+
+    def _add_shift(self, pair: Pair, target: Target) -> None:
+        (part,) = target.parts
+        before, change = _read(pair, part)
+        if bool(change.any()):
+            norm = change.double().norm().item()
+            self.updates[target.name] = Shift(change)
+            self.saved[target.name] = target.saved
+            self.tensors[target.name] = {
+                "norm": norm,
+                "relative": _share(norm, before),
+                "rank": 0,
+                "effective_rank": 0.0,
+                "left_out": 0.0,
+                "exact": True,
+            }
+
+    def _add_weight(self, pair: Pair, target: Target) -> None:
+        squares, made = 0.0, []
+        for part in target.parts:
+            before, change = _read(pair, part)
+            weight = _norm(before)
+            squares += weight**2
+            floor = 0.0
+            if bool(change.any()):
+                floor = rounding_floor(before + change, pair.eps(part))
+            made.append(factor(change, self.cut, floor))
+        norm = math.sqrt(sum(m.norm**2 for m in made))
+        if norm == 0.0:
+            return
+        if not any(m.rank for m in made):
+            self.rounding[target.name] = norm
+            return
+        self.updates[target.name] = _stacked(made, target)
+        self.saved[target.name] = target.saved
+        left = math.sqrt(sum(m.left_out**2 for m in made))
+        self.tensors[target.name] = {
+            "norm": norm,
+            "relative": norm / math.sqrt(squares) if squares else None,
+            "rank": max(m.rank for m in made),
+            "effective_rank": max(effective_rank(m.values) for m in made),
+            "left_out": left / norm,
+            "exact": all(m.exact for m in made),
+        }
+
+    def leave(self, pair: Pair, key: str, why: str) -> None:
+        """Note a tensor that is not compared as an update, if it changed."""
+        norm, before = pair.change(key)
+        if norm is None or norm > 0.0:
+            relative = norm / before if norm is not None and before else None
+            self.not_held[key] = {"norm": norm, "relative": relative, "why": why}
+
+
+def _read(pair: Pair, part: Part) -> tuple[Tensor, Tensor]:
+    """A part of the base and its change, both fp32 and canonical; an absent side counts as zero."""
+    base, other = pair.read(part)
+    before = base.float() if base is not None else torch.zeros_like(other, dtype=torch.float32)
+    after = other.float() if other is not None else torch.zeros_like(before)
+    return before, after - before
+
+
+def _norm(value: Tensor) -> float:
+    # Float64 sums in pieces: a copy of a whole embedding in float64 would double what is held.
+    parts = value.reshape(-1).split(1 << 24)
+    return math.sqrt(sum(part.double().square().sum().item() for part in parts))
+
+
+def _share(norm: float, before: Tensor) -> float | None:
+    whole = _norm(before)
+    return norm / whole if whole else None
+
+
+def _stacked(made: list[Factored], target: Target) -> LowRank:
+    """One update; experts that need fewer ranks than the largest get zeros, which add nothing."""
+    assert target.axes is not None
+    if not target.axes.startswith("expert"):
+        return LowRank(made[0].b.float(), made[0].a.float(), target.axes)
+    rank = max(m.rank for m in made)
+    pad = torch.nn.functional.pad
+    b = torch.stack([pad(m.b.float(), (0, rank - m.rank)) for m in made])
+    a = torch.stack([pad(m.a.float(), (0, 0, 0, rank - m.rank)) for m in made])
+    return LowRank(b, a, target.axes)
+
+
+def _delta(
+    found: _Found, pair: Pair, anatomy: Anatomy, rank: int | None, tolerance: float | None
+) -> WeightDelta:
+    names = {"base": pair.base.folder.name, "other": pair.other.folder.name}
+    if not found.updates:
+        rest = f"; {len(found.not_held)} changed tensors have no update" if found.not_held else ""
+        raise DeltaError(
+            f"{names['other']} does not differ from {names['base']} beyond rounding in anything that "
+            f"a delta holds ({len(found.rounding)} matrices within rounding{rest}); give tolerance=0 "
+            "to keep the rounding too"
+        )
+    left = max(entry["left_out"] for entry in found.tensors.values())
+    edited = tuple(w.weight for w in anatomy.writers if w.weight in found.updates)
+    skipped = {
+        w.weight: "differs by rounding only" if w.weight in found.rounding else "unchanged"
+        for w in anatomy.writers
+        if w.weight not in found.updates
+    }
+    return WeightDelta(
+        updates=found.updates,
+        base=checkpoint_fingerprint(pair.base, anatomy),
+        recipe={
+            "method": "difference",
+            **names,
+            "rank": rank,
+            "tolerance": tolerance,
+            "tensors": found.tensors,
+            "rounding": found.rounding,
+            "not_held": found.not_held,
+        },
+        exactness=(
+            f"the difference of two checkpoints; at most {left:.2g} of a matrix's change is left out"
+        ),
+        coverage=Coverage(edited, skipped),
+        provenance={"model": names["base"]},
+        checkpoint=found.saved,
+        untied=pair.unties(anatomy),
+    )
 
 
 def checkpoint_fingerprint(checkpoint: Checkpoint, anatomy: Anatomy) -> str:

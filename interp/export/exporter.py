@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from interp.backends.hooks import HooksBackend
 from interp.backends.opening import open_model
 from interp.backends.protocol import AnyEdit
 from interp.errors import ExportError
+from interp.export.gate import Passed
 from interp.models.anatomy import Anatomy
 from interp.types import WeightDelta
 
@@ -78,7 +79,7 @@ class Exporter:
     summary: str
     marks: tuple[str, ...]
     refusal: Callable[[WeightDelta, Base], str | None]
-    write: Callable[[WeightDelta, Base, Path, Sequence[str]], Mapping[str, Any] | None]
+    write: Callable[[WeightDelta, Base, Path, Passed], Mapping[str, Any] | None]
     check: Callable[[Path], WeightDelta | None]
     attach: Callable[[Path, Base | None, Mapping[str, Any]], Attached]
     direct: Callable[[Path, Base], WeightDelta] | None = None

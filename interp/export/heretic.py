@@ -10,7 +10,7 @@ saves, and says whether the hash matches. Same machine and versions are needed f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from interp.data.prompts import PromptSet, load_class
 from interp.errors import ExportError
 from interp.export import heretic_program, peft
 from interp.export.exporter import Base, Exporter
+from interp.export.gate import Passed
 from interp.export.tensors import AGAIN, read_object
 from interp.files import sha256_file, write_json, write_text
 from interp.models.loading import resolve
@@ -44,7 +45,7 @@ def _refusal(delta: WeightDelta, base: Base) -> str | None:
     return None
 
 
-def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> dict[str, Any]:
+def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> dict[str, Any]:
     recipe = delta.recipe
     files = _write_prompts(recipe["prompts"], out / PROMPTS)
     _write_adapter(delta, base, out)

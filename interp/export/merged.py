@@ -15,8 +15,10 @@ from typing import Any
 
 from interp.edits import applied
 from interp.errors import DeltaError, ExportError, ModelNotFound
+from interp.export import gate
 from interp.export.difference import checkpoint_fingerprint
 from interp.export.exporter import Attached, Base, Exporter, open_base
+from interp.export.gate import Passed
 from interp.export.placing import place
 from interp.export.staging import RECEIPT, check_target, publish, staged
 from interp.export.streaming import Advance, stream, weight_map
@@ -25,6 +27,7 @@ from interp.files import write_json
 from interp.models.checkpoint import INDEX, Checkpoint
 from interp.models.loading import resolve, without_bars
 from interp.models.skeleton import skeleton
+from interp.records import FigureRecord
 from interp.types import WeightDelta
 
 CONFIG = "config.json"
@@ -41,7 +44,8 @@ def merge(
     out: Path | str,
     *,
     overwrite: bool = False,
-    cards: Sequence[str] = (),
+    cards: Sequence[FigureRecord] = (),
+    unproven: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
     advance: Advance = lambda done: None,
@@ -51,9 +55,12 @@ def merge(
     Memory stays at a few tens of megabytes above the imports, whatever the size. No logits are
     compared: :func:`interp.export.verify_export` does that where the model can be loaded. ``out``
     gets ``merge.json`` instead of a receipt.
+    cards, unproven: as in :func:`interp.export.export`.
     Raises ModelNotFound for a base without safetensors on this machine, DeltaError for another
-    base, ExportError for what the files cannot hold; then nothing is left at ``out``.
+    base, ExportError for what the files cannot hold and for cards that are not good; then nothing
+    is left at ``out``.
     """
+    passed = gate.check(delta.recipe, cards, unproven=unproven)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     model, anatomy = skeleton(base_name, **options)  # type: ignore[arg-type]
     base = Base(model, None, anatomy, base_name, options)
@@ -71,8 +78,9 @@ def merge(
         raise ExportError(f"merged cannot hold this edit: {why}; export it as a delta")
     with staged(target) as stage:
         done = _stream(checkpoint, delta, base, stage, advance)
-        report = {"base": base_name, "fingerprint": found, "cards": list(cards), **done}
+        report = {"base": base_name, "fingerprint": found, **done}
         report |= {"recipe": delta.recipe, "exactness": delta.exactness}
+        report |= {"cards": passed.cards, "unproven": passed.unproven}
         write_json(stage / REPORT, sealed(plain(report, "the report", ExportError)))
         publish(stage, target, overwrite=overwrite)
     return report
@@ -80,10 +88,17 @@ def merge(
 
 def checkpoint_of(base: Base) -> Checkpoint:
     """The base's safetensors on this machine. Raises ModelNotFound where there are none."""
-    folder = Path(resolve(base.name))
-    if not folder.is_dir():
-        folder = _downloaded(base.name, base.options.get("revision"))
-    return Checkpoint.open(folder)
+    return _checkpoint(base.name, base.options.get("revision"))
+
+
+def checkpoint_size(name: str, revision: str | None = None) -> int:
+    """Bytes of a base's safetensors files. Raises ModelNotFound where there are none."""
+    return sum(file.stat().st_size for file in _checkpoint(name, revision).files)
+
+
+def _checkpoint(name: str, revision: str | None) -> Checkpoint:
+    folder = Path(resolve(name))
+    return Checkpoint.open(folder if folder.is_dir() else _downloaded(name, revision))
 
 
 def _downloaded(name: str, revision: str | None) -> Path:
@@ -109,7 +124,7 @@ def _refusal(delta: WeightDelta, base: Base) -> str | None:
     return None
 
 
-def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> dict[str, Any]:
+def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> dict[str, Any]:
     try:
         checkpoint = checkpoint_of(base)
     except ModelNotFound:  # a base in another file format, which only transformers reads

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from torch.nn.functional import pad
 
 from interp.errors import ExportError
 from interp.export.exporter import Attached, Base, Exporter
+from interp.export.gate import Passed
 from interp.export.tensors import first_line, read_object, read_tensors, write_tensors
 from interp.files import write_json
+from interp.models.anatomy import Anatomy
 from interp.types import Coverage, LowRank, Shift, WeightDelta
+
+Weights = Callable[[str], Tensor | None]
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -66,7 +70,7 @@ def _refusal(delta: WeightDelta, base: Base) -> str | None:
     return None
 
 
-def _write(delta: WeightDelta, base: Base, out: Path, cards: Sequence[str]) -> None:
+def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> None:
     rank = delta.rank
     embeddings = {w.weight for w in base.anatomy.embeddings}
     tensors: dict[str, Tensor] = {}
@@ -229,30 +233,48 @@ def _trimmed(update: LowRank) -> LowRank:
 
 
 def _on_base(path: Path, base: Base) -> dict[str, LowRank]:
-    """The updates with the axes of the base's modules. Raises ExportError for another base."""
-    params = dict(base.model.named_parameters(remove_duplicate=False))
+    return on_base(path, base.model, base.name)
+
+
+def on_base(
+    path: Path, model: nn.Module, base_name: str, weight: Weights | None = None
+) -> dict[str, LowRank]:
+    """The updates with the axes of the base's modules. Raises ExportError for another base.
+
+    weight: gives the base's own value of a parameter where ``model`` is a skeleton without any.
+    """
+    params = dict(model.named_parameters(remove_duplicate=False))
     updates = read_peft(path)
     if unmatched := [name for name in updates if name not in params]:
         raise ExportError(
-            f"{path} does not fit {base.name}: {len(unmatched)} of its {len(updates)} targets are "
+            f"{path} does not fit {base_name}: {len(unmatched)} of its {len(updates)} targets are "
             f"not in the base ({', '.join(unmatched[:3])}); give the base it was made for"
         )
     for key, value in read_tensors(path / TENSORS, ExportError).items():
-        if (match := CARRIED.fullmatch(key)) and not _same(params.get(f"{match[1]}.weight"), value):
+        if (match := CARRIED.fullmatch(key)) is None:
+            continue
+        if not _same((weight or params.get)(f"{match[1]}.weight"), value):
             raise ExportError(
-                f"{path} carries its own {match[1]}, which is not that of {base.name}; merge it "
+                f"{path} carries its own {match[1]}, which is not that of {base_name}; merge it "
                 "with PEFT and verify the merged model"
             )
     placed = {}
     for name, update in updates.items():
-        placed[name] = replace(update, axes=_axes(base.model, name, update))
+        placed[name] = replace(update, axes=_axes(model, name, update))
         shape = placed[name].stored_shape
         if shape != tuple(params[name].shape):
             raise ExportError(
-                f"{path} was made for another base: it adapts {name} as {shape}, {base.name} has "
+                f"{path} was made for another base: it adapts {name} as {shape}, {base_name} has "
                 f"{tuple(params[name].shape)}; give the base it was made for"
             )
     return placed
+
+
+def unties(anatomy: Anatomy, updates: Collection[str]) -> bool:
+    """Whether updates made one by one reach a tied embedding or unembedding, which then part."""
+    tied = {w.weight for w in anatomy.embeddings if w.tied}
+    tied |= {f"{anatomy.unembed}.weight"} if tied else set()
+    return not tied.isdisjoint(updates)
 
 
 def _same(param: Tensor | None, carried: Tensor) -> bool:
@@ -272,15 +294,13 @@ def _axes(model: nn.Module, name: str, update: LowRank) -> Any:
 def _direct(path: Path, base: Base) -> WeightDelta:
     """The weight edit that the adapter's factors stand for."""
     updates = _on_base(path, base)
-    tied = {w.weight for w in base.anatomy.embeddings if w.tied}
-    tied |= {f"{base.anatomy.unembed}.weight"} if tied else set()
     return WeightDelta(
         updates=updates,
         base="unverified",
         recipe={"adapter": str(path)},
         exactness="W + BA",
         coverage=Coverage(tuple(updates), {}),
-        untied=bool(tied & updates.keys()),
+        untied=unties(base.anatomy, updates),
     )
 
 

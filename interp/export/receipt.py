@@ -29,7 +29,8 @@ class Receipt:
     give. effect: the same between the edited model and its base. scale: largest absolute logit.
     tolerance: largest allowed ``difference / scale``. probe: without a stored one, ``difference``
     compares an adapter with the weight edit made from its factors, and is 0 where there is nothing
-    to compare with. files: relative path → SHA-256. notes: what the format says about these files
+    to compare with. cards, unproven: see
+    :mod:`interp.export.gate`. files: relative path → SHA-256. notes: what the format says about these files
     (the leak of a merge, the error of a truncation). seconds: wall time of writing and verifying.
     """
 
@@ -45,7 +46,8 @@ class Receipt:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     exactness: str = ""
     coverage: Mapping[str, int] = field(default_factory=dict)
-    cards: tuple[str, ...] = ()
+    cards: tuple[Mapping[str, Any], ...] = ()
+    unproven: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from torch import nn
 from interp.backends.protocol import Backend
 from interp.edits import check_base, fingerprint
 from interp.errors import ExportError
-from interp.export import exchange
+from interp.export import exchange, gate
 from interp.export.exchange import Reply, Request
 from interp.export.exporter import (
     Base,
@@ -29,6 +29,7 @@ from interp.export.receipt import TOLERANCES, Receipt, check_files, hashes, vers
 from interp.export.staging import check_target, publish, staged
 from interp.models.anatomy import Anatomy
 from interp.models.loading import resolve
+from interp.records import FigureRecord
 from interp.types import WeightDelta
 
 Opened = Backend | tuple[nn.Module, Any, Anatomy]
@@ -42,16 +43,19 @@ def export(
     base_name: str,
     out: Path | str,
     overwrite: bool = False,
-    cards: Sequence[str] = (),
+    cards: Sequence[FigureRecord] = (),
+    unproven: bool = False,
     **options: Any,
 ) -> Receipt:
     """Write ``delta`` in the format ``to`` and verify it before it appears at ``out``.
 
     base: the open model, as a backend or ``(model, tokenizer, anatomy)``; base_name: the name under
     which a fresh process opens it again, with ``options`` of :func:`interp.models.loading.load`
-    (the dtype is the open model's). cards: figure cards that the edit rests on.
-    Raises ExportError when the format cannot hold the edit, the reloaded export is not the edit, or
-    ``out`` holds something else; DeltaError for another base. Then nothing is left at ``out``.
+    (the dtype is the open model's). cards: figure cards that the edit rests on; without one for each
+    of its methods, all passing, it does not leave unless ``unproven``, and then the files say so.
+    Raises ExportError when the cards are not good, the format cannot hold the edit, the reloaded
+    export is not the edit, or ``out`` holds something else; DeltaError for another base. Then
+    nothing is left at ``out``.
     """
     started = time.perf_counter()
     exporter = exporter_named(to)
@@ -60,15 +64,21 @@ def export(
     _check_not_the_base(target, base_name)
     check_base(opened.model, opened.anatomy, delta)
     check_holds(exporter, delta, opened)
+    passed = gate.check(delta.recipe, cards, unproven=unproven)
     with staged(target) as stage:
-        notes = exporter.write(delta, opened, stage, cards) or {}
+        notes = exporter.write(delta, opened, stage, passed) or {}
         found, probe = _compare(delta, exporter, opened, stage)
         if found.why:
             raise ExportError(f"the {to} export did not verify: {found.why}; nothing was written")
         probe.save(stage)
         seconds = round(time.perf_counter() - started, 3)
         found = replace(
-            found, cards=tuple(cards), notes=notes, files=hashes(stage), seconds=seconds
+            found,
+            cards=passed.cards,
+            unproven=passed.unproven,
+            notes=notes,
+            files=hashes(stage),
+            seconds=seconds,
         )
         found.save(stage)
         publish(stage, target, overwrite=overwrite)

@@ -34,9 +34,9 @@ class Saved:
 
     @property
     def base(self) -> dict[str, Any]:
-        """The arguments of ``export`` that name the base."""
+        """The arguments of ``export`` that name the base, for edits without a figure card."""
         opened = (self.model, self.tokenizer, self.anatomy)
-        return {"base": opened, "base_name": str(self.path)}
+        return {"base": opened, "base_name": str(self.path), "unproven": True}
 
     def ablated(self, *, seed: int = 1, weights: bool = False, **options: Any) -> WeightDelta:
         """Ablation of a random direction; ``weights`` leaves the bias updates out."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toolbox import card
 
 from interp.errors import DeltaError, ExportError, InterpError
 from interp.export import load_delta, save_delta
@@ -23,7 +24,7 @@ from interp.types import LowRank, Shift, WeightDelta
 def written(saved, tmp_path_factory) -> Path:
     """A delta of qwen3_moe: plain and expert updates, split over checkpoint names."""
     out = tmp_path_factory.mktemp("written") / "delta"
-    return save_delta(saved("qwen3_moe").ablated(embeddings=True), out, cards=["paper/figure"])
+    return save_delta(saved("qwen3_moe").ablated(embeddings=True), out, cards=[card()])
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_experts_that_are_saved_apart_have_factors_apart(written, saved) -> None
 def test_the_manifest_says_what_it_is(written, saved) -> None:
     manifest = manifest_of(written)
     assert (manifest["format"], manifest["version"]) == ("interp-delta", 1)
-    assert manifest["cards"] == ["paper/figure"]
+    assert [c["key"] for c in manifest["cards"]] == ["paper/figure"]
+    assert manifest["unproven"] is False
     assert manifest["recipe"]["method"] == "ablation"
     assert manifest["sha256"] == sha256_file(written / "delta.safetensors")
     assert manifest["base"] == saved("qwen3_moe").ablated().base

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toolbox import card
 
 from interp import files
 from interp.errors import DeltaError, ExportError, InterpError
@@ -29,7 +30,7 @@ def exports(saved, tmp_path_factory) -> dict[str, Path]:
     patch.setattr(exchange, "ask", reload.answer)
     base, out = saved("llama", tokenizer=True), tmp_path_factory.mktemp("exports")
     for to in FORMATS:
-        export(base.ablated(), to=to, **base.base, out=out / to, cards=["refusal/direction"])
+        export(base.ablated(), to=to, **base.base, out=out / to, cards=[card()])
     patch.undo()
     return {to: out / to for to in FORMATS}
 
@@ -57,7 +58,8 @@ def test_the_receipt_says_what_was_compared(exports, saved) -> None:
         assert receipt.fingerprint == base.ablated().base
         assert receipt.coverage == {"edited": 6, "skipped": 1, "total": 7}
         assert receipt.recipe["method"] == "ablation"
-        assert receipt.cards == ("refusal/direction",)
+        assert [c["key"] for c in receipt.cards] == ["paper/figure"]
+        assert not receipt.unproven
         assert receipt.difference <= receipt.tolerance * receipt.scale < receipt.effect
         assert receipt.versions.keys() >= {"interp", "torch", "transformers", "peft"}
         assert receipt.seconds > 0
@@ -242,8 +244,8 @@ def test_a_writer_that_writes_something_else_is_caught(saved, tmp_path, monkeypa
     """An exporter that gives every expert the factors of another."""
     base = saved("mixtral")
 
-    def wrong(delta, opened, out, cards):
-        peft_format._write(delta, opened, out, cards)
+    def wrong(delta, opened, out, passed):
+        peft_format._write(delta, opened, out, passed)
         tensors = load_file(out / peft_format.TENSORS)
         for key, value in tensors.items():
             if "experts.lora_A" in key:
@@ -270,6 +272,7 @@ def test_a_delta_for_another_base_is_refused(saved, tmp_path) -> None:
             to="peft",
             base=base.base["base"],
             base_name=str(other.path),
+            unproven=True,
             out=tmp_path / "out",
         )
     assert nothing_is_left(tmp_path)

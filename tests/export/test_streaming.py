@@ -47,7 +47,7 @@ def test_files_and_memory_give_the_same_bits(model_type, dtype, saved, tmp_path)
     edit = base.ablated(embeddings=True)
     with applied(base.model, base.anatomy, edit) as model:
         model.save_pretrained(tmp_path / "memory")
-    report = merge(edit, str(base.path), tmp_path / "files")
+    report = merge(edit, str(base.path), tmp_path / "files", unproven=True)
     found, base_files = tensors(tmp_path / "files"), tensors(base.path)
     assert_same(found, tensors(tmp_path / "memory"))
     # transformers loads, and so saves, a few parameters in fp32 whatever the files hold.
@@ -60,7 +60,7 @@ def test_shards_stay_as_they_are_and_the_index_is_right(saved, tmp_path) -> None
     base = saved("qwen3_moe")
     folder = sharded(base, tmp_path / "base")
     edit = base.ablated()
-    merge(edit, str(folder), tmp_path / "out")
+    merge(edit, str(folder), tmp_path / "out", unproven=True)
     assert {p.name for p in (tmp_path / "out").glob("*.safetensors")} == {
         p.name for p in folder.glob("*.safetensors")
     }
@@ -76,7 +76,7 @@ def test_shards_stay_as_they_are_and_the_index_is_right(saved, tmp_path) -> None
 def test_an_untied_unembedding_is_added_to_shards_and_index(saved, tmp_path) -> None:
     base = saved("llama")
     folder = sharded(base, tmp_path / "base")
-    report = merge(base.ablated(embeddings=True), str(folder), tmp_path / "out")
+    report = merge(base.ablated(embeddings=True), str(folder), tmp_path / "out", unproven=True)
     assert report["tensors"]["added"] == ["lm_head.weight"]
     old, new = (
         json.loads((p / "model.safetensors.index.json").read_text())
@@ -99,7 +99,7 @@ def test_all_but_weights_travels_along(saved, tmp_path) -> None:
     (folder / "receipt.json").write_text("of an earlier export")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
-    merge(base.ablated(), str(folder), tmp_path / "out")
+    merge(base.ablated(), str(folder), tmp_path / "out", unproven=True)
     names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")}
     assert {"LICENSE", "tokenizer.json", "config.json", "generation_config.json"} <= names
     assert "additional_chat_templates/tool.jinja" in names
@@ -110,7 +110,7 @@ def test_the_leak_is_that_of_the_stored_weights(saved, tmp_path) -> None:
     """Measured again from the files: what is left of the direction, over what there was."""
     base = saved("llama", dtype="bfloat16")
     edit = base.ablated()
-    report = merge(edit, str(base.path), tmp_path / "out")
+    report = merge(edit, str(base.path), tmp_path / "out", unproven=True)
     before, after = tensors(base.path), tensors(tmp_path / "out")
     shares = {}
     for name, update in edit:
@@ -120,13 +120,15 @@ def test_the_leak_is_that_of_the_stored_weights(saved, tmp_path) -> None:
     assert report["leak"]["largest"] == pytest.approx(max(shares.values()), rel=1e-3)
     assert report["leak"]["at"] == max(shares, key=shares.__getitem__)
     assert 1e-4 < report["leak"]["largest"] < 0.05
-    exact = merge(saved("llama").ablated(), str(saved("llama").path), tmp_path / "fp32")
+    exact = merge(
+        saved("llama").ablated(), str(saved("llama").path), tmp_path / "fp32", unproven=True
+    )
     assert exact["leak"]["largest"] < 1e-6
 
 
 def test_a_merge_is_verified_later_from_its_files(saved, tmp_path) -> None:
     base = saved("jamba")
-    merge(base.ablated(), str(base.path), tmp_path / "out")
+    merge(base.ablated(), str(base.path), tmp_path / "out", unproven=True)
     assert verify_export(tmp_path / "out", str(base.path)).verdict == "verified"
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["written"] == "streamed"
 
@@ -134,13 +136,13 @@ def test_a_merge_is_verified_later_from_its_files(saved, tmp_path) -> None:
 def test_another_base_and_missing_files_leave_nothing(saved, tmp_path) -> None:
     base, other = saved("llama"), saved("llama", seed=9)
     with pytest.raises(DeltaError, match="made for another base"):
-        merge(base.ablated(), str(other.path), tmp_path / "out")
+        merge(base.ablated(), str(other.path), tmp_path / "out", unproven=True)
     with pytest.raises(ExportError, match="is or holds the base model"):
-        merge(base.ablated(), str(base.path), base.path, overwrite=True)
+        merge(base.ablated(), str(base.path), base.path, overwrite=True, unproven=True)
     folder = sharded(base, tmp_path / "base")
     sorted(folder.glob("*.safetensors"))[0].unlink()
     with pytest.raises(ModelNotFound, match="files are missing"):
-        merge(base.ablated(), str(folder), tmp_path / "out")
+        merge(base.ablated(), str(folder), tmp_path / "out", unproven=True)
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
@@ -172,7 +174,9 @@ def test_any_shape_axes_rank_and_chunk(data, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("any")
     other = torch.arange(5, dtype=torch.int32)
     bias = torch.randn(d_out, generator=generator).to(dtype)
-    save_file({"a": other, "m.bias": bias, "w": weight, "z": other.clone()}, folder / "model.safetensors")
+    save_file(
+        {"a": other, "m.bias": bias, "w": weight, "z": other.clone()}, folder / "model.safetensors"
+    )
     out = folder / "out"
     out.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -209,7 +213,7 @@ from interp.export.merged import merge
 def slow(done):
     print("writing", flush=True)
     time.sleep(60)
-merge(load_delta(sys.argv[1]), sys.argv[2], sys.argv[3], advance=slow)
+merge(load_delta(sys.argv[1]), sys.argv[2], sys.argv[3], advance=slow, unproven=True)
 """
 
 
@@ -227,5 +231,5 @@ def test_a_kill_leaves_nothing_and_a_rerun_starts_clean(saved, tmp_path) -> None
     assert len(left) == 1
     assert not out.exists()
     time.sleep(0.05)
-    merge(base.ablated(), str(base.path), out)
+    merge(base.ablated(), str(base.path), out, unproven=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["delta", "out"]

@@ -17,14 +17,15 @@ from interp.edits import fingerprint
 from interp.evaluate.attributing import attribution_figure, backend_device, fit_openers
 from interp.evaluate.measure import Bench, Row, Watch, unwatched
 from interp.export import export
+from interp.export.gate import PASSING
 from interp.figures import render
 from interp.fitting import BATCH
+from interp.methods.refusal.card import MAIN, report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit, random_control
 from interp.records import FigureRecord, Provenance
 
 Say = Callable[[str], None]
-MAIN = "least-disturbance"
 SEED = 0
 GRIDS = {
     "ablation": {"depths": (0.8, 0.87), "strengths": (1.0,)},
@@ -133,7 +134,10 @@ def run(
         for name, delta in deltas.items():
             outcome.rows.append(bench.row(name, delta, watch))
     device = backend_device(backend)
-    _keep(outcome, report_figure(outcome.rows, model, outcome, device), out)
+    card = report_figure(outcome.rows, _provenance(outcome, model, device))
+    _keep(outcome, card, out)
+    if card.verdict not in PASSING:
+        say(f"the report figure says {card.verdict!r}: what is exported is marked as unproven")
     with outcome.timed("export"):
         for kind in ("delta", "peft"):
             target = out / {"delta": "delta", "peft": "adapter"}[kind]
@@ -143,6 +147,8 @@ def run(
                 base=backend,
                 base_name=model,
                 out=target,
+                cards=[card],
+                unproven=True,
                 **(loading or {}),
             )
             outcome.paths[target.name] = target
@@ -193,18 +199,8 @@ def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
     outcome.paths[f"{record.key} (picture)"] = render(path)
 
 
-def report_figure(
-    rows: Sequence[Row], model: str, outcome: Outcome, device: str = "cpu"
-) -> FigureRecord:
-    """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs."""
-    columns = [
-        {"label": "refused", "unit": "%", "limits": [0, 100]},
-        {"label": "over-refused", "unit": "%", "limits": [0, 100]},
-        {"label": "KL₁", "unit": "nats", "scale": "log"},
-        {"label": "KL₃₂", "unit": "nats", "scale": "log"},
-        {"label": "neutral NLL", "unit": "nats"},
-    ]
-    provenance = Provenance.collect(
+def _provenance(outcome: Outcome, model: str, device: str) -> Provenance:
+    return Provenance.collect(
         model,
         device=None if device == "cpu" else device,
         fingerprint=outcome.base,
@@ -212,36 +208,3 @@ def report_figure(
         seed=SEED,
         seconds=sum(outcome.seconds.values()),
     )
-    return FigureRecord(
-        key="refusal/report",
-        title=f"Edits of {provenance.model} on held-out requests",
-        kind="rows",
-        series={"columns": columns, "rows": [_figure_row(row) for row in rows]},
-        provenance=provenance,
-        n={"refuse": rows[0].n_refuse, "comply": rows[0].n_comply},
-        intervals="95 % Wilson; KL ± 1 standard error",
-        seeds=(SEED,),
-        caption="Fitted and chosen on other topics. KL₃₂ and NLL are per token.",
-    )
-
-
-def _figure_row(row: Row) -> dict[str, Any]:
-    refused, over = row.refusals / row.n_refuse, row.over_refusals / row.n_comply
-    return {
-        "label": row.name,
-        "values": [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
-        "low": [
-            100 * row.refusal_interval[0],
-            100 * row.over_refusal_interval[0],
-            max(row.kl_first - row.kl_first_se, 0.0),
-            max(row.kl_continuation - row.kl_continuation_se, 0.0),
-            None,
-        ],
-        "high": [
-            100 * row.refusal_interval[1],
-            100 * row.over_refusal_interval[1],
-            row.kl_first + row.kl_first_se,
-            row.kl_continuation + row.kl_continuation_se,
-            None,
-        ],
-    }

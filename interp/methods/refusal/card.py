@@ -1,0 +1,110 @@
+"""The report figure of the refusal pipeline: its rows, what it claims, and which edits rest on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from interp.claims import Claim
+from interp.evaluate.measure import Row
+from interp.methods.refusal.fit import METHODS
+from interp.records import FigureRecord, Provenance
+
+MAIN = "least-disturbance"
+CLAIMS = (
+    Claim(
+        "the least-disturbance edit removes at least half of the refusals",
+        "at most",
+        "/comparisons/refused_share_left",
+        0.5,
+    ),
+    Claim(
+        "a random direction of equal norm leaves at least four in five",
+        "at least",
+        "/comparisons/random_share_left",
+        0.8,
+    ),
+    Claim(
+        "it leaves no more refusals than directional ablation, within 5 points",
+        "at most",
+        "/comparisons/refused_beyond_ablation",
+        0.0,
+        5.0,
+    ),
+    Claim(
+        "at no more than a third of its first-token KL",
+        "at most",
+        "/comparisons/kl1_share_of_ablation",
+        1 / 3,
+    ),
+    Claim(
+        "and no more answerable requests are refused than before, within 5 points",
+        "at most",
+        "/comparisons/over_refused_beyond_original",
+        0.0,
+        5.0,
+    ),
+)
+
+
+def report_figure(rows: Sequence[Row], provenance: Provenance) -> FigureRecord:
+    """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs."""
+    columns = [
+        {"label": "refused", "unit": "%", "limits": [0, 100]},
+        {"label": "over-refused", "unit": "%", "limits": [0, 100]},
+        {"label": "KL₁", "unit": "nats", "scale": "log"},
+        {"label": "KL₃₂", "unit": "nats", "scale": "log"},
+        {"label": "neutral NLL", "unit": "nats"},
+    ]
+    figure_rows = [_figure_row(row) for row in rows]
+    return FigureRecord(
+        key="refusal/report",
+        title=f"Edits of {provenance.model} on held-out requests",
+        kind="rows",
+        series={"columns": columns, "rows": figure_rows, "comparisons": comparisons(figure_rows)},
+        claims=CLAIMS,
+        proves=METHODS,
+        provenance=provenance,
+        n={"refuse": rows[0].n_refuse, "comply": rows[0].n_comply},
+        intervals="95 % Wilson; KL ± 1 standard error",
+        seeds=(provenance.seed,),
+        caption="Fitted and chosen on other topics. KL₃₂ and NLL are per token.",
+    )
+
+
+def comparisons(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the claims of the report figure are about, from its rows (percent and nats)."""
+    values = {row["label"]: row["values"] for row in rows}
+    original, ablated = values["original"], values["directional ablation"]
+    ours, random = values[MAIN], values["random direction"]
+    before = original[0]
+    return {
+        # Nothing to remove counts as nothing removed.
+        "refused_share_left": ours[0] / before if before else 1.0,
+        "random_share_left": random[0] / before if before else 0.0,
+        "refused_beyond_ablation": ours[0] - ablated[0],
+        "over_refused_beyond_original": ours[1] - original[1],
+        "kl1_share_of_ablation": ours[2] / ablated[2] if ablated[2] else 1.0,
+    }
+
+
+def _figure_row(row: Row) -> dict[str, Any]:
+    refused, over = row.refusals / row.n_refuse, row.over_refusals / row.n_comply
+    return {
+        "label": row.name,
+        "values": [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
+        "low": [
+            100 * row.refusal_interval[0],
+            100 * row.over_refusal_interval[0],
+            max(row.kl_first - row.kl_first_se, 0.0),
+            max(row.kl_continuation - row.kl_continuation_se, 0.0),
+            None,
+        ],
+        "high": [
+            100 * row.refusal_interval[1],
+            100 * row.over_refusal_interval[1],
+            row.kl_first + row.kl_first_se,
+            row.kl_continuation + row.kl_continuation_se,
+            None,
+        ],
+    }
