@@ -19,7 +19,7 @@ OFFLINE := HF_HUB_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format notebooks env lock clean distclean
+.PHONY: help demo test lint format heretic notebooks env lock clean distclean
 
 help: ## list the tasks
 	@echo "usage: make TASK"
@@ -41,6 +41,13 @@ lint: $(DEV) ## ruff, import contracts, types
 format: $(DEV) ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+heretic: $(DEV) ## install heretic apart from us (2 GB, once) and run the tests that ask it
+	@if $(PY) -m interp.export.heretic_program; then \
+	  $(OFFLINE) $(PY) -m pytest -m heretic tests/integration $(ARGS); \
+	else \
+	  echo "SKIPPED: heretic could not be installed (the reason is above); nothing was compared with it"; \
+	fi
 
 notebooks: $(DEV) ## run every notebook from top to bottom
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \

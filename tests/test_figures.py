@@ -83,7 +83,22 @@ ROWS = {
         {"label": "paper", "values": [12, None], "theirs": True},
     ],
 }
-SERIES = {"stacked_attribution": ATTRIBUTION, "scatter": SCATTER, "lines": LINES, "rows": ROWS}
+HEATMAP = {
+    "columns": {"label": "block", "names": ["0", "1", "2"]},
+    "rows": {"label": "", "names": ["attention", "mlp"]},
+    "panels": [
+        {"label": "size", "unit": "%", "values": [[0.5, None, 0.0], [1, 2, 3]]},
+        {"label": "share", "limits": [0, 1], "reference": {"at": 0.25, "label": "chance"},
+         "values": [[1.0, None, 0.0], [0.1, 0.2, 0.3]]},
+    ],
+}  # fmt: skip
+SERIES = {
+    "stacked_attribution": ATTRIBUTION,
+    "scatter": SCATTER,
+    "lines": LINES,
+    "rows": ROWS,
+    "heatmap": HEATMAP,
+}
 
 
 def record(kind: str, **changes: Any) -> FigureRecord:
@@ -137,6 +152,7 @@ def test_model_n_intervals_and_verdict_stand_below_the_picture(kind: str) -> Non
         ("scatter", ["first-token KL (nats)", "refusals (%)", "base", "search", "paper"]),
         ("lines", ["block", "held-out AUC", "ours", "paper", "chosen", "chance"]),
         ("rows", ["refusals (%)", "KL (nats)", "least disturbance", "54.2", "0.0053"]),
+        ("heatmap", ["block", "size (%)", "share", "attention", "chance (0.25)", "0.5"]),
     ],
 )
 def test_axes_have_units_and_everything_is_named(kind: str, labels: list[str]) -> None:

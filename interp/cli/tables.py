@@ -11,8 +11,8 @@ from rich.table import Table
 
 def console() -> Console:
     """Standard output; wide enough in a pipe that no cell is cut."""
-    out = Console()
-    return out if out.is_terminal else Console(width=140)
+    out = Console(emoji=False)  # a model is named tiny:llama
+    return out if out.is_terminal else Console(width=140, emoji=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -189,7 +189,7 @@ class _Found:
 def _read(pair: Pair, part: Part) -> tuple[Tensor, Tensor]:
     """A part of the base and its change, both fp32 and canonical; an absent side counts as zero."""
     base, other = pair.read(part)
-    before = base.float() if base is not None else torch.zeros_like(other, dtype=torch.float32)
+    before = torch.zeros_like(other).float() if base is None else base.float()  # type: ignore[arg-type]
     after = other.float() if other is not None else torch.zeros_like(before)
     return before, after - before
 

@@ -22,8 +22,8 @@ from interp.models.embedded import cache_directory
 PACKAGE, VERSION = "heretic-llm", "1.4.0"
 VARIABLE = "INTERP_HERETIC"
 STAMP = ".ready.json"
-SECONDS = 1800
-"""Longest time that an installation may take: it loads about 2 GB."""
+SECONDS = 600
+"""Longest time that a step of an installation may take: it loads about 2 GB."""
 
 Say = Callable[[str], None]
 
@@ -155,3 +155,10 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
     lines = [x for x in (done.stderr or done.stdout).splitlines() if x.strip()]
     wrong = [x for x in lines if x.startswith("ERROR")]
     return (wrong or lines or [f"status {done.returncode}"])[-1].strip()
+
+
+if __name__ == "__main__":
+    try:
+        print(install(print).executable)
+    except ExportError as problem:
+        sys.exit(str(problem))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -167,7 +167,7 @@ def _others(pair: Pair, model: nn.Module, anatomy: Anatomy, named: set[str]) -> 
 
 
 def _new_biases(
-    pair: Pair, modules: dict[str, nn.Module], params: dict[str, Tensor], anatomy: Anatomy
+    pair: Pair, modules: dict[str, nn.Module], params: Mapping[str, Tensor], anatomy: Anatomy
 ) -> Iterator[str]:
     """Biases of linear layers that only ``other`` has: a delta adds them to the module."""
     for path, module in modules.items():

@@ -17,7 +17,7 @@ from interp.records import FigureRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = ("stacked_attribution", "scatter", "lines", "rows")
+KINDS = ("stacked_attribution", "scatter", "lines", "rows", "heatmap")
 FORMATS = (".svg", ".png")
 
 __all__ = ["KINDS", "draw", "render"]

@@ -22,21 +22,12 @@ from interp.edits import fingerprint, readable
 from interp.errors import NotExpressible
 from interp.methods.heretic.kernel import Kernel
 from interp.models.anatomy import Anatomy, BoundWriter
+from interp.models.ruler import HERETIC_COMPONENTS
 from interp.types import Coverage, LowRank, Vector, WeightDelta
 
 RowNormalization = Literal["none", "pre", "full"]
 METHOD = "heretic"
 RANK = 3
-PATHS = {
-    "self_attn.o_proj": "attn.o_proj",
-    "self_attn.out_proj": "attn.o_proj",
-    "linear_attn.out_proj": "attn.o_proj",
-    "conv.out_proj": "attn.o_proj",
-    "mlp.down_proj": "mlp.down_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "shared_mlp.output_linear": "mlp.down_proj",
-}
-"""Module path in a block → heretic 1.4's name of the component. It finds nothing else."""
 EXACTNESS = {
     "none": "W − λ v vᵀW, as heretic writes it",
     "pre": "W − λ diag(row norms) v vᵀŴ, as heretic writes it",
@@ -57,7 +48,7 @@ def components(anatomy: Anatomy) -> dict[str, tuple[BoundWriter, ...]]:
     found: dict[str, list[BoundWriter]] = {}
     reached = set()
     for writer in anatomy.block_writers:
-        name = PATHS.get(writer.module.split(".", 3)[3])
+        name = HERETIC_COMPONENTS.get(writer.module.split(".", 3)[3])
         if name is not None and not writer.fused:
             found.setdefault(name, []).append(writer)
             reached.add(writer.block)

@@ -1,0 +1,277 @@
+"""``interp diff BASE OTHER``: what an edit or a finetune changed, matrix by matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interp.cli.options import json_option, loading_options, write_result
+
+if TYPE_CHECKING:
+    from interp.export.summary import Line, Named, Total
+    from interp.models.anatomy import Anatomy
+    from interp.records import FigureRecord
+    from interp.types import WeightDelta
+
+SUFFIXES = (".svg", ".png")
+
+
+@click.command(
+    epilog="Example: interp diff smollm2 my-finetune --direction my-delta --figure diff.svg"
+)
+@click.argument("base")
+@click.argument("other", type=click.Path(exists=True, path_type=Path))
+@click.option("--rank", type=click.IntRange(min=1), help="keep at most this rank of each matrix")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, 1, max_open=True),
+    help="keep as few ranks as leave out this share of a matrix's change "
+    "(default: all that rounding does not explain)",
+)  # fmt: skip
+@click.option(
+    "--direction", "directions", multiple=True, metavar="FILE[#NAME]|DELTA",
+    help="a vector in a safetensors file, or a delta whose common output direction is used; "
+    "may be given several times",
+)  # fmt: skip
+@click.option("--all", "every", is_flag=True, help="list unchanged writers too")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="draw block × kind as .svg or .png, with its record as .json beside it",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="save the difference as a delta",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="replace what is at --out")
+@loading_options
+@json_option
+def command(
+    base: str,
+    other: Path,
+    rank: int | None,
+    tolerance: float | None,
+    directions: tuple[str, ...],
+    every: bool,
+    figure: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    json_file: Path | None,
+    **loading: Any,
+) -> None:
+    """Print the norm, rank and direction of every change from BASE to OTHER.
+
+    OTHER is a finetuned or merged model directory, a delta, a LoRA adapter, or a LoRA GGUF. No model is
+    loaded: files are read tensor by tensor.
+    """
+    from interp.cli.progress import watching
+    from interp.export import save_delta
+    from interp.export.exporter import Base
+    from interp.export.reading import read_edit, stored_base
+    from interp.export.staging import check_target
+    from interp.export.summary import read_direction, summary
+    from interp.models.skeleton import skeleton
+
+    if figure is not None and figure.suffix not in SUFFIXES:
+        raise click.UsageError(f"--figure is drawn as {' or '.join(SUFFIXES)}, not {figure.name}")
+    if out is not None:
+        check_target(out, overwrite=overwrite)
+    kept = {k: loading[k] for k in ("trust_remote_code", "revision") if loading[k]}
+    model, anatomy = skeleton(base, **kept)
+    along = [read_direction(text, anatomy) for text in directions]
+    with watching() as watch:
+        delta = read_edit(other, base, rank=rank, tolerance=tolerance, watch=watch, **kept)
+        checkpoint = stored_base(Base(model, None, anatomy, base, kept))
+        advance = watch("norms of the base", len(anatomy.writers))
+        lines = summary(delta, model, anatomy, checkpoint, along, advance)
+    title = f"{_short(base)} → {_short(str(other))}"
+    _print(title, lines, along, delta, anatomy, every)
+    if out is not None:
+        click.echo(
+            f"wrote {save_delta(delta, out, overwrite=overwrite)} (unproven: no figure card)"
+        )
+    if figure is not None:
+        _draw(_record(title, base, lines, along, delta, anatomy), figure)
+    write_result(json_file, _result(base, other, lines, along, delta, anatomy))
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).exists() else name
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def _print(
+    title: str,
+    lines: Sequence[Line],
+    along: Sequence[Named],
+    delta: WeightDelta,
+    anatomy: Anatomy,
+    every: bool,
+) -> None:
+    from interp.cli.tables import table
+    from interp.export.summary import random_share, totals
+
+    shown = [line for line in lines if every or line.norm > 0.0]
+    table(
+        title,
+        ("parameter", "kind", ">‖ΔW‖", ">/ ‖W‖", ">eff. rank", ">rank", ">left out",
+         *(f">along {d.name}" for d in along)),
+        [_cells(line, along) for line in shown],
+    )  # fmt: skip
+    for what, found in (
+        ("kind", totals(lines, lambda line: line.kind)),
+        ("block", totals(lines, lambda line: line.block)),
+    ):
+        table(
+            f"by {what}",
+            (what, ">‖ΔW‖", ">/ ‖W‖", *(f">along {d.name}" for d in along)),
+            [[str(key), *_numbers(t, along)] for key, t in found.items() if every or t.norm > 0.0],
+        )
+    changed = sum(line.norm > 0.0 and line.writes for line in lines)
+    writers = sum(line.writes for line in lines)
+    click.echo(f"{changed} of {writers} writers changed; {delta.exactness}")
+    if along:
+        click.echo(
+            f"a random direction holds {random_share(anatomy.d_model):.3f} (√(1/{anatomy.d_model}))"
+        )
+    for note in filter(None, (d.note for d in along)):
+        click.echo(note)
+    click.echo("effective rank: exp of the entropy of σ²/Σσ² (after Roy and Vetterli, 2007)")
+    if delta.untied:
+        click.echo("the embedding is no longer shared with the unembedding")
+    _print_rest(delta.recipe)
+
+
+def _print_rest(recipe: Mapping[str, Any]) -> None:
+    if recipe.get("method") != "difference":
+        return
+    for name, norm in recipe["rounding"].items():
+        click.echo(f"within rounding: {name}, ‖ΔW‖ {norm:.3g}")
+    for name, entry in recipe["not_held"].items():
+        size = "another shape" if entry["norm"] is None else f"‖ΔW‖ {entry['norm']:.3g}"
+        if entry["relative"] is not None:
+            size += f" ({entry['relative']:.2%})"
+        click.echo(f"changed but not held: {name}, {size}: {entry['why']}")
+
+
+def _cells(line: Line, along: Sequence[Named]) -> list[str]:
+    return [
+        line.name,
+        line.kind + (" bias" if line.bias else ""),
+        f"{line.norm:.4g}",
+        "–" if line.relative is None else f"{line.relative:.2%}",
+        "–" if line.bias or not line.norm else f"{line.effective_rank:.2f}",
+        "–" if line.bias or not line.norm else str(line.rank),
+        f"{line.left_out:.2%}" if line.left_out > 5e-5 else "0",
+        *(f"{line.shares[d.name]:.3f}" if d.name in line.shares else "–" for d in along),
+    ]
+
+
+def _numbers(total: Total, along: Sequence[Named]) -> list[str]:
+    return [
+        f"{total.norm:.4g}",
+        "–" if total.relative is None else f"{total.relative:.2%}",
+        *(f"{total.shares[d.name]:.3f}" if d.name in total.shares else "–" for d in along),
+    ]
+
+
+# --- figure and files --------------------------------------------------------------------------
+
+
+def _record(
+    title: str,
+    base: str,
+    lines: Sequence[Line],
+    along: Sequence[Named],
+    delta: WeightDelta,
+    anatomy: Anatomy,
+) -> FigureRecord:
+    """Blocks × kinds of writer: relative norm, and below it the share along each direction."""
+    from interp.export.summary import random_share, totals
+    from interp.records import FigureRecord, Provenance
+
+    cells = totals(lines, lambda line: None if line.block is None else (line.kind, line.block))
+    kinds = list(dict.fromkeys(kind for kind, _ in cells))
+    blocks = range(anatomy.n_blocks)
+    known = all(total.relative is not None for total in cells.values())
+
+    def values(of: Any) -> list[list[float | None]]:
+        return [[of(cells[k, i]) if (k, i) in cells else None for i in blocks] for k in kinds]
+
+    panels: list[dict[str, Any]] = [
+        {"label": "‖ΔW‖ / ‖W‖", "values": values(lambda t: t.relative)}
+        if known
+        else {"label": "‖ΔW‖", "values": values(lambda t: t.norm)}
+    ]
+    chance = {"at": random_share(anatomy.d_model), "label": "a random direction"}
+    for named in along:
+        shares = values(lambda t, name=named.name: t.shares.get(name))
+        if any(v is not None for row in shares for v in row):
+            label = f"share along {named.name}"
+            panels.append({"label": label, "values": shares, "limits": [0, 1], "reference": chance})
+    outside = [
+        line for line in lines if line.norm > 0.0 and not (line.writes and line.block is not None)
+    ]
+    caption = (
+        "Matrices that write the residual stream; hatched: there is none, or nothing to share. "
+    )
+    caption += f"{len(outside)} other changed parameters are not in the map" if outside else ""
+    return FigureRecord(
+        key="diff/weights",
+        title=title,
+        kind="heatmap",
+        series={
+            "columns": {"label": "block", "names": [str(i) for i in blocks]},
+            "rows": {"label": "", "names": kinds},
+            "panels": panels,
+            "not_in_the_map": [line.name for line in outside],
+        },
+        provenance=Provenance.collect(
+            base, fingerprint=None if delta.base == "unverified" else delta.base
+        ),
+        caption=caption.strip(),
+    )
+
+
+def _draw(record: FigureRecord, figure: Path) -> None:
+    from interp.figures import render
+    from interp.files import write_json
+
+    path = figure.with_suffix(".json")
+    write_json(path, record.as_json())
+    render(path, figure.suffix)
+    click.echo(f"wrote {path}\nwrote {figure}")
+
+
+def _result(
+    base: str,
+    other: Path,
+    lines: Sequence[Line],
+    along: Sequence[Named],
+    delta: WeightDelta,
+    anatomy: Anatomy,
+) -> dict[str, Any]:
+    from interp.export.summary import as_json, random_share, totals
+
+    by_kind = totals(lines, lambda line: line.kind)
+    by_block = totals(lines, lambda line: line.block)
+    return {
+        "base": base,
+        "other": str(other),
+        "fingerprint": delta.base,
+        "method": delta.recipe.get("method"),
+        "exactness": delta.exactness,
+        "norm": delta.norm(),
+        "rank": delta.rank,
+        "untied": delta.untied,
+        "directions": {d.name: d.note for d in along},
+        "random_share": random_share(anatomy.d_model),
+        "lines": [as_json(line) for line in lines],
+        "by_kind": {key: total.as_json() for key, total in by_kind.items()},
+        "by_block": {str(key): total.as_json() for key, total in by_block.items()},
+        "rounding": delta.recipe.get("rounding", {}),
+        "not_held": delta.recipe.get("not_held", {}),
+    }
