@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from interp.export.delta import load_delta, save_delta
+from interp.export.gate import shipped_cards
 from interp.export.receipt import Receipt
 from interp.export.verify import export, verify_export
 
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
     EXPORTERS: Mapping[str, Exporter]
 
-__all__ = ["EXPORTERS", "Receipt", "export", "load_delta", "save_delta", "verify_export"]
+__all__ = [
+    "EXPORTERS",
+    "Receipt",
+    "export",
+    "load_delta",
+    "save_delta",
+    "shipped_cards",
+    "verify_export",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,9 +26,6 @@ from interp.models.loading import resolve
 from interp.models.skeleton import skeleton
 from interp.types import Coverage, LowRank, Shift, Update, WeightDelta
 
-CHUNK = 64 << 20
-"""Bytes of one tensor that are held at a time where rows are enough."""
-
 Watch = Callable[[str, int], Callable[[int], None]]
 
 
@@ -267,10 +264,7 @@ def checkpoint_fingerprint(checkpoint: Checkpoint, anatomy: Anatomy) -> str:
     for writer in anatomy.writers:
         if _quantised(checkpoint, writer):
             return "unverified"
-        count = 1
-        for n in writer.shape:
-            count *= n
-        step = max(1, count // FINGERPRINT_SAMPLES)
+        step = max(1, math.prod(writer.shape) // FINGERPRINT_SAMPLES)
         parts = [part.to(torch.bfloat16) for part in _strided(checkpoint, writer, step)]
         sample = torch.cat(parts).contiguous().view(torch.int16)
         digest.update(writer.weight.encode() + sample.numpy().tobytes())
@@ -287,12 +281,10 @@ def _strided(checkpoint: Checkpoint, writer: BoundWriter, step: int) -> Iterator
     """Every ``step``-th value of the flattened runtime parameter, in pieces."""
     start = 0
     for piece in pieces(checkpoint, writer):
+        first = -start % step
         if piece.expert is not None and writer.axes == "expert in out":
             # Saved as a linear layer and stacked transposed: rows of the file are no rows in memory.
-            parts = iter([checkpoint.read(piece.key).T])
+            yield checkpoint.read(piece.key).T.reshape(-1)[first::step]
         else:
-            parts = (rows for _, rows in checkpoint.chunks(piece.key, CHUNK))
-        for part in parts:
-            flat = part.reshape(-1)
-            yield flat[-start % step :: step]
-            start += flat.numel()
+            yield checkpoint.strided(piece.key, first, step)
+        start += math.prod(checkpoint.tensors[piece.key].shape)

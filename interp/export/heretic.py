@@ -131,7 +131,8 @@ def _prompts(entry: Mapping[str, Any]) -> PromptSet:
     """A prompt set as the recipe names it. Raises ExportError when it is no longer the same."""
     found = load_class(entry["name"], entry["side"], split=entry["split"], limit=entry.get("limit"))
     if entry.get("rows") is not None:
-        found = PromptSet(tuple(found.prompts[i] for i in entry["rows"]), found.source)
+        rows = [i for i in entry["rows"] if i < len(found)]
+        found = PromptSet(tuple(found.prompts[i] for i in rows) or ("",), found.source)
     if found.sha256 != entry["sha256"]:
         raise ExportError(
             f"{entry['name']} is not what the edit was made from any more; make the edit again"

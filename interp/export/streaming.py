@@ -1,6 +1,6 @@
 """Apply a delta to a safetensors checkpoint, file by file and rows by rows, without building a model.
 
-Unedited bytes are copied by the kernel; of an edited tensor at most ``CHUNK`` bytes are in memory at
+Unedited bytes are copied by the kernel; of an edited tensor at most ``BLOCK`` bytes are in memory at
 once. Each sum is formed in fp32 and rounded once to the stored dtype, as :func:`interp.edits.apply_`
 does in memory, so that both give the same bits.
 """
@@ -11,7 +11,9 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -24,10 +26,16 @@ from interp.errors import ExportError
 from interp.models.checkpoint import Checkpoint, Stored
 from interp.types import LowRank, Shift, Update
 
-CHUNK = 1 << 20
-"""Bytes of an edited tensor in memory at once; in fp32 they still fit a core's cache, which makes the
-sums several times faster than larger pieces."""
-COPY = 8 << 20
+CHUNK = 60 << 10
+"""Bytes that are summed at once. So few numbers stay in a core's cache, also in fp32, and torch adds
+them without waking other threads, of which one is busy copying."""
+BLOCK = 64 << 20
+"""Bytes of an edited tensor in memory at once: one read and one write of a file, which are the faster
+the larger they are."""
+COPY = 1 << 30
+MEASURED = 256
+"""About as many inputs of a wider matrix are enough to measure its leak on; measuring costs more than
+the sum."""
 SUMMED = ("F64", "F32", "F16", "BF16")
 """Dtypes to whose tensors something can be added; the others are parts of a quantisation."""
 
@@ -38,7 +46,8 @@ class Leak:
     """How far rounding moved an edited matrix along the edit's own output directions U.
 
     ``‖Uᵀ(Ŵ − (W + ΔW))‖ / ‖UᵀW‖`` with Ŵ as stored: for an ablation, the share of the removed
-    component that is back. About 0.006 in bf16 and 1e-8 in fp32.
+    component that is back. About 0.006 in bf16 and 0 in fp32, in which the sum is formed. Of matrices
+    with many inputs only some are measured (``MEASURED``).
     """
 
     def __init__(self) -> None:
@@ -114,36 +123,71 @@ def _stream_file(
     copies: Mapping[str, str],
     advance: Advance,
 ) -> dict[str, float]:
-    mine = [(s.offset, n) for n, s in source.tensors.items() if s.file == file and n in patches]
-    leaks = {}
-    with FileIO(file, "r") as src, FileIO(target, "w") as dst:
-        start, end = _copy_header(src, dst, source, copies)
-        for offset, name in sorted(mine):
-            _copy(src, dst, start, offset - start, advance)
-            stored = source.tensors[name]
-            leaks[name] = _patch(source, name, patches[name], dst, advance)
-            start = offset + stored.size
-        _copy(src, dst, start, end - start, advance)
-    with target.open("r+b", buffering=0) as dst:
-        dst.seek(0, os.SEEK_END)
-        for original in copies.values():
-            stored = source.tensors[original]
-            with FileIO(stored.file, "r") as src:
-                _copy(src, dst, stored.offset, stored.size, advance)
-    return leaks
+    """Write one file: the kernel copies in one thread what stays, while another adds what changes."""
+    stored = {n: s for n, s in source.tensors.items() if s.file == file}
+    edited = sorted((n for n in stored if n in patches), key=lambda n: stored[n].offset)
+    header, start = _header(file, source, copies)
+    # The data follow each other as before; only where they start may have moved.
+    moved = len(header) - start
+    end = file.stat().st_size
+    jobs = [Job(file, a, b - a, a + moved) for a, b in _between(start, end, stored, edited)]
+    last = end + moved
+    for original in copies.values():
+        there = source.tensors[original]
+        jobs.append(Job(there.file, there.offset, there.size, last))
+        last += there.size
+    with target.open("wb") as dst:
+        dst.write(header)
+        dst.truncate(last)
+    stop = threading.Event()
+
+    def tell(done: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("the other half of the merge failed")
+        advance(done)
+
+    def patch_all() -> dict[str, float]:
+        with FileIO(target, "r+") as dst:
+            found = {}
+            largest = max((stored[name].size for name in edited), default=0)
+            buffer = bytearray(min(BLOCK, largest))
+            for name in edited:
+                dst.seek(stored[name].offset + moved)
+                found[name] = _patch(source, name, patches[name], buffer, dst, tell)
+            return found
+
+    with ThreadPoolExecutor(2) as pool:
+        halves = [pool.submit(_copy_all, target, jobs, tell), pool.submit(patch_all)]
+        try:
+            wait(halves, return_when=FIRST_EXCEPTION)
+        finally:  # also after a Ctrl-C, which only this thread sees
+            if not all(half.done() and half.exception() is None for half in halves):
+                stop.set()
+    failed = [e for half in halves if (e := half.exception()) is not None]
+    for error in sorted(failed, key=lambda e: isinstance(e, InterruptedError)):
+        raise error
+    return halves[1].result()  # type: ignore[return-value]
 
 
-def _copy_header(
-    src: FileIO, dst: FileIO, source: Checkpoint, copies: Mapping[str, str]
-) -> tuple[int, int]:
-    """Write the header, with the new tensors after the old ones; where the data start and end."""
-    (length,) = struct.unpack("<Q", src.read(8))
-    raw = src.read(length)
-    start, end = 8 + length, os.fstat(src.fileno()).st_size
+def _header(file: Path, source: Checkpoint, copies: Mapping[str, str]) -> tuple[bytes, int]:
+    """The new file's bytes up to its data, and where the data of the old one start."""
+    with FileIO(file, "r") as src:
+        (length,) = struct.unpack("<Q", src.read(8))
+        raw = src.read(length)
+    size = file.stat().st_size - 8 - length
     if copies:
-        raw = _extended(raw, end - start, {n: source.tensors[o] for n, o in copies.items()})
-    _write(dst, struct.pack("<Q", len(raw)) + raw)
-    return start, end
+        raw = _extended(raw, size, {n: source.tensors[o] for n, o in copies.items()})
+    return struct.pack("<Q", len(raw)) + raw, 8 + length
+
+
+def _between(
+    start: int, end: int, stored: Mapping[str, Stored], edited: Sequence[str]
+) -> Iterator[tuple[int, int]]:
+    """The stretches of a file's data that no edit touches."""
+    for name in edited:
+        yield start, stored[name].offset
+        start = stored[name].offset + stored[name].size
+    yield start, end
 
 
 def _extended(raw: bytes, size: int, new: Mapping[str, Stored]) -> bytes:
@@ -156,8 +200,25 @@ def _extended(raw: bytes, size: int, new: Mapping[str, Stored]) -> bytes:
     return text + b" " * (-len(text) % 8)  # the format wants its data aligned to 8 bytes
 
 
-def _copy(src: FileIO, dst: Any, start: int, count: int, advance: Advance) -> None:
-    """Bytes ``start … start + count`` of one file to the end of another, inside the kernel."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """``count`` bytes of ``file`` from ``start``, to be written at ``to``."""
+
+    file: Path
+    start: int
+    count: int
+    to: int
+
+
+def _copy_all(target: Path, jobs: Sequence[Job], advance: Advance) -> None:
+    with FileIO(target, "r+") as dst:
+        for job in jobs:
+            dst.seek(job.to)
+            with FileIO(job.file, "r") as src:
+                _copy(src, dst, job.start, job.count, advance)
+
+
+def _copy(src: FileIO, dst: FileIO, start: int, count: int, advance: Advance) -> None:
     while count > 0:
         done = _copy_some(src, dst, start, min(count, COPY))
         if not done:
@@ -166,14 +227,14 @@ def _copy(src: FileIO, dst: Any, start: int, count: int, advance: Advance) -> No
         advance(done)
 
 
-def _copy_some(src: FileIO, dst: Any, start: int, count: int) -> int:
-    if hasattr(os, "copy_file_range"):
+def _copy_some(src: FileIO, dst: FileIO, start: int, count: int) -> int:
+    if hasattr(os, "sendfile"):
         try:
-            return os.copy_file_range(src.fileno(), dst.fileno(), count, start)
+            return os.sendfile(dst.fileno(), src.fileno(), start, count)
         except OSError:
-            pass  # not on this file system: some cannot, some not between two of them
+            pass  # only Linux sends to files
     src.seek(start)
-    block = src.read(count) or b""
+    block = src.read(min(count, CHUNK)) or b""
     _write(dst, block)
     return len(block)
 
@@ -184,7 +245,14 @@ def _write(dst: Any, data: Any) -> None:
         view = view[dst.write(view) :]
 
 
-def _patch(source: Checkpoint, name: str, update: Update, dst: FileIO, advance: Advance) -> float:
+def _patch(
+    source: Checkpoint,
+    name: str,
+    update: Update,
+    buffer: bytearray,
+    dst: FileIO,
+    advance: Advance,
+) -> float:
     """Write one edited tensor; its leak."""
     stored = source.tensors[name]
     if isinstance(update, Shift):
@@ -192,25 +260,32 @@ def _patch(source: Checkpoint, name: str, update: Update, dst: FileIO, advance: 
         _write(dst, _bytes(moved))
         advance(stored.size)
         return 0.0
-    leak, within, factors = Leak(), stored.shape[-2], None
-    for first, rows in source.lines(name, CHUNK, within=within):
+    leak, within = Leak(), stored.shape[-2]
+    for first, block in source.lines(name, buffer, within=within):
         expert, start = divmod(first, within)
-        stop = start + len(rows)
-        if factors is None or start == 0:
+        if start == 0:
             factors = Factors.of(update, expert)
-        if start == first == 0:
-            work, short = torch.empty(rows.shape), torch.empty_like(rows)
-        exact, rounded = work[: len(rows)], short[: len(rows)]
-        torch.mm(factors.left[start:stop], factors.right, out=exact)
-        exact.add_(rows)
-        rounded.copy_(exact)
-        _write(dst, _bytes(rounded))
-        advance(rounded.numel() * rounded.element_size())
-        edited = factors.project(exact, start)
-        weight = edited - factors.project_update(start, stop)
-        error = factors.project(exact.sub_(rounded), start)
-        leak.add(error, weight, whole=stop == within or not factors.rows_are_outputs)
+        stop = start + len(block)
+        before = factors.seen(block)
+        _add(block, factors, start)
+        left = before + factors.seen_update(start, stop) - factors.seen(block)
+        whole = stop == within or not factors.rows_are_outputs
+        leak.add(*(factors.project(x, start, stop) for x in (left, before)), whole=whole)
+        _write(dst, _bytes(block))
+        advance(block.numel() * block.element_size())
     return leak.share
+
+
+def _add(block: Tensor, factors: Factors, start: int) -> None:
+    """Add an update to stored rows from ``start`` on, in place and in pieces."""
+    most = max(1, CHUNK // (block.shape[-1] * block.element_size()))
+    work = torch.empty(min(most, len(block)), block.shape[-1])
+    for rows in block.split(most):
+        stop = start + len(rows)
+        exact = work[: len(rows)]
+        torch.mm(factors.left[start:stop], factors.right, out=exact)
+        rows.copy_(exact.add_(rows))
+        start = stop
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,13 +293,14 @@ class Factors:
     """An update in the orientation in which its matrix is stored: ``left @ right``.
 
     basis: orthonormal ``[d_model, k]``, the output directions U; they run along the stored rows or
-    along the columns.
+    along the columns. every: the leak is measured on each ``every``-th input.
     """
 
     left: Tensor
     right: Tensor
     basis: Tensor
     rows_are_outputs: bool
+    every: int
 
     @classmethod
     def of(cls, update: LowRank, expert: int) -> Factors:
@@ -233,20 +309,23 @@ class Factors:
         a = update.a[expert] if update.a.ndim == 3 else update.a
         outputs = update.axes.endswith("out in")
         left, right = (b, a) if outputs else (a.T, b.T)
-        return cls(left.contiguous(), right.contiguous(), _basis(b), outputs)
+        every = max(1, a.shape[-1] // MEASURED)
+        return cls(left.contiguous(), right.contiguous(), _basis(b), outputs, every)
 
-    def project(self, rows: Tensor, start: int) -> Tensor:
-        """``Uᵀ`` of the stored rows from ``start``; to be summed over rows where those are outputs."""
-        if self.rows_are_outputs:
-            return self.basis[start : start + len(rows)].T @ rows
-        return rows @ self.basis
+    def seen(self, rows: Tensor) -> Tensor:
+        """The inputs on which the leak is measured."""
+        part = rows[:, :: self.every] if self.rows_are_outputs else rows[:: self.every]
+        return part.to(torch.float32, copy=True)
 
-    def project_update(self, start: int, stop: int) -> Tensor:
-        """The same of the update's own rows."""
-        left = self.left[start:stop]
+    def project(self, seen: Tensor, start: int, stop: int) -> Tensor:
+        """``Uᵀ`` of stored rows; to be summed over rows where those are outputs."""
+        return self.basis[start:stop].T @ seen if self.rows_are_outputs else seen @ self.basis
+
+    def seen_update(self, start: int, stop: int) -> Tensor:
+        """The update itself, there."""
         if self.rows_are_outputs:
-            return (self.basis[start:stop].T @ left) @ self.right
-        return left @ (self.right @ self.basis)
+            return self.left[start:stop] @ self.right[:, :: self.every]
+        return self.left[start : stop : self.every] @ self.right
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,24 +98,32 @@ class Checkpoint:
         found = self._at(stored, start * step, (stop - start) * step)
         return found.reshape(stop - start, *stored.shape[1:])
 
-    def chunks(self, name: str, limit: int) -> Iterator[tuple[int, Tensor]]:
-        """``(first row, rows)`` in pieces of at most about ``limit`` bytes."""
+    def strided(self, name: str, first: int, step: int) -> Tensor:
+        """Values ``first``, ``first + step``, … of the flattened tensor; no other pages are read."""
         stored = self.tensors[name]
-        step = max(1, limit // max(1, stored.size // max(1, stored.shape[0])))
-        for start in range(0, stored.shape[0], step):
-            yield start, self.rows(name, start, min(start + step, stored.shape[0]))
+        dtype = self._dtype(stored)
+        mapped = np.memmap(
+            stored.file,
+            dtype=f"i{dtype.itemsize}",
+            mode="r",
+            offset=stored.offset,
+            shape=(math.prod(stored.shape),),
+        )
+        return torch.from_numpy(np.array(mapped[first::step])).view(dtype)
 
-    def lines(self, name: str, limit: int, *, within: int) -> Iterator[tuple[int, Tensor]]:
+    def lines(self, name: str, buffer: bytearray, *, within: int) -> Iterator[tuple[int, Tensor]]:
         """``(first line, lines [n, last axis])`` of a tensor flattened to two axes.
 
-        At most about ``limit`` bytes at once, in memory that the next piece overwrites; no piece
-        crosses a multiple of ``within`` lines, so that each belongs to one expert.
+        The lines lie in ``buffer``, as many as it holds (one at least, in memory of its own), and
+        the next piece overwrites them. No piece crosses a multiple of ``within`` lines, so that each
+        belongs to one expert.
         """
         stored = self.tensors[name]
         dtype, count = self._dtype(stored), math.prod(stored.shape[:-1])
         step = stored.size // max(1, count)
-        most = max(1, min(within, limit // max(1, step)))
-        buffer = bytearray(most * step)
+        most = max(1, min(within, len(buffer) // max(1, step)))
+        if len(buffer) < step:
+            buffer = bytearray(step)
         with stored.file.open("rb", buffering=0) as handle:
             handle.seek(stored.offset)
             for outer in range(0, count, within):

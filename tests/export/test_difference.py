@@ -88,12 +88,10 @@ def assert_arrives(delta: WeightDelta, base: Path, other: Path, ids: Tensor) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk", [module.CHUNK, 100])
 def test_the_fingerprint_of_the_files_is_that_of_the_model(
-    on_disk: dict[str, Path], dtype: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    on_disk: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, anatomy = opened(on_disk[dtype])
-    monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(module, "FINGERPRINT_SAMPLES", 50)
     monkeypatch.setattr("interp.edits.FINGERPRINT_SAMPLES", 50)
     found = checkpoint_fingerprint(

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from toolbox import random_direction
 
-from interp.edits import applied
+from interp.edits import ablation, applied, to_delta
 from interp.errors import DeltaError, ExportError, ModelNotFound
 from interp.export import verify_export
 from interp.export.merged import merge
 from interp.export.streaming import Leak, stream
+from interp.models import describe
 from interp.models.checkpoint import Checkpoint
 from interp.types import LowRank, Shift
 
@@ -160,6 +163,7 @@ def test_any_shape_axes_rank_and_chunk(data, tmp_path_factory) -> None:
     experts = data.draw(st.sampled_from([0, 1, 3]))
     d_out, d_in = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     rank, chunk = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 200))
+    block = data.draw(st.integers(1, 300))
     inward = data.draw(st.booleans())
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
@@ -181,6 +185,7 @@ def test_any_shape_axes_rank_and_chunk(data, tmp_path_factory) -> None:
     out.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.export.streaming.CHUNK", chunk)
+        patch.setattr("interp.export.streaming.BLOCK", block)
         shift = Shift(torch.ones(d_out))
         done = stream(Checkpoint.open(folder), out, {"w": update, "m.bias": shift}, {"new": "w"})
     got = load_file(out / "model.safetensors")
@@ -233,3 +238,49 @@ def test_a_kill_leaves_nothing_and_a_rerun_starts_clean(saved, tmp_path) -> None
     time.sleep(0.05)
     merge(base.ablated(), str(base.path), out, unproven=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["delta", "out"]
+
+
+GROWN = """
+import sys
+from pathlib import Path
+from interp.export import load_delta
+from interp.export.merged import merge
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
+
+delta = load_delta(sys.argv[1])
+merge(delta, sys.argv[2], sys.argv[3] + "-warm", unproven=True)
+before = peak()
+merge(delta, sys.argv[2], sys.argv[3], unproven=True)
+print(before, peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
+    """A checkpoint of 270 MB is merged in one block of memory, which a first run leaves as it was."""
+    from interp.export import save_delta
+    from interp.models import tiny_model
+
+    wide = {
+        "hidden_size": 512,
+        "intermediate_size": 8192,
+        "vocab_size": 16384,
+        "num_hidden_layers": 5,
+    }
+    model = tiny_model("llama", **wide)
+    folder = tmp_path / "base"
+    model.save_pretrained(folder)  # type: ignore[operator]
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    assert size > 250e6
+    unit = random_direction(512)
+    anatomy = describe(model)
+    save_delta(to_delta(model, anatomy, ablation(model, anatomy, unit)), tmp_path / "delta")
+    words = [str(tmp_path / "delta"), str(folder), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", GROWN, *words], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert after - before < 64 << 10  # kB
