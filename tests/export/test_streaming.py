@@ -284,3 +284,58 @@ def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
     )
     before, after = map(int, done.stdout.split())
     assert after - before < 64 << 10  # kB
+
+
+def test_where_the_kernel_does_not_copy_the_bits_are_the_same(saved, tmp_path, monkeypatch) -> None:
+    base = saved("llama")
+    edit = base.ablated(embeddings=True)
+    merge(edit, str(base.path), tmp_path / "kernel", unproven=True)
+
+    def refuse(*words: object) -> int:
+        raise OSError("not to a file")
+
+    monkeypatch.setattr(os, "sendfile", refuse, raising=False)
+    monkeypatch.setattr("interp.export.streaming.CHUNK", 1000)
+    merge(edit, str(base.path), tmp_path / "here", unproven=True)
+    assert_same(tensors(tmp_path / "kernel"), tensors(tmp_path / "here"))
+
+
+@pytest.mark.parametrize("half", ["_copy_all", "_patch"])
+def test_a_failure_in_either_half_is_the_error_and_nothing_is_left(
+    half, saved, tmp_path, monkeypatch
+) -> None:
+    base = saved("llama")
+
+    def fail(*words: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(f"interp.export.streaming.{half}", fail)
+    with pytest.raises(ExportError, match="the disk is full"):
+        merge(base.ablated(), str(base.path), tmp_path / "out", unproven=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_update_that_the_files_lack_or_share_is_one_clear_error(saved, tmp_path) -> None:
+    from dataclasses import replace
+
+    base = saved("llama")
+    edit = base.ablated()
+    name, other = list(edit.updates)[:2]
+    update = edit.updates[name]
+    foreign = replace(edit, updates={"model.layers.0.self_attn.o_proj.bias": Shift(torch.ones(32))})
+    with pytest.raises(ExportError, match="a reload would drop it"):
+        merge(foreign, str(base.path), tmp_path / "out", unproven=True)
+    extra = "model.layers.0.self_attn.q_proj.weight"
+    shape = dict(base.model.named_parameters())[extra].shape
+    query = LowRank(torch.ones(shape[0], 1), torch.ones(1, shape[1]))
+    twice = replace(
+        edit,
+        updates={other: update, extra: query},
+        checkpoint={other: (other,), extra: (other,)},
+    )
+    with pytest.raises(DeltaError, match="two updates are saved as"):
+        merge(twice, str(base.path), tmp_path / "out", unproven=True)
+    gone = replace(edit, updates={extra: query}, checkpoint={extra: ("not.there",)})
+    with pytest.raises(ExportError, match=r"has no not.there"):
+        merge(gone, str(base.path), tmp_path / "out", unproven=True)
+    assert list(tmp_path.iterdir()) == []
