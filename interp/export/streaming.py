@@ -34,8 +34,8 @@ BLOCK = 64 << 20
 the larger they are."""
 COPY = 1 << 30
 MEASURED = 256
-"""About as many inputs of a wider matrix are enough to measure its leak on; measuring costs more than
-the sum."""
+"""Inputs of a wider matrix on which its leak is measured: the first so many, since rounding does not
+know one from another. Measuring all would cost more than the sum."""
 SUMMED = ("F64", "F32", "F16", "BF16")
 """Dtypes to whose tensors something can be added; the others are parts of a quantisation."""
 
@@ -266,9 +266,9 @@ def _patch(
         if start == 0:
             factors = Factors.of(update, expert)
         stop = start + len(block)
-        before = factors.seen(block)
+        before = factors.seen(block, start)
         _add(block, factors, start)
-        left = before + factors.seen_update(start, stop) - factors.seen(block)
+        left = before + factors.seen_update(start, stop) - factors.seen(block, start)
         whole = stop == within or not factors.rows_are_outputs
         leak.add(*(factors.project(x, start, stop) for x in (left, before)), whole=whole)
         _write(dst, _bytes(block))
@@ -293,14 +293,13 @@ class Factors:
     """An update in the orientation in which its matrix is stored: ``left @ right``.
 
     basis: orthonormal ``[d_model, k]``, the output directions U; they run along the stored rows or
-    along the columns. every: the leak is measured on each ``every``-th input.
+    along the columns.
     """
 
     left: Tensor
     right: Tensor
     basis: Tensor
     rows_are_outputs: bool
-    every: int
 
     @classmethod
     def of(cls, update: LowRank, expert: int) -> Factors:
@@ -309,12 +308,11 @@ class Factors:
         a = update.a[expert] if update.a.ndim == 3 else update.a
         outputs = update.axes.endswith("out in")
         left, right = (b, a) if outputs else (a.T, b.T)
-        every = max(1, a.shape[-1] // MEASURED)
-        return cls(left.contiguous(), right.contiguous(), _basis(b), outputs, every)
+        return cls(left.contiguous(), right.contiguous(), _basis(b), outputs)
 
-    def seen(self, rows: Tensor) -> Tensor:
-        """The inputs on which the leak is measured."""
-        part = rows[:, :: self.every] if self.rows_are_outputs else rows[:: self.every]
+    def seen(self, rows: Tensor, start: int) -> Tensor:
+        """The part of stored rows from ``start`` on that belongs to the inputs that are measured."""
+        part = rows[:, :MEASURED] if self.rows_are_outputs else rows[: max(0, MEASURED - start)]
         return part.to(torch.float32, copy=True)
 
     def project(self, seen: Tensor, start: int, stop: int) -> Tensor:
@@ -324,8 +322,8 @@ class Factors:
     def seen_update(self, start: int, stop: int) -> Tensor:
         """The update itself, there."""
         if self.rows_are_outputs:
-            return self.left[start:stop] @ self.right[:, :: self.every]
-        return self.left[start : stop : self.every] @ self.right
+            return self.left[start:stop] @ self.right[:, :MEASURED]
+        return self.left[start : max(start, min(stop, MEASURED))] @ self.right
 
 
 def _bytes(tensor: Tensor) -> Any:
