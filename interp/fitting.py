@@ -6,7 +6,7 @@ be added for the least-disturbance edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -27,8 +27,8 @@ from interp.maths import (
 from interp.operators import LeastDisturbance
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
+from interp.watching import Progress
 
-Progress = Callable[[int], None]
 """Called with the number of prompts done since the last call."""
 
 BATCH = 32

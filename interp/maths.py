@@ -5,6 +5,8 @@ No function here sees a model. Sums run in float64 whatever the dtype of the act
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -100,3 +102,9 @@ def least_disturbance_probe(
         sigma.diagonal().add_(eps)
         solved = torch.linalg.solve(sigma, delta)
     return solved / (delta @ solved)
+
+
+def frobenius(value: Tensor) -> float:
+    """``‖value‖_F``, summed in float64 by pieces: a whole copy in float64 would double what is held."""
+    parts = value.reshape(-1).split(1 << 24)
+    return math.sqrt(sum(part.double().square().sum().item() for part in parts))

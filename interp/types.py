@@ -93,6 +93,14 @@ class LowRank:
         """``ΔW a`` for inputs ``[..., d_in]`` without forming ΔW (two-dimensional factors only)."""
         return (inputs @ self.a.T) @ self.b.T
 
+    def trimmed(self) -> LowRank:
+        """Without the zero ranks at the end, which some formats pad with; own memory."""
+        in_b = (self.b != 0).flatten(0, -2).any(0)
+        in_a = (self.a != 0).transpose(0, -2).flatten(1).any(1)
+        used = (in_b | in_a).nonzero()
+        rank = int(used.max()) + 1 if len(used) else 1
+        return replace(self, b=self.b[..., :rank].clone(), a=self.a[..., :rank, :].clone())
+
     def scaled(self, factor: float) -> LowRank:
         return replace(self, b=self.b * factor)
 

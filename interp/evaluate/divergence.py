@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interp.backends.protocol import AnyEdit, Backend
 from interp.errors import PromptError
-from interp.fitting import BATCH, Progress
+from interp.fitting import BATCH
 from interp.types import Ids, TokenBatch
+from interp.watching import Progress
 
 CONTINUATION = 32
 MOST_BYTES = 8 * 10**9

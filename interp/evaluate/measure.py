@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,17 +12,11 @@ from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import CONTINUATION, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
 from interp.evaluate.refusal import Judged, judge, respond
-from interp.fitting import BATCH, Progress
+from interp.fitting import BATCH
 from interp.types import TokenBatch
+from interp.watching import Watch, unwatched
 
 RESPONSE = 24
-
-Watch = Callable[[str, int], Progress]
-"""``watch(label, total)`` returns a progress callback; see ``interp.cli.progress``."""
-
-
-def unwatched(label: str, total: int) -> Progress:
-    return lambda done: None
 
 
 @dataclass(frozen=True, slots=True)

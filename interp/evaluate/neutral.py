@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from interp.backends.protocol import AnyEdit, Backend
 from interp.data.chat import pad_left
 from interp.data.text import neutral_passages
-from interp.fitting import BATCH, Progress
+from interp.fitting import BATCH
 from interp.types import TokenBatch
+from interp.watching import Progress
 
 LONGEST = 128
 ROWS = 8

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from interp.backends.protocol import AnyEdit, Backend
-from interp.fitting import BATCH, Progress
+from interp.fitting import BATCH
 from interp.types import TokenBatch
+from interp.watching import Progress
 
 MARKERS = (
     "sorry",

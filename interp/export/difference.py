@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,14 @@ from interp.edits import FINGERPRINT_SAMPLES
 from interp.errors import DeltaError
 from interp.export.factors import Cut, Factored, effective_rank, factor, rounding_floor
 from interp.export.sides import Pair, Part, Target, targets, unclaimed
+from interp.maths import frobenius
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.checkpoint import Checkpoint
 from interp.models.layout import pieces
 from interp.models.loading import resolve
 from interp.models.skeleton import skeleton
 from interp.types import Coverage, LowRank, Shift, Update, WeightDelta
-
-Watch = Callable[[str, int], Callable[[int], None]]
-
-
-def unwatched(label: str, total: int) -> Callable[[int], None]:
-    return lambda done: None
+from interp.watching import Watch, unwatched
 
 
 def difference(
@@ -135,7 +131,7 @@ class _Found:
         (part,) = target.parts
         before, change = _read(pair, part)
         if bool(change.any()):
-            norm = change.double().norm().item()
+            norm = frobenius(change)
             self.updates[target.name] = Shift(change)
             self.saved[target.name] = target.saved
             self.tensors[target.name] = {
@@ -151,7 +147,7 @@ class _Found:
         squares, made = 0.0, []
         for part in target.parts:
             before, change = _read(pair, part)
-            weight = _norm(before)
+            weight = frobenius(before)
             squares += weight**2
             floor = 0.0
             if bool(change.any()):
@@ -191,14 +187,8 @@ def _read(pair: Pair, part: Part) -> tuple[Tensor, Tensor]:
     return before, after - before
 
 
-def _norm(value: Tensor) -> float:
-    # Float64 sums in pieces: a copy of a whole embedding in float64 would double what is held.
-    parts = value.reshape(-1).split(1 << 24)
-    return math.sqrt(sum(part.double().square().sum().item() for part in parts))
-
-
 def _share(norm: float, before: Tensor) -> float | None:
-    whole = _norm(before)
+    whole = frobenius(before)
     return norm / whole if whole else None
 
 

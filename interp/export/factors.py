@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.maths import frobenius
+
 Matrix = Float[Tensor, "m n"]
 
 RESOLUTION = 1e-7
@@ -75,7 +77,7 @@ def factor(matrix: Matrix, cut: Cut, floor: float) -> Factored:
 
     floor: singular values up to here are rounding (see :func:`rounding_floor`).
     """
-    norm = matrix.double().norm().item() if matrix.numel() < COLUMNS**2 else _norm(matrix)
+    norm = frobenius(matrix)
     if norm == 0.0:
         m, n = matrix.shape
         return Factored(matrix.new_zeros(m, 0), matrix.new_zeros(0, n), 0.0, 0.0, torch.zeros(0))
@@ -86,7 +88,7 @@ def factor(matrix: Matrix, cut: Cut, floor: float) -> Factored:
         b, a = kept, kept.T @ matrix
     else:
         b, a = matrix @ kept, kept.T
-    left = _norm(matrix - b @ a) if kept.shape[1] else norm
+    left = frobenius(matrix - b @ a) if kept.shape[1] else norm
     return Factored(b.contiguous(), a.contiguous(), norm, left, values[:count], exact)
 
 
@@ -120,12 +122,6 @@ def _range(flat: Matrix, count: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
         vectors, values, _ = torch.svd_lowrank(flat, q=count, niter=POWER_ITERATIONS)
     return vectors, values.double()
-
-
-def _norm(matrix: Matrix) -> float:
-    return math.sqrt(
-        sum(part.double().square().sum().item() for part in matrix.split(COLUMNS, dim=1))
-    )
 
 
 def _resolved(values: Tensor) -> float:

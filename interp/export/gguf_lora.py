@@ -173,6 +173,22 @@ def read_gguf_lora(path: Path | str, anatomy: Anatomy) -> dict[str, LowRank]:
     return found
 
 
+def on_base(
+    path: Path | str, model: nn.Module, anatomy: Anatomy, base_name: str
+) -> dict[str, LowRank]:
+    """The updates of a LoRA GGUF for a model, of which a skeleton will do. Raises ExportError for
+    another base."""
+    params = dict(model.named_parameters(remove_duplicate=False))
+    updates = read_gguf_lora(path, anatomy)
+    for name, update in updates.items():
+        if name not in params or tuple(params[name].shape) != update.stored_shape:
+            raise ExportError(
+                f"{path} does not fit {base_name}: it adapts {name} as {update.stored_shape}; "
+                "give the base it was made for"
+            )
+    return updates
+
+
 def _update(
     where: Path, tensor: str, place: Place, a: Tensor, b: Tensor, anatomy: Anatomy
 ) -> LowRank:
@@ -197,28 +213,12 @@ def _update(
             f"{where} was made for another base: it adapts {tensor} as {update.stored_shape}, "
             f"this model has {place.shape}; give the base it was made for"
         )
-    return _trimmed(update)
-
-
-def _trimmed(update: LowRank) -> LowRank:
-    """Without the zero ranks at the end, which only pad it to the rank of the file."""
-    used = (update.b != 0).flatten(0, -2).any(0) | (update.a != 0).transpose(0, -2).flatten(1).any(
-        1
-    )
-    rank = int(used.nonzero().max()) + 1 if bool(used.any()) else 1
-    return LowRank(update.b[..., :rank].clone(), update.a[..., :rank, :].clone(), update.axes)
+    return update.trimmed()
 
 
 def _attach(path: Path, base: Base | None, options: Mapping[str, Any]) -> Attached:
     assert base is not None
-    updates = read_gguf_lora(path, base.anatomy)
-    params = dict(base.model.named_parameters(remove_duplicate=False))
-    for name, update in updates.items():
-        if name not in params or tuple(params[name].shape) != update.stored_shape:
-            raise ExportError(
-                f"{path} does not fit {base.name}: it adapts {name} as {update.stored_shape}; "
-                "give the base it was made for"
-            )
+    updates = on_base(path, base.model, base.anatomy, base.name)
     delta = WeightDelta(
         updates=updates,
         base="unverified",

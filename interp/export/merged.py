@@ -21,7 +21,7 @@ from interp.export.exporter import Attached, Base, Exporter, open_base
 from interp.export.gate import Passed
 from interp.export.placing import place
 from interp.export.staging import RECEIPT, check_target, publish, staged
-from interp.export.streaming import Advance, stream, weight_map
+from interp.export.streaming import stream, weight_map
 from interp.export.tensors import AGAIN, check_tensors, first_line, plain, read_object, sealed
 from interp.files import write_json
 from interp.models.checkpoint import INDEX, Checkpoint
@@ -29,6 +29,7 @@ from interp.models.loading import resolve, without_bars
 from interp.models.skeleton import skeleton
 from interp.records import FigureRecord
 from interp.types import WeightDelta
+from interp.watching import Progress, unheard
 
 CONFIG = "config.json"
 REPORT = "merge.json"
@@ -48,7 +49,7 @@ def merge(
     unproven: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    advance: Advance = lambda done: None,
+    advance: Progress = unheard,
 ) -> dict[str, Any]:
     """Merge a delta into a checkpoint without ever loading the model; what was done, as written.
 
@@ -137,7 +138,7 @@ def _stream(
     delta: WeightDelta,
     base: Base,
     out: Path,
-    advance: Advance = lambda done: None,
+    advance: Progress = unheard,
 ) -> dict[str, Any]:
     placed = place(checkpoint, base.anatomy, delta)
     done = stream(checkpoint, out, placed.patches, placed.copies, advance)

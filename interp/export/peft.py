@@ -204,7 +204,7 @@ def _update(
         b = b.reshape(b.shape[0], rank, experts).permute(2, 0, 1)
         axes = "expert out in"
     b = b if scale == 1.0 else b * scale
-    return f"{module}.{leaf or 'weight'}", _trimmed(LowRank(b.contiguous(), a.contiguous(), axes))
+    return f"{module}.{leaf or 'weight'}", LowRank(b.contiguous(), a.contiguous(), axes).trimmed()
 
 
 def _patterned(patterns: Any, module: str, default: Any) -> Any:
@@ -222,14 +222,6 @@ def _parameter(config: Mapping[str, Any], module: str) -> str | None:
         if module == owner or module.endswith(f".{owner}"):
             return leaf
     return None
-
-
-def _trimmed(update: LowRank) -> LowRank:
-    used = (update.b != 0).flatten(0, -2).any(0) | (update.a != 0).any(-1).reshape(
-        -1, update.rank
-    ).any(0)
-    rank = max(1, int(used.nonzero().max()) + 1 if bool(used.any()) else 1)
-    return LowRank(update.b[..., :rank].clone(), update.a[..., :rank, :].clone(), update.axes)
 
 
 def _on_base(path: Path, base: Base) -> dict[str, LowRank]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.errors import DeltaError, ExportError, ModelNotFound
+from interp.export import gguf_lora
 from interp.export.delta import load_delta
-from interp.export.difference import Watch, checkpoint_fingerprint, difference, unwatched
+from interp.export.difference import checkpoint_fingerprint, difference
 from interp.export.exporter import Base, recognise
 from interp.export.merged import checkpoint_of
 from interp.export.peft import on_base, unties
@@ -20,6 +21,7 @@ from interp.models.anatomy import Anatomy
 from interp.models.checkpoint import Checkpoint
 from interp.models.skeleton import skeleton
 from interp.types import Coverage, LowRank, WeightDelta
+from interp.watching import Watch, unwatched
 
 GGUF = ".gguf"
 LORA = "gguf-lora"
@@ -58,7 +60,7 @@ def read_edit(
     if kind == "peft":
         updates = on_base(source, model, base_name, _weights(base_name, checkpoint, anatomy))
     else:
-        updates = _gguf(source, base_name, model, anatomy)
+        updates = gguf_lora.on_base(source, model, anatomy, base_name)
     return _adapter(kind, source, updates, anatomy, checkpoint, base_name)
 
 
@@ -135,20 +137,6 @@ def _weights(base_name: str, checkpoint: Checkpoint | None, anatomy: Anatomy) ->
         return None if key is None else checkpoint.read(key)
 
     return weight
-
-
-def _gguf(source: Path, base_name: str, model: nn.Module, anatomy: Anatomy) -> dict[str, LowRank]:
-    from interp.export.gguf_lora import read_gguf_lora
-
-    updates = read_gguf_lora(source, anatomy)
-    params = dict(model.named_parameters(remove_duplicate=False))
-    for name, update in updates.items():
-        if name not in params or tuple(params[name].shape) != update.stored_shape:
-            raise ExportError(
-                f"{source} does not fit {base_name}: it adapts {name} as {update.stored_shape}; "
-                "give the base it was made for"
-            )
-    return updates
 
 
 def _adapter(

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from io import FileIO
@@ -25,6 +25,7 @@ from torch import Tensor
 from interp.errors import ExportError
 from interp.models.checkpoint import Checkpoint, Stored
 from interp.types import LowRank, Shift, Update
+from interp.watching import Progress, unheard
 
 CHUNK = 60 << 10
 """Bytes that are summed at once. So few numbers stay in a core's cache, also in fp32, and torch adds
@@ -38,8 +39,6 @@ MEASURED = 256
 know one from another. Measuring all would cost more than the sum."""
 SUMMED = ("F64", "F32", "F16", "BF16")
 """Dtypes to whose tensors something can be added; the others are parts of a quantisation."""
-
-Advance = Callable[[int], None]
 
 
 class Leak:
@@ -81,7 +80,7 @@ def stream(
     out: Path,
     patches: Mapping[str, Update],
     copies: Mapping[str, str],
-    advance: Advance = lambda done: None,
+    advance: Progress = unheard,
 ) -> Streamed:
     """Write every file of ``source`` into the directory ``out`` with ``patches`` added.
 
@@ -121,7 +120,7 @@ def _stream_file(
     target: Path,
     patches: Mapping[str, Update],
     copies: Mapping[str, str],
-    advance: Advance,
+    advance: Progress,
 ) -> dict[str, float]:
     """Write one file: the kernel copies in one thread what stays, while another adds what changes."""
     stored = {n: s for n, s in source.tensors.items() if s.file == file}
@@ -210,7 +209,7 @@ class Job:
     to: int
 
 
-def _copy_all(target: Path, jobs: Sequence[Job], advance: Advance) -> None:
+def _copy_all(target: Path, jobs: Sequence[Job], advance: Progress) -> None:
     with FileIO(target, "r+") as dst:
         for job in jobs:
             dst.seek(job.to)
@@ -218,7 +217,7 @@ def _copy_all(target: Path, jobs: Sequence[Job], advance: Advance) -> None:
                 _copy(src, dst, job.start, job.count, advance)
 
 
-def _copy(src: FileIO, dst: FileIO, start: int, count: int, advance: Advance) -> None:
+def _copy(src: FileIO, dst: FileIO, start: int, count: int, advance: Progress) -> None:
     while count > 0:
         done = _copy_some(src, dst, start, min(count, COPY))
         if not done:
@@ -251,7 +250,7 @@ def _patch(
     update: Update,
     buffer: bytearray,
     dst: FileIO,
-    advance: Advance,
+    advance: Progress,
 ) -> float:
     """Write one edited tensor; its leak."""
     stored = source.tensors[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interp.errors import DeltaError, ExportError
 from interp.export.delta import TENSORS as DELTA_FILE
@@ -17,10 +17,11 @@ from interp.export.delta import load_delta
 from interp.export.factors import Cut, effective_rank, factor
 from interp.export.sides import Pair, saved_name, targets
 from interp.export.tensors import read_tensors
-from interp.maths import through_gain, unit
+from interp.maths import frobenius, through_gain, unit
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.checkpoint import Checkpoint
 from interp.types import LowRank, Shift, Update, Vector, WeightDelta
+from interp.watching import Progress, unheard
 
 UNEMBEDDING = "unembedding"
 READER = "reader"
@@ -89,7 +90,7 @@ def summary(
     anatomy: Anatomy,
     checkpoint: Checkpoint | None,
     directions: Sequence[Named] = (),
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Progress = unheard,
 ) -> list[Line]:
     """Every writer of the model and everything else that the delta changes, in the model's order.
 
@@ -105,7 +106,7 @@ def summary(
                 squares = 0.0
                 for part in target.parts:
                     stored, _ = pair.read(part)
-                    squares += 0.0 if stored is None else _squares(stored)
+                    squares += 0.0 if stored is None else frobenius(stored) ** 2
                 weights[target.name] = math.sqrt(squares)
                 if target.name in writers:
                     advance(1)
@@ -116,11 +117,6 @@ def summary(
         seen = _seen(directions, writer, checkpoint, anatomy)
         lines.append(_line(delta, name, writer, anatomy, weights.get(name), seen))
     return lines
-
-
-def _squares(value: Tensor) -> float:
-    parts = value.reshape(-1).split(1 << 24)
-    return sum(part.double().square().sum().item() for part in parts)
 
 
 def _line(

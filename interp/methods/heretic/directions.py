@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.errors import NoDirection, PromptError
-from interp.fitting import Progress
+from interp.watching import Progress
 
 SYSTEM = "You are a helpful assistant."
 """heretic writes a system turn into every conversation; this is its default."""

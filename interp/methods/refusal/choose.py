@@ -14,11 +14,11 @@ from interp.data.prompts import PromptSet
 from interp.edits import to_delta
 from interp.errors import InterpError
 from interp.evaluate.divergence import kl_nats
-from interp.evaluate.measure import Watch, unwatched
 from interp.evaluate.refusal import judge, respond
 from interp.fitting import BATCH
 from interp.methods.refusal.fit import Fitted, Setting, build
 from interp.types import TokenBatch, WeightDelta
+from interp.watching import Watch, unwatched
 
 DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 """Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""

@@ -15,7 +15,6 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation, to_delta
 from interp.errors import InterpError
-from interp.evaluate.measure import Watch, unwatched
 from interp.fitting import (
     BATCH,
     DirectionRecipe,
@@ -30,6 +29,7 @@ from interp.maths import unit
 from interp.operators import LeastDisturbance
 from interp.sites import Site
 from interp.types import Direction, WeightDelta
+from interp.watching import Watch, unwatched
 
 Key = TypeVar("Key")
 

@@ -15,7 +15,7 @@ from interp.data.prompts import PromptSet
 from interp.data.text import neutral_passages
 from interp.edits import fingerprint
 from interp.evaluate.attributing import attribution_figure, backend_device, fit_openers
-from interp.evaluate.measure import Bench, Row, Watch, unwatched
+from interp.evaluate.measure import Bench, Row
 from interp.export import export
 from interp.export.gate import PASSING
 from interp.figures import render
@@ -24,6 +24,7 @@ from interp.methods.refusal.card import MAIN, report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit, random_control
 from interp.records import FigureRecord, Provenance
+from interp.watching import Watch, unwatched
 
 Say = Callable[[str], None]
 SEED = 0

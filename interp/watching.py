@@ -1,0 +1,20 @@
+"""How long work tells how far it is, without knowing who watches (``interp.cli.progress`` does)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int], None]
+"""Called with how much was done since the last call."""
+
+Watch = Callable[[str, int], Progress]
+"""``watch(label, total)`` begins a piece of work and returns what advances it."""
+
+
+def unheard(done: int) -> None:
+    """Progress that nobody listens to."""
+
+
+def unwatched(label: str, total: int) -> Progress:
+    """A watch that shows nothing."""
+    return unheard
