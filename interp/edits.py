@@ -50,7 +50,6 @@ def select_writers(
     blocks: Sequence[int] | None = None,
     *,
     embeddings: bool = False,
-    kinds: Sequence[str] | None = None,
 ) -> list[BoundWriter]:
     """Writers of the given blocks (None: all). Raises SiteError for a block outside the stack."""
     wanted = range(anatomy.n_blocks) if blocks is None else blocks
@@ -59,8 +58,6 @@ def select_writers(
             f"block {outside[0]} is outside this model: blocks are 0 … {anatomy.n_blocks - 1}"
         )
     chosen = [w for w in anatomy.block_writers if w.block in set(wanted)]
-    if kinds is not None:
-        chosen = [w for w in chosen if w.kind in kinds]
     return ([*anatomy.embeddings] if embeddings else []) + chosen
 
 
@@ -269,7 +266,11 @@ def fingerprint(model: nn.Module, anatomy: Anatomy) -> str:
 
 def check_base(model: nn.Module, anatomy: Anatomy, delta: WeightDelta) -> None:
     """Raise DeltaError when the delta was made for other weights than these."""
-    actual = fingerprint(model, anatomy)
+    check_made_for(delta, fingerprint(model, anatomy))
+
+
+def check_made_for(delta: WeightDelta, actual: str) -> None:
+    """Raise DeltaError when the delta was made for a base with another fingerprint."""
     if "unverified" not in (actual, delta.base) and actual != delta.base:
         made_for = delta.provenance.get("model", "another model")
         raise DeltaError(

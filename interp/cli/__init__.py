@@ -63,6 +63,4 @@ def main(argv: list[str] | None = None) -> Any:
         click.echo(f"error: {error}", err=True)
     except OSError as error:
         click.echo(f"error: {error}", err=True)
-    except KeyboardInterrupt:
-        click.echo("interrupted; nothing half-written is left behind", err=True)
     sys.exit(1)

@@ -35,7 +35,6 @@ def difference(
     *,
     rank: int | None = None,
     tolerance: float | None = None,
-    strict: bool = False,
     trust_remote_code: bool = False,
     watch: Watch = unwatched,
 ) -> WeightDelta:
@@ -47,7 +46,7 @@ def difference(
     ``relative`` (to ‖W‖), ``rank``, ``effective_rank``, ``left_out`` (share of the norm), ``exact``.
     ``recipe["rounding"]`` lists what differs by rounding only, ``recipe["not_held"]`` by name in the
     files what a delta has no update for (norm gains, convolutions, gate and up projections of fused
-    experts …) with its norm; with ``strict`` that is an error.
+    experts …) with its norm.
 
     Experts that are fused at run time are stacked and share the largest rank among them. Where both
     files tie the unembedding, the update of the embedding edits both, as it does in ``other``;
@@ -55,7 +54,7 @@ def difference(
     (none if it still is the base's embedding).
 
     Raises ModelNotFound for files that cannot be read, DeltaError for two architectures, for
-    quantised weights, for two models that do not differ beyond rounding, and for ``strict``.
+    quantised weights, and for two models that do not differ beyond rounding.
     """
     if tolerance is not None and not 0.0 <= tolerance < 1.0:
         raise DeltaError(f"tolerance is a share of the norm, from 0 to below 1, not {tolerance}")
@@ -78,11 +77,6 @@ def difference(
         advance(1)
     for key, why in unclaimed(pair, anatomy, wanted):
         found.leave(pair, key, why)
-    if strict and found.not_held:
-        raise DeltaError(
-            f"{len(found.not_held)} changed tensors cannot be held by a delta, first "
-            f"{min(found.not_held)}; leave strict out to list them"
-        )
     return _delta(found, pair, anatomy, rank, tolerance)
 
 

@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.edits import applied
-from interp.errors import DeltaError, ExportError, ModelNotFound
+from interp.edits import applied, check_made_for
+from interp.errors import ExportError, ModelNotFound
 from interp.export import gate
 from interp.export.difference import checkpoint_fingerprint
-from interp.export.exporter import Attached, Base, Exporter, open_base
+from interp.export.exporter import Attached, Base, Exporter, check_holds, open_base
 from interp.export.gate import Passed
 from interp.export.placing import place
-from interp.export.staging import RECEIPT, check_target, publish, staged
+from interp.export.staging import RECEIPT, check_not_the_base, check_target, publish, staged
 from interp.export.streaming import stream, weight_map
-from interp.export.tensors import AGAIN, check_tensors, first_line, plain, read_object, sealed
+from interp.export.tensors import AGAIN, first_line, plain, read_object, sealed
 from interp.files import write_json
 from interp.models.checkpoint import INDEX, Checkpoint
 from interp.models.loading import resolve, without_bars
@@ -67,16 +67,10 @@ def merge(
     base = Base(model, None, anatomy, base_name, options)
     checkpoint = checkpoint_of(base)
     target = check_target(Path(out), overwrite=overwrite)
-    if target in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
-        raise ExportError(f"{target} is or holds the base model; give another directory")
+    check_not_the_base(target, checkpoint.folder)
     found = checkpoint_fingerprint(checkpoint, anatomy)
-    if "unverified" not in (found, delta.base) and found != delta.base:
-        raise DeltaError(
-            f"this delta was made for another base: it expects {delta.base[:12]}, the files of "
-            f"{base_name} are {found[:12]}; give the base it was made for"
-        )
-    if why := _refusal(delta, base):
-        raise ExportError(f"merged cannot hold this edit: {why}; export it as a delta")
+    check_made_for(delta, found)
+    check_holds(EXPORTER, delta, base)
     with staged(target) as stage:
         done = _stream(checkpoint, delta, base, stage, advance)
         report = {"base": base_name, "fingerprint": found, **done}
@@ -213,12 +207,10 @@ def _check(path: Path) -> None:
     """Raise ExportError for missing or truncated shards."""
     read_object(path / CONFIG, ExportError)
     try:
-        files = Checkpoint.open(path).files
+        Checkpoint.open(path)
     except ModelNotFound as error:
         what = str(error).rpartition(";")[0]  # its mend is for a base: to download it again
         raise ExportError(f"{what}; {AGAIN}") from None
-    for file in files:
-        check_tensors(file, ExportError)
 
 
 def _dtype(path: Path) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.errors import DeltaError, ExportError, ModelNotFound
+from interp.edits import check_made_for
+from interp.errors import ExportError, ModelNotFound
 from interp.export import gguf_lora
 from interp.export.delta import load_delta
 from interp.export.difference import checkpoint_fingerprint, difference
@@ -56,7 +57,7 @@ def read_edit(
     if kind == "merged":
         return _difference(source, base_name, checkpoint, rank, tolerance, options, watch)
     if kind == "delta":
-        return _own(source, base_name, anatomy, checkpoint)
+        return _own(source, anatomy, checkpoint)
     if kind == "peft":
         updates = on_base(source, model, base_name, _weights(base_name, checkpoint, anatomy))
     else:
@@ -106,17 +107,10 @@ def _difference(
     return replace(found, provenance={**found.provenance, "model": Path(base_name).name})
 
 
-def _own(
-    source: Path, base_name: str, anatomy: Anatomy, checkpoint: Checkpoint | None
-) -> WeightDelta:
+def _own(source: Path, anatomy: Anatomy, checkpoint: Checkpoint | None) -> WeightDelta:
     delta = load_delta(source)
-    actual = "unverified" if checkpoint is None else checkpoint_fingerprint(checkpoint, anatomy)
-    if "unverified" not in (actual, delta.base) and actual != delta.base:
-        raise DeltaError(
-            f"{source} was made for another base: it expects {delta.base[:12]} "
-            f"({delta.provenance.get('model', 'another model')}), {base_name} is {actual[:12]}; give "
-            "the base it was made for"
-        )
+    if checkpoint is not None:
+        check_made_for(delta, checkpoint_fingerprint(checkpoint, anatomy))
     return delta
 
 

@@ -42,6 +42,13 @@ def check_target(out: Path, *, overwrite: bool = False) -> Path:
     return target
 
 
+def check_not_the_base(target: Path, base: Path) -> None:
+    """Raise ExportError when writing ``target`` would replace the base model; a hub id is no place."""
+    folder = base.resolve()
+    if folder.is_dir() and target in (folder, *folder.parents):
+        raise ExportError(f"{target} is or holds the base model; give another directory")
+
+
 def _own_files(target: Path) -> set[str]:
     """Names at the top of a directory that an export of ours put there; empty where none did."""
     try:

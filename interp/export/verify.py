@@ -26,7 +26,7 @@ from interp.export.exporter import (
 )
 from interp.export.probe import Probe, distance, probe_batch
 from interp.export.receipt import TOLERANCES, Receipt, check_files, hashes, versions
-from interp.export.staging import check_target, publish, staged
+from interp.export.staging import check_not_the_base, check_target, publish, staged
 from interp.models.anatomy import Anatomy
 from interp.models.loading import resolve
 from interp.records import FigureRecord
@@ -61,7 +61,7 @@ def export(
     exporter = exporter_named(to)
     opened = _opened(base, base_name, options)
     target = check_target(Path(out), overwrite=overwrite)
-    _check_not_the_base(target, base_name)
+    check_not_the_base(target, Path(resolve(base_name)))
     check_base(opened.model, opened.anatomy, delta)
     check_holds(exporter, delta, opened)
     passed = gate.check(delta.recipe, cards, unproven=unproven)
@@ -102,12 +102,6 @@ def _same_device(model: nn.Module) -> dict[str, Any]:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     free, _ = torch.cuda.mem_get_info(device)
     return {"device_map": str(device)} if free > 1.2 * size else {}
-
-
-def _check_not_the_base(target: Path, base_name: str) -> None:
-    folder = Path(resolve(base_name)).resolve()
-    if folder.is_dir() and target in (folder, *folder.parents):
-        raise ExportError(f"{target} is or holds the base model; give another directory")
 
 
 def _compare(

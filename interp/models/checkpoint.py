@@ -1,7 +1,7 @@
 """A safetensors checkpoint on disk, read tensor by tensor or row by row; the model is never built.
 
-Offsets come from the files' own headers, and every read is a plain one (not a memory map), so that
-what a process holds is what it asked for.
+Offsets come from the files' own headers. Reads are plain ones into memory that was asked for; only a
+few values far apart are taken through a memory map.
 """
 
 from __future__ import annotations
@@ -174,13 +174,6 @@ def read_header(file: Path) -> dict[str, Stored]:
         raise ModelNotFound(
             f"{file} is truncated or damaged ({error}); download it again"
         ) from None
-
-
-def metadata(file: Path) -> dict[str, str]:
-    """The free text in a header that :func:`read_header` accepts (``{"format": "pt"}``)."""
-    with file.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        return json.loads(handle.read(length)).get("__metadata__", {})
 
 
 def _placed(file: Path, header: Mapping[str, Any], start: int) -> dict[str, Stored]:

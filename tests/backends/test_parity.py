@@ -28,9 +28,24 @@ TOKENS = 6
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-@pytest.fixture(scope="session", params=[name for name in BACKENDS if name != "hooks"])
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(
+    scope="session",
+    params=[(name, kind) for name in BACKENDS if name != "hooks" for kind in sorted(SUPPORT[name])],
+    ids="-".join,
+)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A backend beside the hooks, and a family that it runs."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def name(pair: tuple[str, str]) -> str:
+    return pair[0]
+
+
+@pytest.fixture(scope="session")
+def model_type(pair: tuple[str, str]) -> str:
+    return pair[1]
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +55,6 @@ def plain(model_type: str) -> Backend:
 
 @pytest.fixture(scope="session")
 def other(name: str, model_type: str) -> Backend:
-    if model_type not in SUPPORT[name]:
-        pytest.skip(f"{name} does not run {model_type}")
     return opened(model_type, name)
 
 

@@ -254,7 +254,7 @@ def test_a_bias_that_only_the_other_has_is_a_shift(tmp_path: Path, ids: Tensor) 
         ("llama", "model.norm.weight", "model.norm.weight"),
     ],
 )  # fmt: skip
-def test_what_a_delta_cannot_hold_is_listed_or_an_error(
+def test_what_a_delta_cannot_hold_is_listed(
     model_type: str, name: str, saved: str, tmp_path: Path
 ) -> None:
     writer = describe(tiny_model(model_type)).block_writers[0].weight
@@ -269,8 +269,6 @@ def test_what_a_delta_cannot_hold_is_listed_or_an_error(
     held_not = found.recipe["not_held"]
     assert saved in held_not
     assert held_not[saved]["relative"] == pytest.approx(0.5)
-    with pytest.raises(DeltaError, match=r"cannot be held by a delta, first .*leave strict out"):
-        difference(base, other, strict=True)
 
 
 # --- tied embeddings ---------------------------------------------------------------------------
