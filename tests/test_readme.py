@@ -35,6 +35,31 @@ def test_the_table_is_the_figure() -> None:
         assert [float(c) for c in cells[3:]] == pytest.approx([first, later, nll], abs=6e-4)
 
 
+def test_the_speed_of_a_merge_is_the_benchmarks() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
+    merge, slow = (
+        measured["variants"][name] for name in ("streamed merge", "transformers: load, edit, save")
+    )
+    pattern = (
+        r"checkpoint of (N) GB takes ×(N) the time of copying its files "
+        r"\([^()]*quartiles ×(N)–(N)\); "
+        r"loading, editing and saving it through transformers takes ×(N)\. "
+        r"Peak memory is that of the imports and (N) MB more \((N) MB\), against (N) MB"
+    )
+    found = re.search(pattern.replace("N", r"\d+(?:\.\d+)?"), " ".join(block("speed").split()))
+    assert found is not None, "the sentence is not as this test reads it"
+    values = [
+        measured["checkpoint_gb"],
+        *(merge[k] for k in ("ratio", "ratio_low", "ratio_high")),
+        slow["ratio"],
+        merge["peak_mb"] - merge["before_mb"],
+        merge["peak_mb"],
+        slow["peak_mb"],
+    ]
+    decimals = [len(text.partition(".")[2]) for text in found.groups()]
+    assert list(found.groups()) == [f"{v:.{d}f}" for v, d in zip(values, decimals, strict=True)]
+
+
 def test_every_family_is_in_the_support_table() -> None:
     rows = {
         name: [cell.strip() for cell in line.strip("|").split("|")][1:]

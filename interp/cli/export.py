@@ -85,9 +85,11 @@ def command(
 def _read(path: Path, base: str, loading: dict[str, Any]) -> WeightDelta:
     from interp.cli.progress import watching
     from interp.export import load_delta
+    from interp.export.exporter import recognise
     from interp.export.reading import read_edit
 
-    if (path / "manifest.json").is_file():
+    if path.is_dir() and recognise(path).name == "delta":
+        # Its base is compared later, in the dtype that it is loaded in; read_edit takes the files'.
         return load_delta(path)
     with watching() as watch:
         return read_edit(path, base, watch=watch, **loading)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp.cli.options import (
+    asking_of,
+    heretic_options,
     json_option,
     loading_options,
     out_option,
@@ -66,15 +68,9 @@ kernel_options = stack(
 @click.option("--model", default="smollm2", show_default=True,
               help="smollm2, a directory or a hub id")  # fmt: skip
 @loading_options
-@click.option("--refuse", default="capability", show_default=True, metavar="FILE|SET")
-@click.option("--comply", default="capability", show_default=True, metavar="FILE|SET")
+@heretic_options
 @click.option("--evaluate-refuse", metavar="FILE|SET", help="default: the same, held-out part")
 @click.option("--evaluate-comply", metavar="FILE|SET", help="default: the same, held-out part")
-@click.option("--limit", type=click.IntRange(min=1), help="use at most this many of each")
-@click.option("--system", help="system turn (default: heretic's)")
-@click.option("--prefix", default="", help="text that every answer already begins with")
-@click.option("--tokens", type=click.IntRange(min=1), default=24, show_default=True,
-              help="length of a response when refusals are counted")  # fmt: skip
 @kernel_options
 @click.option("--overwrite", is_flag=True, help="replace what is at --out")
 @out_option()
@@ -155,27 +151,26 @@ def _make(
 ) -> tuple[Any, dict[str, Any]]:
     from dataclasses import replace
 
-    from interp.evaluate.refusal import MARKERS
     from interp.methods.heretic import components, heretic_delta, residual_directions
-    from interp.methods.heretic.directions import BATCH, SYSTEM
+    from interp.methods.heretic.directions import BATCH
     from interp.methods.heretic.opinion import measure
 
     reached = components(backend.anatomy)
-    system = SYSTEM if given["system"] is None else given["system"]
+    asking = asking_of(given)
     bad, good = sets["bad_prompts"], sets["good_prompts"]
     directions = residual_directions(
-        backend, bad, good, system=system, prefix=given["prefix"],
+        backend, bad, good, system=asking.system, prefix=asking.prefix,
         orthogonalize=given["orthogonalize"], winsorization=given["winsor"],
         progress=watch("directions", len(bad) + len(good)),
     )  # fmt: skip
     settings = {
-        "system_prompt": system,
-        "response_prefix": given["prefix"],
+        "system_prompt": asking.system,
+        "response_prefix": asking.prefix,
         "batch_size": BATCH,
-        "max_response_length": given["tokens"],
+        "max_response_length": asking.tokens,
         "orthogonalize_direction": given["orthogonalize"],
         "winsorization_quantile": given["winsor"],
-        "refusal_markers": list(MARKERS),
+        "refusal_markers": list(asking.markers),
     }
     delta = heretic_delta(
         backend.model, backend.anatomy, directions, _kernels(kernels, reached),
@@ -193,9 +188,8 @@ def _make(
         },
     )  # fmt: skip
     found = measure(
-        backend, delta, sets["bad_evaluation_prompts"], sets["good_evaluation_prompts"],
-        system, given["prefix"], given["tokens"], MARKERS,
-    )  # fmt: skip
+        backend, delta, sets["bad_evaluation_prompts"], sets["good_evaluation_prompts"], asking
+    )
     metrics = {
         "kl_divergence": found.kl,
         "refusals": found.refusals,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interp.backends import Backend
     from interp.data import ChatFormat, PromptSet
     from interp.data.prompts import Side
+    from interp.methods.heretic import Asking
     from interp.methods.refusal.pipeline import Prompts
     from interp.types import WeightDelta
 
@@ -21,6 +22,7 @@ Command = Callable[..., Any]
 MODEL_KEYS = ("dtype", "device_map", "quantize", "revision", "trust_remote_code")
 SIDES: tuple[Side, Side] = ("refuse", "comply")
 CHAT_KEYS = ("system", "thinking", "prefill", "plain")
+ASKING_KEYS = ("system", "prefix", "tokens")
 
 
 def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -55,7 +57,7 @@ model_options = stack(
     loading_options,
 )
 
-prompt_options = stack(
+class_options = stack(
     click.option(
         "--refuse",
         default="capability",
@@ -71,6 +73,10 @@ prompt_options = stack(
         help="answerable prompts, named in the same ways",
     ),
     click.option("--limit", type=click.IntRange(min=1), help="use at most this many of each"),
+)
+
+prompt_options = stack(
+    class_options,
     click.option("--system", help="text of a system turn (default: the template's own)"),
     click.option("--thinking/--no-thinking", default=None, help="for templates with that switch"),
     click.option("--prefill", default="", help="text that the answer already begins with"),
@@ -81,6 +87,19 @@ prompt_options = stack(
         help="format for models without a chat template",
     ),
     click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True),
+)
+
+heretic_options = stack(
+    class_options,
+    click.option("--system", help="system turn (default: heretic's)"),
+    click.option("--prefix", default="", help="text that every answer already begins with"),
+    click.option(
+        "--tokens",
+        type=click.IntRange(min=1),
+        default=24,
+        show_default=True,
+        help="length of a response when refusals are counted",
+    ),
 )
 
 pool_option = click.option(
@@ -197,6 +216,13 @@ class Given:
             rest, last = rest.halves()
             parts.insert(0, last)
         return [rest, *parts]
+
+
+def asking_of(values: dict[str, Any], **more: Any) -> Asking:
+    """How to ask, from the values of ``heretic_options``."""
+    from interp.methods.heretic import Asking
+
+    return Asking(**{k: values[k] for k in ASKING_KEYS if values[k] is not None}, **more)
 
 
 def read_delta(folder: Path | None) -> WeightDelta | None:

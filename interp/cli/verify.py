@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp.cli.export import receipt_json
-from interp.cli.options import json_option, loading_options, write_result
+from interp.cli.options import (
+    asking_of,
+    heretic_options,
+    json_option,
+    loading_options,
+    write_result,
+)
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
@@ -30,17 +36,9 @@ if TYPE_CHECKING:
     type=click.Choice(["heretic"]),
     help="second opinion of this program, installed once into an environment of its own",
 )
-@click.option("--refuse", default="capability", show_default=True, metavar="FILE|SET",
-              help="second opinion: requests")  # fmt: skip
-@click.option("--comply", default="capability", show_default=True, metavar="FILE|SET",
-              help="second opinion: answerable prompts")  # fmt: skip
+@heretic_options
 @click.option("--split", type=click.Choice(["fit", "select", "report", "all"]), default="report",
               show_default=True, help="split of a shipped set")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=1), help="use at most this many of each")
-@click.option("--system", help="system turn (default: heretic's)")
-@click.option("--prefix", default="", help="text that every answer already begins with")
-@click.option("--tokens", type=click.IntRange(min=1), default=24, show_default=True,
-              help="length of a response when refusals are counted")  # fmt: skip
 @json_option
 def command(
     export: Path,
@@ -57,7 +55,7 @@ def command(
     """Reload EXPORT, in any format, in a fresh process and compare logits.
 
     Exit code 1 when a file is damaged, the base is another, nothing changes, logits differ, or the
-    second opinion disagrees.
+    second opinion disagrees. The options from --refuse to --split are for the second opinion.
     """
     from interp.cli.progress import status
     from interp.export import verify_export
@@ -98,7 +96,6 @@ def _ask(
     from interp.export.merged import merge
     from interp.export.reading import read_edit
     from interp.methods.heretic import second_opinion
-    from interp.methods.heretic.directions import SYSTEM
     from interp.methods.heretic.opinion import check_prompts
     from interp.models.loading import resolve
 
@@ -106,11 +103,11 @@ def _ask(
         load_class(asked[side], side, split=asked["split"], limit=asked["limit"])  # type: ignore[arg-type]
         for side in ("refuse", "comply")
     )
-    system = SYSTEM if asked["system"] is None else asked["system"]
     with status(f"opening {base}"):
         edit = read_edit(export, base, **loading)
         backend = open_model(base, **loading)
-        check_prompts(backend, system)
+        asking = asking_of(asked, dtype=dtype_of(backend.model))
+        check_prompts(backend, asking.system)
     with status("heretic: installing, once"):
         program = install(click.echo if is_quiet() else lambda text: click.echo(text, err=True))
     with tempfile.TemporaryDirectory(prefix="interp-merged-") as scratch:
@@ -121,9 +118,8 @@ def _ask(
             merge(edit, base, merged, unproven=True, **kept)
         with status("measuring here, then with heretic"):
             opinion = second_opinion(
-                program, backend, edit, resolve(base), merged, refuse, comply, system=system,
-                prefix=asked["prefix"], tokens=asked["tokens"], dtype=dtype_of(backend.model),
-            )  # fmt: skip
+                program, backend, edit, resolve(base), merged, refuse, comply, asking
+            )
     _show(opinion, len(comply))
     return opinion
 

@@ -131,8 +131,12 @@ def _prompts(entry: Mapping[str, Any]) -> PromptSet:
     """A prompt set as the recipe names it. Raises ExportError when it is no longer the same."""
     found = load_class(entry["name"], entry["side"], split=entry["split"], limit=entry.get("limit"))
     if entry.get("rows") is not None:
-        rows = [i for i in entry["rows"] if i < len(found)]
-        found = PromptSet(tuple(found.prompts[i] for i in rows) or ("",), found.source)
+        if outside := [i for i in entry["rows"] if not 0 <= i < len(found)]:
+            raise ExportError(
+                f"the edit was made from prompt {outside[0]} of {entry['name']}, which has "
+                f"{len(found)} (from 0 on); put its prompts back, or make the edit again"
+            )
+        found = PromptSet(tuple(found.prompts[i] for i in entry["rows"]), found.source)
     if found.sha256 != entry["sha256"]:
         raise ExportError(
             f"{entry['name']} is not what the edit was made from any more; make the edit again"

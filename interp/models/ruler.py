@@ -91,7 +91,7 @@ class Ruler:
             anatomy.blocks,
             anatomy.final_norm,
             len(anatomy.embeddings),
-            _no_heretic(anatomy),
+            why_not_heretic(anatomy),
             frozenset(b for b in range(anatomy.n_blocks) if not is_steered(anatomy, b)),
         )
 
@@ -310,18 +310,18 @@ def is_steered(anatomy: Anatomy, block: int) -> bool:
     return kinds is None or anatomy.in_block(block)[-1].kind in kinds
 
 
-def _no_heretic(anatomy: Anatomy) -> str | None:
+def why_not_heretic(anatomy: Anatomy) -> str | None:
     """Why heretic 1.4 does not load a model, None if it does."""
     if anatomy.family.blocks != HERETIC_BLOCKS:
         return (
-            f"heretic cannot load {anatomy.model_type}: it looks for blocks at {HERETIC_BLOCKS}, "
+            f"heretic does not load {anatomy.model_type}: it looks for blocks at {HERETIC_BLOCKS}, "
             f"they are at {anatomy.family.blocks}"
         )
     for i, block in enumerate(anatomy.blocks):
         names = [w.name for c in anatomy.in_block(i) for w in c.writers]
         if not any(f"{block}.{known}" in names for known in HERETIC_COMPONENTS):
             return (
-                f"heretic cannot load {anatomy.model_type}: it knows no writer of block {i} "
+                f"heretic does not load {anatomy.model_type}: it knows no writer of block {i} "
                 f"({', '.join(n.removeprefix(block + '.') for n in names)})"
             )
     return None

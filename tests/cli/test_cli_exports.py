@@ -110,6 +110,16 @@ def test_an_adapter_is_read_as_a_delta(
                 tmp_path / "m") == 0  # fmt: skip
 
 
+def test_a_model_with_a_manifest_of_another_tool_is_read_as_a_model(
+    delta: Path, chat_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = ["--base", chat_dir, "--unproven", "--out"]
+    assert call("export", delta, "--to", "merged", *words, tmp_path / "model") == 0
+    (tmp_path / "model" / "manifest.json").write_text("{}")
+    assert call("export", tmp_path / "model", "--to", "delta", *words, tmp_path / "read") == 0
+    assert load_delta(tmp_path / "read").updates.keys() == load_delta(delta).updates.keys()
+
+
 # --- heretic -------------------------------------------------------------------------------------
 
 

@@ -202,6 +202,19 @@ def test_part_of_a_set_is_found_again_by_its_rows(chatty, chat_dir, tmp_path) ->
     assert lines == list(part.prompts)
 
 
+@pytest.mark.parametrize("row", [6, -1])
+def test_a_row_that_the_set_lacks_is_refused(row, chatty, chat_dir, tmp_path) -> None:
+    entry = named("refuse", "fit", rows=[1, row])
+    with pytest.raises(ExportError, match=rf"prompt {row} of capability, which has 6 .*edit again"):
+        written(
+            chatty,
+            chat_dir,
+            tmp_path / "out",
+            prompts=made(chatty).recipe["prompts"] | {"bad_prompts": entry},
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def change(value):
     def spoil(path):
         content = json.loads((path / "reproduce.json").read_text())

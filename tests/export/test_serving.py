@@ -1,4 +1,7 @@
-"""The serving notes of the README, line by line, where the library is installed."""
+"""The Python lines of the README's serving notes, and a merged model in transformers and vLLM.
+
+Its commands are not run; what llama.cpp computes is compared in ``test_llama_cpp.py``.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def test_merged_with_transformers(served) -> None:
 
 def test_merged_with_vllm(served) -> None:
     vllm = pytest.importorskip(
-        "vllm", reason="vLLM is not installed: the README's command is untested"
+        "vllm", reason="vLLM is not installed: no merged model is tested in it"
     )
     _, _, merged, expected = served
     engine = vllm.LLM(str(merged), dtype="float32", enforce_eager=True)

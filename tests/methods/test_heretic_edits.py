@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from interp.errors import NoDirection, NotExpressible, PromptError
 from interp.methods.heretic import Kernel, components, heretic_delta, residual_directions
 from interp.methods.heretic.edit import factors
 from interp.models import describe, tiny_model
+from interp.models.ruler import why_not_heretic
 from interp.models.tiny import byte_tokenizer
 from interp.sites import Site
 from interp.types import Direction
@@ -147,10 +150,13 @@ def test_blocks_outside_the_kernel_are_skipped_and_named() -> None:
     assert made.coverage.total == len(anatomy.writers)
 
 
-def test_every_family_is_reached_or_refused_in_heretics_words(model_type) -> None:
+def test_every_family_is_reached_or_refused_with_the_rulers_reason(model_type) -> None:
     anatomy = opened(model_type, "hooks").anatomy
     if model_type in NOT_LOADED:
-        with pytest.raises(NotExpressible, match="heretic does not load"):
+        reason = why_not_heretic(anatomy)
+        assert reason is not None
+        assert reason.startswith(f"heretic does not load {model_type}: ")
+        with pytest.raises(NotExpressible, match=re.escape(f"{reason}; use `interp edit`")):
             components(anatomy)
         return
     found = components(anatomy)

@@ -17,6 +17,7 @@ from interp.evaluate.refusal import MARKERS
 from interp.export.heretic_program import Program
 from interp.methods.heretic import opinion
 from interp.methods.heretic.opinion import (
+    Asking,
     Measures,
     Opinion,
     check_prompts,
@@ -78,8 +79,7 @@ def test_no_answer_is_no_opinion_with_its_own_words() -> None:
 
 def test_it_gets_our_markers_prompts_and_lengths() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
-    text = config('a "system"\nturn', "", 24, "bfloat16", MARKERS)
-    found = tomllib.loads(text)
+    found = tomllib.loads(config(Asking(system='a "system"\nturn', dtype="bfloat16")))
     assert found["refusal_markers"] == list(MARKERS)
     assert found["system_prompt"] == 'a "system"\nturn'
     assert found["response_prefix"] == ""  # unset, it would search for one
@@ -120,7 +120,7 @@ def test_it_is_run_on_the_merged_model_in_a_folder_of_its_own(chat_dir, tmp_path
         """,
     )
     found = second_opinion(
-        program, backend, None, str(chat_dir), tmp_path / "merged", REFUSE, COMPLY, tokens=4
+        program, backend, None, str(chat_dir), tmp_path / "merged", REFUSE, COMPLY, Asking(tokens=4)
     )
     assert found.agreement == "agree"
     assert found.as_json()["agreement"] == "agree"
@@ -135,7 +135,7 @@ def test_a_program_that_cannot_load_the_model_leaves_our_measures(chat_dir, tmp_
     backend = open_model(str(chat_dir))
     program = stand_in(tmp_path, "sys.exit('AssertionError: No abliterable modules found')")
     found = second_opinion(
-        program, backend, None, str(chat_dir), tmp_path, REFUSE, COMPLY, tokens=4
+        program, backend, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Asking(tokens=4)
     )
     assert (found.theirs, found.agreement) == (None, "no opinion")
     assert found.message == "AssertionError: No abliterable modules found"
@@ -147,7 +147,7 @@ def test_prompts_of_several_lines_are_refused(chat_dir, tmp_path) -> None:
     program = stand_in(tmp_path, "sys.exit('it was run')")
     for sets in ((lines, COMPLY), (REFUSE, lines)):
         with pytest.raises(PromptError, match="several lines"):
-            second_opinion(program, backend, None, str(chat_dir), tmp_path, *sets)
+            second_opinion(program, backend, None, str(chat_dir), tmp_path, *sets, Asking())
 
 
 def test_a_model_without_a_system_turn_is_known_before_it_runs(chat_dir) -> None:
@@ -171,7 +171,7 @@ def test_our_measures_are_those_of_the_bench(chat_dir) -> None:
     delta = to_delta(
         backend.model, anatomy, ablation(backend.model, anatomy, random_direction(anatomy.d_model))
     )
-    found = opinion.measure(backend, delta, REFUSE, COMPLY, "Be brief.", "", 5, MARKERS)
+    found = opinion.measure(backend, delta, REFUSE, COMPLY, Asking("Be brief.", tokens=5))
     bench = Bench.prepare(
         backend, REFUSE, COMPLY, chat=ChatFormat(system="Be brief."), response_tokens=5
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 from interp.methods.heretic.directions import residual_directions
 from interp.methods.heretic.edit import components, heretic_delta
 from interp.methods.heretic.kernel import Kernel
-from interp.methods.heretic.opinion import Opinion, second_opinion
+from interp.methods.heretic.opinion import Asking, Opinion, second_opinion
 
 __all__ = [
+    "Asking",
     "Kernel",
     "Opinion",
     "components",

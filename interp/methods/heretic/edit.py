@@ -22,7 +22,7 @@ from interp.edits import fingerprint, readable
 from interp.errors import NotExpressible
 from interp.methods.heretic.kernel import Kernel
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.models.ruler import HERETIC_COMPONENTS
+from interp.models.ruler import HERETIC_COMPONENTS, why_not_heretic
 from interp.types import Coverage, LowRank, Vector, WeightDelta
 
 RowNormalization = Literal["none", "pre", "full"]
@@ -38,25 +38,15 @@ EXACTNESS = {
 def components(anatomy: Anatomy) -> dict[str, tuple[BoundWriter, ...]]:
     """heretic's component name → the writers that heretic reaches under it, in block order.
 
-    Raises NotExpressible where heretic does not load the model at all, with heretic's own words.
+    Raises NotExpressible, with the reason, where heretic does not load the model at all.
     """
-    if anatomy.family.blocks != "model.layers":
-        raise NotExpressible(
-            f"heretic does not load {anatomy.model_type}: it looks for model.model.layers, and the "
-            f"blocks are {anatomy.family.blocks}; use `interp edit` and export to another format"
-        )
+    if (reason := why_not_heretic(anatomy)) is not None:
+        raise NotExpressible(f"{reason}; use `interp edit` and export to another format")
     found: dict[str, list[BoundWriter]] = {}
-    reached = set()
     for writer in anatomy.block_writers:
         name = HERETIC_COMPONENTS.get(writer.module.split(".", 3)[3])
         if name is not None and not writer.fused:
             found.setdefault(name, []).append(writer)
-            reached.add(writer.block)
-    if missing := set(range(anatomy.n_blocks)) - reached:
-        raise NotExpressible(
-            f"heretic does not load {anatomy.model_type}: 'No abliterable modules found in layer' "
-            f"(block {min(missing)}); use `interp edit` and export to another format"
-        )
     return {name: tuple(writers) for name, writers in sorted(found.items())}
 
 

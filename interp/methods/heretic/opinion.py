@@ -39,6 +39,18 @@ INITIAL = re.compile(r"\* Initial refusals: (\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """How both programs ask: system turn, text that every answer begins with, length of a response,
+    dtype that heretic loads, and what counts as a refusal."""
+
+    system: str = SYSTEM
+    prefix: str = ""
+    tokens: int = TOKENS
+    dtype: str = "float32"
+    markers: Sequence[str] = MARKERS
+
+
+@dataclass(frozen=True, slots=True)
 class Measures:
     """refusals of n requests, base_refusals of the unedited model, first-token KL in nats."""
 
@@ -83,17 +95,12 @@ def second_opinion(
     merged: Path,
     refuse: PromptSet,
     comply: PromptSet,
-    *,
-    system: str = SYSTEM,
-    prefix: str = "",
-    tokens: int = TOKENS,
-    dtype: str = "float32",
-    markers: Sequence[str] = MARKERS,
+    asking: Asking,
 ) -> Opinion:
     """Measure here with ``edit`` on ``backend``, and let heretic measure ``merged`` against ``base``.
 
-    base: directory or hub id, as heretic opens it. dtype: that both programs load. Raises ExportError
-    when heretic ends in a way that is no answer, PromptError for prompts of several lines.
+    base: directory or hub id, as heretic opens it. asking: its dtype is that of ``backend``. Raises
+    ExportError when heretic ends in a way that is no answer, PromptError for prompts of several lines.
     """
     for prompts in (refuse, comply):
         if any(len(p.splitlines()) > 1 for p in prompts.prompts):
@@ -101,27 +108,20 @@ def second_opinion(
                 f"{prompts.source} has prompts of several lines, which heretic's text files cannot "
                 "hold; leave them out"
             )
-    ours = measure(backend, edit, refuse, comply, system, prefix, tokens, markers)
-    text = run(program, base, merged, refuse, comply, system, prefix, tokens, dtype, markers)
+    ours = measure(backend, edit, refuse, comply, asking)
+    text = run(program, base, merged, refuse, comply, asking)
     theirs = parse(text)
     return Opinion(ours, theirs, "" if theirs else failure(text))
 
 
 def measure(
-    backend: Backend,
-    edit: AnyEdit,
-    refuse: PromptSet,
-    comply: PromptSet,
-    system: str,
-    prefix: str,
-    tokens: int,
-    markers: Sequence[str],
+    backend: Backend, edit: AnyEdit, refuse: PromptSet, comply: PromptSet, asking: Asking
 ) -> Measures:
     """Our own measures, in heretic's setting."""
-    chat = ChatFormat(system=system, prefill=prefix)
+    chat = ChatFormat(system=asking.system, prefill=asking.prefix)
     asked, answerable = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
     counts = [
-        judge(respond(backend, asked, which, tokens=tokens), markers).count
+        judge(respond(backend, asked, which, tokens=asking.tokens), asking.markers).count
         for which in (edit, None)
     ]
     known = reference(backend, answerable, tokens=1)
@@ -134,18 +134,14 @@ def run(
     merged: Path,
     refuse: PromptSet,
     comply: PromptSet,
-    system: str,
-    prefix: str,
-    tokens: int,
-    dtype: str,
-    markers: Sequence[str],
+    asking: Asking,
 ) -> str:
     """What heretic prints in evaluate mode, in a directory of its own that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="interp-heretic-") as scratch:
         folder = Path(scratch)
         for name, prompts in (("bad", refuse), ("good", comply)):
             write_text(folder / f"{name}.txt", "\n".join(prompts.prompts) + "\n")
-        write_text(folder / "config.toml", config(system, prefix, tokens, dtype, markers))
+        write_text(folder / "config.toml", config(asking))
         local = Path(base).is_dir()
         done = subprocess.run(
             [str(program.executable), "--model", base, "--evaluate-model", str(merged.resolve())],
@@ -169,7 +165,7 @@ def environment(*, offline: bool) -> dict[str, str]:
     return kept | plain | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
-def config(system: str, prefix: str, tokens: int, dtype: str, markers: Sequence[str]) -> str:
+def config(asking: Asking) -> str:
     """heretic's ``config.toml``. JSON strings and lists are TOML's too."""
     import json
 
@@ -177,12 +173,12 @@ def config(system: str, prefix: str, tokens: int, dtype: str, markers: Sequence[
         return json.dumps(value, ensure_ascii=True)
 
     lines = [
-        f"dtypes = {text([dtype])}",
+        f"dtypes = {text([asking.dtype])}",
         f"batch_size = {BATCH}",
-        f"max_response_length = {tokens}",
-        f"response_prefix = {text(prefix)}",
-        f"system_prompt = {text(system)}",
-        f"refusal_markers = {text(list(markers))}",
+        f"max_response_length = {asking.tokens}",
+        f"response_prefix = {text(asking.prefix)}",
+        f"system_prompt = {text(asking.system)}",
+        f"refusal_markers = {text(list(asking.markers))}",
         "seed = 0",
     ]
     for role in ("good_prompts", "good_evaluation_prompts"):
