@@ -5,7 +5,7 @@
 A llama of random bf16 weights in shards of 1 GB; a rank-1 update of every block's two writers, which
 are a third of its bytes. Floor: each byte read and written once, so the time of a copy; the edit adds
 2 · rank FLOPs and one rounding for each edited number. Every variant runs in a process of its own,
-which says how long it took and its peak memory; imports are not timed.
+which says how long its runs took and its peak memory; imports are not timed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,9 @@ from timing import hardware, paired, report
 
 WIDTH, INNER, VOCABULARY = 2048, 8192, 32768
 SHARD = 1 << 30
+REPEATS = 4
+"""Runs of a variant in a process. What a write costs depends on which memory was freed before, so
+that even copies, of which one follows the other, take 1.2 to 3 s: a round's mean is compared."""
 
 
 def make(folder: Path, gigabytes: float) -> None:
@@ -134,13 +138,29 @@ VARIANTS = {
 
 
 def one(variant: str, base: Path, out: Path) -> None:
-    """Run a variant in this process and print its seconds and memory."""
+    """Run a variant ``REPEATS`` times in this process and print its seconds and memory."""
     prepared = VARIANTS[variant](base, out)
     before = peak_mb()
-    started = time.perf_counter()
-    prepared()
-    seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(REPEATS):
+        condition(base, out)
+        started = time.perf_counter()
+        prepared()
+        seconds.append(time.perf_counter() - started)
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "before_mb": before}))
+
+
+def condition(base: Path, out: Path) -> None:
+    """Give every variant the same page cache: a copy has this instant been written and freed.
+
+    A virtual machine gives memory that has been free for a few seconds back to its host, and files
+    are then written at a quarter of the speed (5.5 to 6.9 s for a copy of 1.4 to 1.5 s). So this is done
+    here, after the imports, which take that long themselves.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(base, out)
+    shutil.rmtree(out)
+    os.sync()
 
 
 def peak_mb() -> int:
@@ -165,20 +185,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         base, out = Path(scratch) / "base", Path(scratch) / "out"
         make(base, given.gigabytes)
-        measured: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+        measured: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
 
         def run(name: str) -> float:
-            # Every variant meets the same page cache: a copy has just been written, flushed and freed.
-            # (Memory that a process has freed is faster to write files into, on virtual machines by
-            # far, and would favour whatever runs after the variant that loads the model.)
-            shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(base, out)
-            shutil.rmtree(out)
-            os.sync()
             words = [sys.executable, __file__, "--one", name, str(base), str(out)]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             measured[name].append(json.loads(done.stdout.splitlines()[-1]))
-            return measured[name][-1]["seconds"]
+            return statistics.mean(measured[name][-1]["seconds"])
 
         rows = paired(
             {name: (lambda name=name: run(name)) for name in VARIANTS},
