@@ -22,14 +22,13 @@ from interp.maths import (
     mean,
     orthogonalise,
     unit,
+    weighted,
     winsorise,
 )
 from interp.operators import LeastDisturbance
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
 from interp.watching import Progress
-
-"""Called with the number of prompts done since the last call."""
 
 BATCH = 32
 
@@ -45,13 +44,13 @@ class DirectionRecipe:
 @dataclass(frozen=True, slots=True)
 class LeastDisturbanceRecipe:
     """The least-disturbance edit: α (share of the class difference removed), ridge ε in units of the mean
-    diagonal of E[aaᵀ], blocks (None: all), response_tokens: how many greedy response tokens of comply
-    prompts join Σ (0: decision position only)."""
+    diagonal of E[aaᵀ], blocks (None: all), spoken_weight: how much the response tokens of comply prompts
+    count in Σ, where those were captured, beside a weight of 1 for the decision position."""
 
     alpha: float = 0.8
     ridge: float = 0.05
     blocks: tuple[int, ...] | None = None
-    response_tokens: int = 0
+    spoken_weight: float = 0.3
 
 
 def capture(
@@ -104,26 +103,36 @@ def directions(
 class WriterStatistics:
     """Inputs of every block writer at the decision position, per class, ``{name: [n, d_in]}``.
 
-    extra: further comply rows (response tokens) that join the second moment only.
+    extra: comply rows of further prompts; spoken: rows of response tokens. Both join the second moment
+    only.
     """
 
     refuse: Mapping[str, Tensor]
     comply: Mapping[str, Tensor]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    _probes: dict[tuple[str, float], Tensor] = field(default_factory=dict, init=False, repr=False)
+    spoken: Mapping[str, Tensor] = field(default_factory=dict)
+    _probes: dict[tuple[str, float, float], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def shift(self, name: str) -> Tensor:
         """``Δa = E_refuse[a] − E_comply[a]`` in float64, ``[d_in]``."""
         return difference_of_means(self.refuse[name], self.comply[name])
 
-    def probe(self, name: str, ridge: float) -> Tensor:
-        """``q`` of a writer (float64, ``[d_in]``); solved once per ridge, whatever the direction."""
-        if (name, ridge) not in self._probes:
-            rows = self.comply[name]
-            if name in self.extra:
-                rows = torch.cat([rows, self.extra[name]])
-            self._probes[name, ridge] = least_disturbance_probe(self.shift(name), rows, ridge)
-        return self._probes[name, ridge]
+    def probe(self, name: str, ridge: float, spoken_weight: float) -> Tensor:
+        """``q`` of a writer (float64, ``[d_in]``); solved once per recipe, whatever the direction."""
+        key = (name, ridge, spoken_weight)
+        if key not in self._probes:
+            parts = [(self.decisions(name), 1.0)]
+            if name in self.spoken and spoken_weight > 0:
+                parts.append((self.spoken[name], spoken_weight))
+            self._probes[key] = least_disturbance_probe(self.shift(name), weighted(parts), ridge)
+        return self._probes[key]
+
+    def decisions(self, name: str) -> Tensor:
+        """Comply rows at the decision position, those of further prompts included, ``[n, d_in]``."""
+        rows = self.comply[name]
+        return torch.cat([rows, self.extra[name]]) if name in self.extra else rows
 
 
 def response_statistics(
@@ -160,7 +169,9 @@ def least_disturbance(
     for writer in select_writers(backend.anatomy, recipe.blocks):
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
-        shift, probe = stats.shift(writer.name), stats.probe(writer.name, recipe.ridge)
+        shift, probe = stats.shift(writer.name), stats.probe(
+            writer.name, recipe.ridge, recipe.spoken_weight
+        )
         weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
         u = writer_unit(backend.model, writer, direction.vector).cpu()
         amount = recipe.alpha * _written_shift(u, weight, shift)

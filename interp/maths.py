@@ -6,6 +6,7 @@ No function here sees a model. Sums run in float64 whatever the dtype of the act
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -102,6 +103,21 @@ def least_disturbance_probe(
         sigma.diagonal().add_(eps)
         solved = torch.linalg.solve(sigma, delta)
     return solved / (delta @ solved)
+
+
+def weighted(parts: Sequence[tuple[Float[Tensor, "_ d"], float]]) -> Float[Tensor, "total d"]:
+    """Rows of several samples, scaled so that their second moment is the weighted mean of the samples'.
+
+    ``E[aaᵀ] = Σ_k w_k E_k[aaᵀ] / Σ_k w_k``, whatever the number of rows that each sample has.
+    """
+    kept = [(rows, weight) for rows, weight in parts if weight > 0 and len(rows)]
+    if not kept:
+        raise ValueError("a weighted sample needs at least one part with rows and a positive weight")
+    if len(kept) == 1:
+        return kept[0][0]
+    total = sum(len(rows) for rows, _ in kept)
+    share = sum(weight for _, weight in kept)
+    return torch.cat([rows * math.sqrt(w / share * total / len(rows)) for rows, w in kept])
 
 
 def frobenius(value: Tensor) -> float:

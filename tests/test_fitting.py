@@ -84,10 +84,10 @@ def fitted(model_type: str, response_tokens: int = 0):
     writers = writer_sites(backend.anatomy.block_writers)
     blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
     read = [capture(backend, b, [*blocks, *writers], batch_size=5) for b in (refuse, comply)]
-    extra = (
+    spoken = (
         response_statistics(backend, comply, writers, response_tokens) if response_tokens else {}
     )
-    stats = WriterStatistics(*({w.name: r[w] for w in writers} for r in read), extra)
+    stats = WriterStatistics(*({w.name: r[w] for w in writers} for r in read), {}, spoken)
     found = directions({s: read[0][s] for s in blocks}, {s: read[1][s] for s in blocks})
     return backend, stats, found, refuse, comply
 
@@ -135,10 +135,22 @@ def test_least_disturbance_hook_is_its_weight_edit(model_type: str) -> None:
 def test_response_tokens_join_the_statistics() -> None:
     backend, stats, _, _, comply = fitted("llama", response_tokens=3)
     name = backend.anatomy.block_writers[0].name
-    assert stats.extra[name].shape[0] == 3 * len(comply)
-    with_extra = stats.probe(name, 0.05)
-    without = WriterStatistics(stats.refuse, stats.comply).probe(name, 0.05)
-    assert not torch.allclose(with_extra, without)
+    assert stats.spoken[name].shape[0] == 3 * len(comply)
+    without = WriterStatistics(stats.refuse, stats.comply).probe(name, 0.05, 0.3)
+    assert not torch.allclose(stats.probe(name, 0.05, 0.3), without)
+    torch.testing.assert_close(stats.probe(name, 0.05, 0.0), without)
+
+
+def test_response_tokens_are_disturbed_less_when_they_count_more() -> None:
+    backend, stats, *_ = fitted("llama", response_tokens=3)
+    for writer in backend.anatomy.block_writers:
+        moved = [
+            (stats.spoken[writer.name].double() @ stats.probe(writer.name, 0.05, weight))
+            .square()
+            .mean()
+            for weight in (0.0, 0.3, 3.0)
+        ]
+        assert moved[0] > moved[1] > moved[2]
 
 
 def test_missing_statistics_are_an_error() -> None:

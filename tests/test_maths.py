@@ -15,6 +15,7 @@ from interp.maths import (
     orthogonalise,
     through_gain,
     unit,
+    weighted,
     winsorise,
 )
 
@@ -203,3 +204,20 @@ def test_no_difference_gives_no_probe() -> None:
 def test_probe_refuses_a_ridge_that_is_not_positive(ridge: float) -> None:
     with pytest.raises(ValueError, match="ridge must be positive"):
         least_disturbance_probe(torch.ones(2), torch.ones(3, 2), ridge)
+
+
+@given(st.lists(st.tuples(SIZES, st.floats(0.01, 10)), min_size=1, max_size=4), SEEDS)
+def test_weighted_rows_have_the_weighted_second_moment(
+    parts: list[tuple[int, float]], seed: int
+) -> None:
+    samples = [(normal(n, 3, seed=seed + k), weight) for k, (n, weight) in enumerate(parts)]
+    share = sum(weight for _, weight in samples)
+    expected = sum(weight / share * (rows.T @ rows) / len(rows) for rows, weight in samples)
+    found = weighted(samples)
+    assert len(found) == sum(n for n, _ in parts)
+    assert close(found.T @ found / len(found), expected)
+
+
+def test_weights_of_nothing_are_an_error() -> None:
+    with pytest.raises(ValueError, match="positive weight"):
+        weighted([(torch.ones(2, 3), 0.0), (torch.ones(0, 3), 1.0)])

@@ -48,8 +48,12 @@ if TYPE_CHECKING:
 @click.option(
     "--ridge", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True
 )
-@click.option("--response-tokens", type=click.IntRange(min=0), default=0, show_default=True,
-              help="response tokens of comply prompts that join the statistics")  # fmt: skip
+@click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
+              help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
+@click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.3, show_default=True,
+              help="how much those count beside the decision position")  # fmt: skip
+@click.option("--all-requests", is_flag=True,
+              help="fit on every request, also on those that the model answers")  # fmt: skip
 @click.option("--embeddings", is_flag=True, help="ablation: edit the embeddings as well")
 @click.option("--winsor", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
               help="clip activations at this quantile of |x|")  # fmt: skip
@@ -138,7 +142,8 @@ def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, pool: Any, wa
     recipe = DirectionRecipe(given.values["keep_comply_mean"], given.values["winsor"])
     return fit(
         backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool,
-        response_tokens=given.values["response_tokens"], batch_size=given.batch_size, watch=watch,
+        response_tokens=given.values["response_tokens"],
+        behaviour_filter=not given.values["all_requests"], batch_size=given.batch_size, watch=watch,
     )  # fmt: skip
 
 
@@ -160,6 +165,7 @@ def _choose(
     grid = candidates(
         backend, fitted, method, strengths=None if v["strength"] is None else (v["strength"],),
         ridge=v["ridge"], embeddings=v["embeddings"], response_tokens=v["response_tokens"],
+        spoken_weight=v["spoken_weight"],
     )  # fmt: skip
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
     named = {k: x for k, x in named.items() if x is not None}

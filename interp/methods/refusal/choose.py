@@ -16,7 +16,7 @@ from interp.errors import InterpError
 from interp.evaluate.divergence import kl_nats
 from interp.evaluate.refusal import judge, respond
 from interp.fitting import BATCH
-from interp.methods.refusal.fit import Fitted, Setting, build
+from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
@@ -70,7 +70,7 @@ class Selection:
     refuse: TokenBatch
     comply: TokenBatch
     base: torch.Tensor = field(repr=False)
-    tokens: int = 12
+    tokens: int = OPENING
     batch_size: int = BATCH
 
     @classmethod

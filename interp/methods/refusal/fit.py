@@ -15,6 +15,7 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation, to_delta
 from interp.errors import InterpError
+from interp.evaluate.refusal import judge, respond
 from interp.fitting import (
     BATCH,
     DirectionRecipe,
@@ -35,6 +36,12 @@ Key = TypeVar("Key")
 
 ROLES = ("refuse", "comply", "pool")
 METHODS = ("ablation", "least-disturbance")
+SPOKEN = 16
+"""Response tokens of comply prompts that a least-disturbance edit leaves alone as well."""
+OPENING = 12
+"""Tokens of a response in which a refusal shows."""
+FEWEST_REFUSED = 8
+"""Refused requests below which their mean says too little, and all requests are taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +49,8 @@ class Fitted:
     """What a split gives: a direction per block and the inputs of every writer.
 
     streams: outputs of every block per class, ``{site: [n, d_model]}``, kept so that splits can be joined.
-    seen: short hashes of the prompts. prompts: name of a prompt set → its hash.
+    seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: how many requests
+    the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
     """
 
     directions: Mapping[int, Direction]
@@ -51,6 +59,7 @@ class Fitted:
     recipe: DirectionRecipe
     seen: tuple[str, ...]
     prompts: Mapping[str, str]
+    refused: int | None = None
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
@@ -67,12 +76,18 @@ class Fitted:
                 _rows(mine.refuse, theirs.refuse),
                 _rows(mine.comply, theirs.comply),
                 _rows(mine.extra, theirs.extra),
+                _rows(mine.spoken, theirs.spoken),
             ),
             (streams[0], streams[1]),
             self.recipe,
             tuple(sorted({*self.seen, *other.seen})),
             {**self.prompts, **other.prompts},
+            _both_refused(self.refused, other.refused),
         )
+
+
+def _both_refused(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
 
 
 def _rows(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
@@ -88,7 +103,8 @@ def fit(
     chat: ChatFormat | None = None,
     recipe: DirectionRecipe | None = None,
     pool: PromptSet | None = None,
-    response_tokens: int = 0,
+    response_tokens: int = SPOKEN,
+    behaviour_filter: bool = True,
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> Fitted:
@@ -96,7 +112,9 @@ def fit(
 
     pool: further answerable prompts; their writer inputs join the second moment that a
     least-disturbance edit leaves alone, not the class means. response_tokens: likewise the first
-    response tokens of comply prompts.
+    response tokens of comply prompts. behaviour_filter: take the shift of the writers' inputs over the
+    requests that the model does refuse (Arditi et al. 2406.11717, appendix A); over all of them where it
+    refuses fewer than ``FEWEST_REFUSED``.
     """
     recipe = recipe or DirectionRecipe()
     blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
@@ -113,19 +131,26 @@ def fit(
         batch = encode(backend.tokenizer, pool.prompts, chat)
         more = capture(backend, batch, writers, batch_size=batch_size, progress=progress)
         extra = {site.name: rows for site, rows in more.items()}
+    spoken: dict[str, Tensor] = {}
     if response_tokens:
         spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
-        extra = _rows(extra, spoken)
+    kept, refused = slice(None), None
+    if behaviour_filter:
+        texts = respond(backend, batches[0], tokens=OPENING, batch_size=batch_size)
+        judged = judge(texts)
+        if judged.count >= FEWEST_REFUSED:
+            kept, refused = torch.tensor(judged.refused), judged.count
     used = [refuse, comply, *([pool] if pool else [])]
-    inputs = [{w.name: acts[w] for w in writers} for acts in read]
+    asked, answered = ({w.name: acts[w] for w in writers} for acts in read)
     streams = [{s: acts[s] for s in blocks} for acts in read]
     return Fitted(
         directions(streams[0], streams[1], recipe),
-        WriterStatistics(inputs[0], inputs[1], extra),
+        WriterStatistics({n: rows[kept] for n, rows in asked.items()}, answered, extra, spoken),
         (streams[0], streams[1]),
         recipe,
         tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
         {f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
+        refused,
     )
 
 
@@ -139,7 +164,8 @@ class Setting:
     strength: float = 1.0
     ridge: float = 0.05
     embeddings: bool = False
-    response_tokens: int = 0
+    response_tokens: int = SPOKEN
+    spoken_weight: float = 0.3
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))
@@ -165,7 +191,7 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
         )
     elif setting.method == "least-disturbance":
         recipe = LeastDisturbanceRecipe(
-            setting.strength, setting.ridge, blocks, setting.response_tokens
+            setting.strength, setting.ridge, blocks, setting.spoken_weight
         )
         edit = least_disturbance(backend, fitted.statistics, direction, recipe)
     else:
@@ -179,6 +205,7 @@ def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> W
         "model": model_name,
         "prompts_sha256": dict(fitted.prompts),
         "seen_prompts": list(fitted.seen),
+        "refused_in_fit": fitted.refused,
     }
     return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
 
