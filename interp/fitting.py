@@ -50,7 +50,7 @@ class LeastDisturbanceRecipe:
     alpha: float = 0.8
     ridge: float = 0.05
     blocks: tuple[int, ...] | None = None
-    spoken_weight: float = 0.3
+    spoken_weight: float = 0.1
 
 
 def capture(
@@ -169,8 +169,9 @@ def least_disturbance(
     for writer in select_writers(backend.anatomy, recipe.blocks):
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
-        shift, probe = stats.shift(writer.name), stats.probe(
-            writer.name, recipe.ridge, recipe.spoken_weight
+        shift, probe = (
+            stats.shift(writer.name),
+            stats.probe(writer.name, recipe.ridge, recipe.spoken_weight),
         )
         weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
         u = writer_unit(backend.model, writer, direction.vector).cpu()

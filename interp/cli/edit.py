@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
-@click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.3, show_default=True,
+@click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.1, show_default=True,
               help="how much those count beside the decision position")  # fmt: skip
 @click.option("--all-requests", is_flag=True,
               help="fit on every request, also on those that the model answers")  # fmt: skip

@@ -118,6 +118,15 @@ json_option = click.option(
     help="write the result as JSON",
 )
 
+figures_option = click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="figures",
+    show_default=True,
+    metavar="DIR",
+    help="directory of figure cards",
+)
+
 delta_option = click.option(
     "--delta",
     "delta_dir",
@@ -157,7 +166,7 @@ class Given:
 
     @property
     def loading(self) -> dict[str, Any]:
-        return {k: self.values[k] for k in MODEL_KEYS if self.values[k]}
+        return loading_values(self.values)
 
     @property
     def chat(self) -> ChatFormat:
@@ -218,6 +227,11 @@ class Given:
         return [rest, *parts]
 
 
+def loading_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of :data:`loading_options` that were given."""
+    return {k: values[k] for k in MODEL_KEYS if values[k]}
+
+
 def asking_of(values: dict[str, Any], **more: Any) -> Asking:
     """How to ask, from the values of ``heretic_options``."""
     from interp.methods.heretic import Asking
@@ -234,7 +248,7 @@ def read_delta(folder: Path | None) -> WeightDelta | None:
     return load_delta(folder)
 
 
-def write_result(json_file: Path | None, result: dict[str, Any]) -> None:
+def write_result(json_file: Path | None, result: Any) -> None:
     """Write the JSON that the user asked for and say where it is."""
     if json_file is not None:
         from interp.files import write_json

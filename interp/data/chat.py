@@ -18,7 +18,8 @@ class ChatFormat:
 
     system: text of the system turn; None leaves it to the template (many insert a default).
     thinking: True or False for templates with a thinking switch; None leaves it alone.
-    prefill: text that the assistant's turn already begins with.
+    prefill: text that the assistant's turn already begins with. history: earlier turns, each what the
+    user said and what was answered.
     plain: format for models without a chat template; must contain ``{prompt}``.
     """
 
@@ -26,6 +27,7 @@ class ChatFormat:
     thinking: bool | None = None
     prefill: str = ""
     plain: str = "{prompt}"
+    history: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.plain:
@@ -37,6 +39,8 @@ def render(tokenizer: Any, prompt: str, chat: ChatFormat) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
         if chat.thinking is not None:
             raise PromptError("this tokenizer has no chat template, so no thinking switch")
+        if chat.history:
+            raise PromptError("this tokenizer has no chat template, so no earlier turns")
         system = f"{chat.system}\n\n" if chat.system else ""
         return system + chat.plain.replace("{prompt}", prompt) + chat.prefill
     options: dict[str, Any] = {}
@@ -44,7 +48,12 @@ def render(tokenizer: Any, prompt: str, chat: ChatFormat) -> str:
         if "enable_thinking" not in str(tokenizer.chat_template):
             raise PromptError("this chat template has no thinking switch; leave it unset")
         options["enable_thinking"] = chat.thinking
-    turns = [{"role": "user", "content": prompt}]
+    turns = [
+        {"role": role, "content": text}
+        for turn in chat.history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    turns.append({"role": "user", "content": prompt})
     if chat.system is not None:
         turns.insert(0, {"role": "system", "content": chat.system})
     try:
@@ -55,7 +64,8 @@ def render(tokenizer: Any, prompt: str, chat: ChatFormat) -> str:
         if chat.system is None or "system" not in str(error).lower():
             raise PromptError(f"the chat template failed: {error}") from error
         # Templates without a system role (Gemma) document this as the way to pass one.
-        folded = [{"role": "user", "content": f"{chat.system}\n\n{prompt}"}]
+        first = turns[1]["content"]
+        folded = [{"role": "user", "content": f"{chat.system}\n\n{first}"}, *turns[2:]]
         text = tokenizer.apply_chat_template(
             folded, tokenize=False, add_generation_prompt=True, **options
         )

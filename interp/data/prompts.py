@@ -81,7 +81,7 @@ class Pairs:
     """A shipped set: matched pairs with topics, split by whole topics."""
 
     name: str
-    pairs: tuple[Mapping[str, str], ...]
+    pairs: tuple[Mapping[str, Any], ...]
     splits: Mapping[str, tuple[str, ...]]
     sha256: str
 

@@ -64,7 +64,8 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    # One further each time the colours begin again, so that no two lines look alike.
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def axis_label(axis: dict[str, Any]) -> str:

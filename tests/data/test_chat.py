@@ -54,6 +54,28 @@ def test_template_without_a_system_role_folds_it_into_the_user_turn(tokenizer) -
     assert render(picky, "hi", ChatFormat(system="be brief")) == "be brief\n\nhi"
 
 
+def test_earlier_turns_come_before_the_prompt(tokenizer) -> None:
+    talk = ChatFormat(history=(("hi", "hello"), ("well?", "fine")), system="be brief")
+    text = render(tokenizer, "and now?", talk)
+    assert text.startswith("<s>system: be brief\n<s>user: hi\n")
+    places = [text.index(word) for word in ("hi", "hello", "well?", "fine", "and now?")]
+    assert places == sorted(places)
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    with pytest.raises(PromptError, match="no earlier turns"):
+        render(plain, "hi", ChatFormat(history=(("a", "b"),)))
+
+
+def test_a_system_turn_folds_into_the_first_of_earlier_turns(tokenizer) -> None:
+    picky = copy.deepcopy(tokenizer)
+    picky.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    )
+    talk = ChatFormat(history=(("hi", "hello"),), system="be brief")
+    assert render(picky, "and?", talk) == "[be brief\n\nhi][hello][and?]"
+
+
 def test_a_broken_template_is_one_error(tokenizer) -> None:
     broken = copy.deepcopy(tokenizer)
     broken.chat_template = "{{ raise_exception('nope') }}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,7 +32,7 @@ ALMOST_NONE = 0.02
 class Scored:
     """A candidate on the select split; refusals is None when it was not worth generating."""
 
-    setting: Setting
+    setting: Any
     kl_first: float
     refusals: int | None
     n_refuse: int
@@ -40,9 +40,9 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen setting and everything it was compared with."""
+    """The chosen setting (a :class:`Setting`, or another dataclass) and all it was compared with."""
 
-    setting: Setting
+    setting: Any
     scores: tuple[Scored, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -56,17 +56,18 @@ class Scores(Protocol):
     @property
     def refuse(self) -> Sized: ...
 
-    def kl(self, setting: Setting) -> float: ...
+    def kl(self, setting: Any) -> float: ...
 
-    def refusals(self, setting: Setting) -> int: ...
+    def refusals(self, setting: Any) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """The select split, ready to score candidates. tokens: refusals show in their first words."""
+    """The select split, ready to score settings. make: a setting's delta. tokens: refusals show in their
+    first words."""
 
     backend: Backend
-    fitted: Fitted
+    make: Callable[[Any], WeightDelta]
     refuse: TokenBatch
     comply: TokenBatch
     base: torch.Tensor = field(repr=False)
@@ -81,32 +82,33 @@ class Selection:
         refuse: PromptSet,
         comply: PromptSet,
         *,
+        make: Callable[[Any], WeightDelta] | None = None,
         chat: ChatFormat | None = None,
         batch_size: int = BATCH,
     ) -> Selection:
+        """make: for settings of another kind than :class:`Setting`, which ``fitted`` gives edits for."""
         r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
         base = _first_log_probs(backend, c, None, batch_size)
-        return cls(backend, fitted, r, c, base, batch_size=batch_size)
 
-    def kl(self, setting: Setting) -> float:
+        def from_setting(setting: Setting) -> WeightDelta:
+            return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
+
+        return cls(backend, make or from_setting, r, c, base, batch_size=batch_size)
+
+    def kl(self, setting: Any) -> float:
         """First-token KL on the comply prompts, in nats."""
-        edit = self._delta(setting)
-        edited = _first_log_probs(self.backend, self.comply, edit, self.batch_size)
+        edited = _first_log_probs(self.backend, self.comply, self.make(setting), self.batch_size)
         return kl_nats(self.base, edited).mean().item()
 
-    def refusals(self, setting: Setting) -> int:
+    def refusals(self, setting: Any) -> int:
         texts = respond(
             self.backend,
             self.refuse,
-            self._delta(setting),
+            self.make(setting),
             tokens=self.tokens,
             batch_size=self.batch_size,
         )
         return judge(texts).count
-
-    def _delta(self, setting: Setting) -> WeightDelta:
-        edit = build(self.backend, self.fitted, setting)
-        return to_delta(self.backend.model, self.backend.anatomy, edit)
 
 
 def _first_log_probs(
@@ -118,7 +120,7 @@ def _first_log_probs(
 
 def choose(
     selection: Scores,
-    settings: Sequence[Setting],
+    settings: Sequence[Any],
     *,
     allowed: int | None = None,
     watch: Watch = unwatched,
@@ -143,7 +145,7 @@ def choose(
     ranked.sort(key=lambda pair: pair[0])
     progress = watch(f"{label}: responses", len(ranked))
     scores: list[Scored] = []
-    best: tuple[int, Setting] | None = None
+    best: tuple[int, Any] | None = None
     for kl, setting in ranked:
         count = None
         if best is None or best[0] > allowed:

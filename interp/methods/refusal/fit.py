@@ -165,7 +165,7 @@ class Setting:
     ridge: float = 0.05
     embeddings: bool = False
     response_tokens: int = SPOKEN
-    spoken_weight: float = 0.3
+    spoken_weight: float = 0.1
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))

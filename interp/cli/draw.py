@@ -1,0 +1,35 @@
+"""``interp draw``: pictures again from their data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from interp.cli.options import figures_option
+
+
+@click.command(epilog="Example: interp draw refusal/report")
+@click.argument("keys", nargs=-1, metavar="[CARD]...")
+@figures_option
+@click.option("--png", is_flag=True, help="PNG instead of SVG")
+def command(keys: tuple[str, ...], folder: Path, png: bool) -> None:
+    """Draw figure cards again from their JSON, without a model and without torch.
+
+    CARD is a key such as refusal/report; without any, all cards under the folder are drawn.
+    """
+    from interp.errors import RecordError
+    from interp.figures import render
+    from interp.records import FigureRecord
+
+    paths = [folder / f"{key}.json" for key in keys] or sorted(folder.glob("*/*.json"))
+    if not paths:
+        raise RecordError(
+            f"no cards under {folder}; name the directory that holds them with --folder"
+        )
+    for path in paths:
+        record = FigureRecord.load(path)
+        if record.needs is not None:
+            click.echo(f"{record.key}: {record.verdict}")
+        else:
+            click.echo(str(render(path, ".png" if png else ".svg")))

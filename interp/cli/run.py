@@ -1,0 +1,65 @@
+"""``interp run``: measure the figures of a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from interp.cli.options import figures_option, loading_options, loading_values
+
+
+@click.command(epilog="Example: interp run representation_engineering --figure reading")
+@click.argument("paper")
+@click.option(
+    "--figure", "names", multiple=True, metavar="NAME", help="this one alone (repeatable)"
+)
+@click.option(
+    "--model", default="smollm2", show_default=True, help="smollm2, a directory or a hub id"
+)
+@click.option("--limit", type=click.IntRange(min=4), help="prompts per class, for a quick look")
+@click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True,
+              help="splits of the topics, for figures with intervals over them")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--fresh", is_flag=True, help="forget what an earlier, interrupted run has left")
+@figures_option
+@loading_options
+def command(
+    paper: str,
+    names: tuple[str, ...],
+    model: str,
+    limit: int | None,
+    seeds: int,
+    batch_size: int,
+    fresh: bool,
+    folder: Path,
+    **values: Any,
+) -> None:
+    """Measure the figures of PAPER and write their cards and pictures.
+
+    Long figures keep what they have measured in the user's cache and go on from there.
+    """
+    from interp.cli.progress import watching
+    from interp.figures import render
+    from interp.papers import load_paper
+    from interp.study import Study, kept_directory, measure
+
+    chosen = load_paper(paper)
+    wanted = [chosen.figure(name).name for name in names] or [s.name for s in chosen.figures]
+    with watching() as watch:
+        study = Study(
+            model,
+            limit=limit,
+            seeds=seeds,
+            batch_size=batch_size,
+            kept=kept_directory(paper, fresh=fresh),
+            watch=watch,
+            loading=loading_values(values),
+        )
+        for name in wanted:
+            record = measure(chosen, name, study)
+            path = record.save(folder)
+            picture = render(path) if record.needs is None else path
+            watch.say(f"{record.key}: {record.verdict}")
+            click.echo(str(picture))

@@ -1,0 +1,174 @@
+"""What every paper module is made of: a paper, its figures, and the study that measures them.
+
+A paper says in ``interp/methods/<key>/paper.py`` which figures it has; a figure is a function that takes
+a :class:`Study` and returns a record. Nothing here needs torch, so that papers can be listed without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from interp.errors import RecordError
+from interp.files import sha256_text, write_json
+from interp.records import FigureRecord, Provenance
+from interp.watching import Watch, unwatched
+
+if TYPE_CHECKING:
+    from interp.backends import Backend
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """A figure of a paper. stands_for: the paper's own figure or table; None for one of ours.
+
+    make: ``module:function`` with ``(Study) -> FigureRecord``. needs: what is missing to measure it
+    here; then there is nothing to make, and its card says so.
+    """
+
+    name: str
+    title: str
+    make: str | None = None
+    stands_for: str | None = None
+    needs: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.make is None) == (self.needs is None):
+            raise RecordError(f"the figure {self.name} must have either a function or `needs`")
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A paper that this package reproduces; key names its module, notebook, page and figure folder."""
+
+    key: str
+    title: str
+    arxiv: str
+    figures: tuple[FigureSpec, ...]
+
+    @property
+    def page(self) -> str:
+        return f"papers/{self.key}.md"
+
+    @property
+    def notebook(self) -> str:
+        return f"notebooks/{self.key}.ipynb"
+
+    def figure(self, name: str) -> FigureSpec:
+        """A figure by name. RecordError names those that exist."""
+        for spec in self.figures:
+            if spec.name == name:
+                return spec
+        known = ", ".join(spec.name for spec in self.figures)
+        raise RecordError(f"{self.key} has no figure {name!r}; it has {known}")
+
+
+@dataclass(eq=False)
+class Study:
+    """One model under study, and what its figures share.
+
+    limit: prompts per class, for a quick look; None for all. seeds: how many splits of the topics a
+    figure with seeds is repeated over. kept: directory in which long work leaves what is done, so that
+    it goes on after a kill; None keeps nothing. loading: options for opening the model.
+    """
+
+    model: str = "smollm2"
+    limit: int | None = None
+    seeds: int = 5
+    batch_size: int = 32
+    kept: Path | None = None
+    watch: Watch = unwatched
+    loading: dict[str, Any] = field(default_factory=dict)
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The model, opened when the first figure asks for it."""
+        from interp.backends import open_model
+
+        return open_model(self.model, **self.loading)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        from interp.edits import fingerprint
+
+        return fingerprint(self.backend.model, self.backend.anatomy)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What several figures need, made by the first of them."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    def resumed(self, step: str, make: Callable[[], T], **about: Any) -> T:
+        """JSON values of one step of long work: read if an earlier run kept them, else made and kept.
+
+        about: everything but the model that they depend on; other values, another file.
+        """
+        if self.kept is None:
+            return make()
+        asked = json.dumps(about | {"limit": self.limit}, sort_keys=True, default=str)
+        path = self.kept / f"{step}-{sha256_text(self.fingerprint, asked)[:16]}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        value = make()
+        write_json(path, value)
+        return value
+
+    def provenance(
+        self, prompts: dict[str, Any], seconds: float, seed: int | None = 0
+    ) -> Provenance:
+        """Provenance of a figure of this study; prompts: name → hash or texts."""
+        from interp.evaluate.attributing import backend_device
+
+        device = backend_device(self.backend)
+        return Provenance.collect(
+            self.model,
+            fingerprint=self.fingerprint,
+            prompts=prompts,
+            seed=seed,
+            seconds=seconds,
+            device=None if device == "cpu" else device,
+        )
+
+
+def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
+    """Measure one figure of a paper, or make the card that says what it needs."""
+    spec = paper.figure(name)
+    key = f"{paper.key}/{name}"
+    if spec.make is None:
+        return FigureRecord(
+            key=key,
+            title=spec.title,
+            kind="none",
+            series={},
+            provenance=Provenance(model="none"),
+            paper_figure=spec.stands_for,
+            needs=spec.needs,
+        )
+    module, _, function = spec.make.partition(":")
+    record = getattr(importlib.import_module(module), function)(study)
+    if record.key != key or record.paper_figure != spec.stands_for:
+        raise RecordError(
+            f"{spec.make} made {record.key} for {record.paper_figure}, not {key} for {spec.stands_for}"
+        )
+    return record
+
+
+def kept_directory(key: str, *, fresh: bool = False) -> Path:
+    """Where long figures of a paper keep what they have measured; ``fresh`` empties it."""
+    import shutil
+
+    from interp.models.embedded import cache_directory
+
+    folder = cache_directory() / "studies" / key
+    if fresh and folder.is_dir():
+        shutil.rmtree(folder)
+    return folder
