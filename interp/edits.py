@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from interp.errors import DeltaError, NotExpressible, SiteError
 from interp.maths import through_gain
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.operators import Ablation, Addition, Operator
+from interp.operators import Ablation, Addition, HookOnly, Operator
 from interp.sites import Site
 from interp.types import Coverage, Direction, LowRank, Shift, Update, Vector, WeightDelta
 
@@ -138,25 +138,31 @@ def _writer_updates(
     stored = _readable(model.get_parameter(writer.weight), writer.weight)
     weight = canonical(stored, writer.axes)
     bias = None if writer.bias is None else _readable(model.get_parameter(writer.bias), writer.bias)
-    if isinstance(operator, Addition) and (writer.gain or writer.fused):
+    if (writer.gain or writer.fused) and operator.bias_update(None, weight) is not None:
         why = "a norm follows the writer" if writer.gain else "routing weights need not sum to 1"
         raise NotExpressible(
-            f"addition at {writer.name} has no exact weight form ({why}); use it as a hook"
+            f"{type(operator).__name__} at {writer.name} adds a constant, which has no exact weight form "
+            f"there ({why}); use it as a hook"
         )
-    if (low_rank := operator.weight_update(weight)) is not None:
-        yield writer.weight, LowRank(low_rank.b, low_rank.a, writer.axes)
-    if (value := operator.bias_update(bias, weight)) is not None:
-        if writer.kind == "embedding":
-            # A constant for every token: one rank-1 update of all rows, which the module may scale.
-            gain = (writer.scale or 1.0) / anatomy.embed_scale
-            ones = torch.ones(1, weight.shape[-1], dtype=value.dtype, device=value.device)
-            yield writer.weight, LowRank(value.unsqueeze(-1) / gain, ones, writer.axes)
-        else:
-            yield writer.bias or f"{writer.module}.bias", Shift(value)
+    change, value = operator.weight_update(weight), operator.bias_update(bias, weight)
+    if change is not None:
+        change = LowRank(change.b, change.a, writer.axes)
+    if value is not None and writer.kind == "embedding":
+        # A constant for every token: one rank-1 update of all rows, which the module may scale.
+        gain = (writer.scale or 1.0) / anatomy.embed_scale
+        ones = torch.ones(1, weight.shape[-1], dtype=value.dtype, device=value.device)
+        constant = LowRank(value.unsqueeze(-1) / gain, ones, writer.axes)
+        change, value = constant if change is None else change.plus(constant), None
+    if change is not None:
+        yield writer.weight, change
+    if value is not None:
+        yield writer.bias or f"{writer.module}.bias", Shift(value)
 
 
 def _site_as_writer(anatomy: Anatomy, site: Site, operator: Operator) -> tuple[str, Operator]:
     """The writer whose bias is the same edit as an addition at ``site``; NotExpressible otherwise."""
+    if isinstance(operator, HookOnly):
+        operator.refuse()
     if not isinstance(operator, Addition):
         raise NotExpressible(
             f"{type(operator).__name__} at {site} alone has no weight form: the skip path carries the "

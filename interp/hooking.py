@@ -13,7 +13,7 @@ from interp.edits import Edit
 from interp.errors import NotExpressible, SiteError
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
-from interp.operators import Operator
+from interp.operators import HookOnly, Operator
 from interp.sites import Site
 
 
@@ -55,13 +55,14 @@ def act_at(
 ) -> Any:
     """What a writer's module gives once the operator has acted; args and kwargs are the module's own.
 
-    Raises NotExpressible for a constant inside fused experts, whose routing weights would scale it.
+    Raises NotExpressible for a constant inside fused experts, whose routing weights would scale it, and
+    for a nonlinear operator there, which on the sum of experts is another edit than on each.
     """
     if not writer.fused:
         return operator.act(out, first_argument(args, kwargs) if operator.needs_input else None)
     if operator.homogeneous:
         return operator.act(out)
-    if not operator.needs_input:
+    if not operator.needs_input or isinstance(operator, HookOnly):
         raise NotExpressible(
             f"{type(operator).__name__} inside fused experts; put it at the residual site instead"
         )
