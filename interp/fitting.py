@@ -17,6 +17,7 @@ from interp.edits import Edit, canonical, readable, select_writers, writer_unit
 from interp.errors import NoDirection, SiteError
 from interp.maths import (
     SMALLEST_NORM,
+    best_ridge,
     difference_of_means,
     least_disturbance_probe,
     mean,
@@ -43,12 +44,16 @@ class DirectionRecipe:
 
 @dataclass(frozen=True, slots=True)
 class LeastDisturbanceRecipe:
-    """The least-disturbance edit: α (share of the class difference removed), ridge ε in units of the mean
-    diagonal of E[aaᵀ], blocks (None: all), spoken_weight: how much the response tokens of comply prompts
-    count in Σ, where those were captured, beside a weight of 1 for the decision position."""
+    """The least-disturbance edit.
+
+    alpha: share of the class difference removed. ridge: ε in units of the mean diagonal of E[aaᵀ]; None
+    takes for each writer the one that moves left-out comply rows least. blocks: None for all.
+    spoken_weight: how much the response tokens of comply prompts count in Σ, where those were captured,
+    beside a weight of 1 for the decision position.
+    """
 
     alpha: float = 0.8
-    ridge: float = 0.05
+    ridge: float | None = 0.05
     blocks: tuple[int, ...] | None = None
     spoken_weight: float = 0.1
 
@@ -111,7 +116,7 @@ class WriterStatistics:
     comply: Mapping[str, Tensor]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     spoken: Mapping[str, Tensor] = field(default_factory=dict)
-    _probes: dict[tuple[str, float, float], Tensor] = field(
+    _probes: dict[tuple[str, float | None, float], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -119,14 +124,17 @@ class WriterStatistics:
         """``Δa = E_refuse[a] − E_comply[a]`` in float64, ``[d_in]``."""
         return difference_of_means(self.refuse[name], self.comply[name])
 
-    def probe(self, name: str, ridge: float, spoken_weight: float) -> Tensor:
+    def probe(self, name: str, ridge: float | None, spoken_weight: float) -> Tensor:
         """``q`` of a writer (float64, ``[d_in]``); solved once per recipe, whatever the direction."""
         key = (name, ridge, spoken_weight)
         if key not in self._probes:
             parts = [(self.decisions(name), 1.0)]
             if name in self.spoken and spoken_weight > 0:
                 parts.append((self.spoken[name], spoken_weight))
-            self._probes[key] = least_disturbance_probe(self.shift(name), weighted(parts), ridge)
+            shift = self.shift(name)
+            if ridge is None:
+                ridge = best_ridge(shift, self.decisions(name))
+            self._probes[key] = least_disturbance_probe(shift, weighted(parts), ridge)
         return self._probes[key]
 
     def decisions(self, name: str) -> Tensor:

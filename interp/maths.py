@@ -105,6 +105,44 @@ def least_disturbance_probe(
     return solved / (delta @ solved)
 
 
+RIDGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def left_out_disturbance(
+    shift: Vector, comply: Float[Tensor, "n d"], ridges: Sequence[float] = RIDGES
+) -> Float[Tensor, " ridges"]:
+    """``mean_i (q₍₋ᵢ₎·aᵢ)²`` for each ridge: how far a comply row that q has not seen is moved (float64).
+
+    Closed form, no refit: with ``x = (S + ε(n−1)/n I)⁻¹Δ``, ``S = AᵀA/n`` and the leverages
+    ``hᵢ = aᵢᵀ(S + …)⁻¹aᵢ/n``, Sherman and Morrison give
+    ``q₍₋ᵢ₎·aᵢ = (aᵢ·x)/(1−hᵢ) / (Δ·x + (aᵢ·x)²/(n(1−hᵢ)))``. One eigendecomposition of the n×n Gram
+    matrix serves all ridges. ε is that of all rows and Δ stays as given, though both contain row i.
+    Raises ValueError for fewer than two rows and a ridge that is not positive.
+    """
+    delta, rows = shift.double(), comply.double()
+    n, d = rows.shape
+    if n < 2 or min(ridges) <= 0:
+        raise ValueError("leaving one out needs at least two rows, and ridges above 0")
+    values, vectors = torch.linalg.eigh(rows @ rows.T / n)
+    along = vectors.T @ (rows @ delta)
+    found = []
+    for ridge in ridges:
+        eps = ridge * rows.square().sum() / (n * d) * (n - 1) / n
+        seen = vectors @ (along / (values + eps))  # aᵢ·x
+        leverage = vectors.square() @ (values / (values + eps))
+        whole = (delta @ delta - (along.square() / (values + eps)).sum() / n) / eps  # Δ·x
+        left = 1.0 - leverage
+        found.append((seen / left / (whole + seen.square() / (n * left))).square().mean())
+    return torch.stack(found)
+
+
+def best_ridge(
+    shift: Vector, comply: Float[Tensor, "n d"], ridges: Sequence[float] = RIDGES
+) -> float:
+    """The ridge whose probe moves left-out comply rows least (:func:`left_out_disturbance`)."""
+    return ridges[int(left_out_disturbance(shift, comply, ridges).argmin())]
+
+
 def weighted(parts: Sequence[tuple[Float[Tensor, "_ d"], float]]) -> Float[Tensor, "total d"]:
     """Rows of several samples, scaled so that their second moment is the weighted mean of the samples'.
 
@@ -112,7 +150,9 @@ def weighted(parts: Sequence[tuple[Float[Tensor, "_ d"], float]]) -> Float[Tenso
     """
     kept = [(rows, weight) for rows, weight in parts if weight > 0 and len(rows)]
     if not kept:
-        raise ValueError("a weighted sample needs at least one part with rows and a positive weight")
+        raise ValueError(
+            "a weighted sample needs at least one part with rows and a positive weight"
+        )
     if len(kept) == 1:
         return kept[0][0]
     total = sum(len(rows) for rows, _ in kept)

@@ -19,7 +19,7 @@ from interp.fitting import (
     response_statistics,
 )
 from interp.hooking import hooked
-from interp.maths import difference_of_means, mean, unit
+from interp.maths import best_ridge, difference_of_means, mean, unit
 from interp.models import tiny_model
 from interp.sites import Site
 from interp.types import TokenBatch
@@ -151,6 +151,15 @@ def test_response_tokens_are_disturbed_less_when_they_count_more() -> None:
             for weight in (0.0, 0.3, 3.0)
         ]
         assert moved[0] > moved[1] > moved[2]
+
+
+def test_without_a_ridge_each_writer_takes_the_one_that_holds_out_best() -> None:
+    backend, stats, *_ = fitted("llama")
+    for writer in backend.anatomy.block_writers:
+        ridge = best_ridge(stats.shift(writer.name), stats.decisions(writer.name))
+        assert torch.equal(
+            stats.probe(writer.name, None, 0.1), stats.probe(writer.name, ridge, 0.1)
+        )
 
 
 def test_missing_statistics_are_an_error() -> None:

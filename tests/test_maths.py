@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.maths import (
+    best_ridge,
     difference_of_means,
     least_disturbance_probe,
+    left_out_disturbance,
     mean,
     orthogonalise,
     through_gain,
@@ -221,3 +223,68 @@ def test_weighted_rows_have_the_weighted_second_moment(
 def test_weights_of_nothing_are_an_error() -> None:
     with pytest.raises(ValueError, match="positive weight"):
         weighted([(torch.ones(2, 3), 0.0), (torch.ones(0, 3), 1.0)])
+
+
+@given(st.integers(2, 10), st.integers(1, 14), SEEDS, st.floats(0.01, 2.0))
+def test_the_edit_disturbs_least_of_all_with_the_same_shift(
+    d_in: int, n: int, seed: int, ridge: float
+) -> None:
+    """The whole matrix, not the probe alone: ``min tr(ΔW Σ ΔWᵀ)`` subject to ``ΔW Δ = −α s u``."""
+    weight, shift, comply = (
+        normal(5, d_in, seed=seed),
+        normal(d_in, seed=seed + 1),
+        normal(n, d_in, seed=seed + 2),
+    )
+    u = unit(normal(5, seed=seed + 3))
+    sigma = comply.T @ comply / n
+    sigma += ridge * sigma.diagonal().mean() * torch.eye(d_in, dtype=torch.float64)
+    edit = -(u @ weight @ shift) * torch.outer(u, least_disturbance_probe(shift, comply, ridge))
+
+    def disturbance(change: Tensor) -> float:
+        return torch.trace(change @ sigma @ change.T).item()
+
+    assert close(edit @ shift, -(u @ weight @ shift) * u)
+    other = normal(5, d_in, seed=seed + 4)
+    other -= torch.outer(other @ shift, shift) / (shift @ shift)  # the shift stays as it is
+    for size in (1e-3, 1.0):
+        assert disturbance(edit + size * other) >= disturbance(edit) * (1 - 1e-9)
+    # Directional ablation has the same effect on the mean shift along u, and never disturbs less.
+    ablation = -torch.outer(u, u @ weight)
+    assert close(ablation @ shift, edit @ shift)
+    assert disturbance(ablation) >= disturbance(edit) * (1 - 1e-9)
+
+
+@given(st.integers(2, 12), st.integers(2, 16), SEEDS, st.floats(0.01, 2.0))
+def test_leaving_one_out_in_closed_form_is_leaving_one_out(
+    n: int, d: int, seed: int, ridge: float
+) -> None:
+    shift, comply = normal(d, seed=seed), normal(n, d, seed=seed + 1)
+    eps = ridge * comply.square().sum() / (n * d)
+    moved = []
+    for i in range(n):
+        others = torch.cat([comply[:i], comply[i + 1 :]])
+        sigma = others.T @ others / (n - 1) + eps * torch.eye(d, dtype=torch.float64)
+        solved = torch.linalg.solve(sigma, shift)
+        moved.append((comply[i] @ solved / (shift @ solved)).square())
+    (found,) = left_out_disturbance(shift, comply, (ridge,))
+    assert found.item() == pytest.approx(torch.stack(moved).mean().item(), rel=1e-6)
+
+
+def test_the_best_ridge_is_larger_for_fewer_rows() -> None:
+    """Few rows say little of Σ, so the ridge that holds out best leans on it less."""
+    chosen = []
+    for n in (10, 2000):
+        picks = []
+        for seed in range(20):
+            scale = torch.linspace(0.2, 2.0, 30, dtype=torch.float64)
+            rows = normal(n, 30, seed=seed) * scale
+            picks.append(best_ridge(normal(30, seed=seed + 100), rows))
+        chosen.append(sum(picks) / len(picks))
+    assert chosen[0] > 2 * chosen[1]
+
+
+def test_leaving_one_out_of_one_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least two rows"):
+        left_out_disturbance(torch.ones(2), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="ridges above 0"):
+        left_out_disturbance(torch.ones(2), torch.ones(3, 2), (0.0,))

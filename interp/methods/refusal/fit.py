@@ -162,7 +162,7 @@ class Setting:
     direction_block: int
     first_block: int = 0
     strength: float = 1.0
-    ridge: float = 0.05
+    ridge: float | None = 0.05
     embeddings: bool = False
     response_tokens: int = SPOKEN
     spoken_weight: float = 0.1
