@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from interp.cli.options import figures_option
+from interp.cli.options import figures_option, json_option, write_result
 
 
 @click.command(epilog="Example: interp draw refusal/report")
 @click.argument("keys", nargs=-1, metavar="[CARD]...")
 @figures_option
 @click.option("--png", is_flag=True, help="PNG instead of SVG")
-def command(keys: tuple[str, ...], folder: Path, png: bool) -> None:
+@json_option
+def command(keys: tuple[str, ...], folder: Path, png: bool, json_file: Path | None) -> None:
     """Draw figure cards again from their JSON, without a model and without torch.
 
     CARD is a key such as refusal/report; without any, all cards under the folder are drawn.
@@ -27,9 +28,12 @@ def command(keys: tuple[str, ...], folder: Path, png: bool) -> None:
         raise RecordError(
             f"no cards under {folder}; name the directory that holds them with --folder"
         )
+    drawn = {}
     for path in paths:
         record = FigureRecord.load(path)
         if record.needs is not None:
             click.echo(f"{record.key}: {record.verdict}")
         else:
-            click.echo(str(render(path, ".png" if png else ".svg")))
+            drawn[record.key] = str(render(path, ".png" if png else ".svg"))
+            click.echo(drawn[record.key])
+    write_result(json_file, drawn)

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from interp.cli.options import figures_option, loading_options, loading_values
+from interp.cli.options import (
+    figures_option,
+    json_option,
+    loading_options,
+    loading_values,
+    write_result,
+)
 
 
 @click.command(epilog="Example: interp run representation_engineering --figure reading")
@@ -25,6 +31,7 @@ from interp.cli.options import figures_option, loading_options, loading_values
 @click.option("--fresh", is_flag=True, help="forget what an earlier, interrupted run has left")
 @figures_option
 @loading_options
+@json_option
 def command(
     paper: str,
     names: tuple[str, ...],
@@ -34,6 +41,7 @@ def command(
     batch_size: int,
     fresh: bool,
     folder: Path,
+    json_file: Path | None,
     **values: Any,
 ) -> None:
     """Measure the figures of PAPER and write their cards and pictures.
@@ -47,6 +55,7 @@ def command(
 
     chosen = load_paper(paper)
     wanted = [chosen.figure(name).name for name in names] or [s.name for s in chosen.figures]
+    verdicts = {}
     with watching() as watch:
         study = Study(
             model,
@@ -61,5 +70,7 @@ def command(
             record = measure(chosen, name, study)
             path = record.save(folder)
             picture = render(path) if record.needs is None else path
+            verdicts[record.key] = record.verdict
             watch.say(f"{record.key}: {record.verdict}")
             click.echo(str(picture))
+    write_result(json_file, verdicts)
