@@ -36,21 +36,20 @@ class Tone:
         Raises PromptError where nothing is left of one side.
         """
         for choose in (_whole, _first):
-            sides = {s: {choose(tokenizer, w) for w in self.words[s]} - {None} for s in SIDES}
+            sides = {s: {i for w in self.words[s] for i in choose(tokenizer, w)} for s in SIDES}
             both = sides["positive"] & sides["negative"]
             if all(ids - both for ids in sides.values()):
                 return {side: tuple(sorted(ids - both)) for side, ids in sides.items()}
         raise PromptError("no token of this tokenizer belongs to words of one tone only")
 
 
-def _whole(tokenizer: Any, word: str) -> int | None:
+def _whole(tokenizer: Any, word: str) -> list[int]:
     ids = tokenizer(f" {word}", add_special_tokens=False).input_ids
-    return ids[0] if len(ids) == 1 else None
+    return ids if len(ids) == 1 else []
 
 
-def _first(tokenizer: Any, word: str) -> int | None:
-    ids = tokenizer(word, add_special_tokens=False).input_ids
-    return ids[0] if ids else None
+def _first(tokenizer: Any, word: str) -> list[int]:
+    return tokenizer(word, add_special_tokens=False).input_ids[:1]
 
 
 @cache
