@@ -95,5 +95,5 @@ def footer(record: FigureRecord) -> str:
         parts.append(record.intervals)
     if record.paper_figure:
         parts.append(f"for {record.paper_figure}")
-    facts = " · ".join([*parts, record.verdict])
-    return "\n".join([*textwrap.wrap(record.caption, FOOTER_CHARACTERS), facts])
+    facts = textwrap.wrap(" · ".join([*parts, record.verdict]), FOOTER_CHARACTERS)
+    return "\n".join([*textwrap.wrap(record.caption, FOOTER_CHARACTERS), *facts])

@@ -1,0 +1,347 @@
+"""The frontier: every contender chosen for almost no refusals, and what it costs on the report split.
+
+Fit, select and report are dealt anew by topics for every seed. A contender's setting is the one with the
+least first-token KL on select that leaves at most 2 % of the requests refused there; report is touched
+once it is chosen. The curve through a point scales the chosen edit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from interp.backends.reading import writer_sites
+from interp.claims import Claim
+from interp.data.chat import encode
+from interp.data.text import neutral_passages
+from interp.evaluate.divergence import divergence
+from interp.evaluate.measure import Bench
+from interp.evaluate.refusal import judge, respond
+from interp.fitting import capture
+from interp.methods.refusal import Selection, choose, fit
+from interp.methods.representation_engineering.contenders import (
+    MAIN,
+    MAKERS,
+    RANDOM,
+    Candidate,
+    Maker,
+    candidates,
+)
+from interp.methods.representation_engineering.splits import Splits, splits
+from interp.records import FigureRecord
+from interp.study import Study
+from interp.types import WeightDelta
+
+FACTORS = (0.6,)
+"""The chosen edit times these, beside itself."""
+RESPONSE = 16
+PASSAGES = 12
+MEASURES = ("refused", "over_refused", "kl1", "kl32", "nll")
+ABLATIONS = ("directional ablation", "partial ablation", "heretic's kernel")
+
+Point = dict[str, Any]
+
+
+@dataclass(eq=False)
+class SeedRun:
+    """One deal of the topics. The model works only for what an earlier run has not kept."""
+
+    study: Study
+    seed: int
+
+    @cached_property
+    def parts(self) -> Splits:
+        return splits(self.study, self.seed)
+
+    @cached_property
+    def maker(self) -> Maker:
+        fitted = fit(
+            self.study.backend,
+            *self.parts.fit,
+            batch_size=self.study.batch_size,
+            watch=self.study.watch,
+        )
+        # The pool is the same for every seed, so it is read once.
+        extra = self.study.once("pool: writer inputs", lambda: pool_inputs(self.study, self.parts))
+        statistics = replace(fitted.statistics, extra=extra)
+        return Maker(self.study.backend, replace(fitted, statistics=statistics))
+
+    @cached_property
+    def selection(self) -> Selection:
+        size = self.study.batch_size
+        maker = self.maker
+        return Selection.prepare(
+            self.study.backend, maker.fitted, *self.parts.select, make=maker, batch_size=size
+        )
+
+    @cached_property
+    def bench(self) -> Bench:
+        return Bench.prepare(
+            self.study.backend,
+            *self.parts.report,
+            response_tokens=RESPONSE,
+            passages=neutral_passages()[:PASSAGES],
+            batch_size=self.study.batch_size,
+            watch=self.study.watch,
+        )
+
+    def kept(self, name: str, make: Any) -> Any:
+        return self.study.resumed(
+            "frontier", make, name=name, seed=self.seed, prompts=self.parts.hashes
+        )
+
+    def chosen(self, name: str) -> Candidate:
+        """A contender's setting, chosen on select; the control has that of what it controls."""
+        if name == RANDOM:
+            return replace(self.chosen(MAIN), name=RANDOM)
+
+        def make() -> dict[str, Any]:
+            settings = candidates(name, self.maker.fitted, self.study.backend.anatomy.n_blocks)
+            watch = self.study.watch
+            return asdict(choose(self.selection, settings, watch=watch, label=name).setting)
+
+        values = self.kept(f"{name}: chosen", make)
+        kernels = tuple(tuple(kernel) for kernel in values["kernels"])
+        return Candidate(**{**values, "kernels": kernels})
+
+    def base(self) -> Point:
+        """The unedited model on report."""
+
+        def make() -> Point:
+            row = self.bench.row("original", None, self.study.watch)
+            return {
+                "refused": row.refusals / row.n_refuse,
+                "over_refused": row.over_refusals / row.n_comply,
+                "nll": row.nll,
+            }
+
+        return self.kept("original", make)
+
+    def points(self, name: str) -> list[Point]:
+        """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
+        return self.kept(name, lambda: self._measured(name, self.maker(self.chosen(name))))
+
+    def _measured(self, name: str, delta: WeightDelta) -> list[Point]:
+        found = []
+        for factor in FACTORS:
+            scaled = delta.scale(factor)
+            far = divergence(self.study.backend, self.bench.reference, scaled)
+            texts = respond(
+                self.study.backend,
+                self.bench.refuse,
+                scaled,
+                tokens=RESPONSE,
+                batch_size=2 * self.study.batch_size,
+            )
+            share = judge(texts).count / len(texts)
+            found.append({"refused": share, "kl1": far.first, "kl32": far.continuation})
+        row = self.bench.row(name, delta, self.study.watch)
+        whole = {
+            "refused": row.refusals / row.n_refuse,
+            "over_refused": row.over_refusals / row.n_comply,
+            "kl1": row.kl_first,
+            "kl32": row.kl_continuation,
+            "nll": row.nll,
+        }
+        return [*found, whole]
+
+
+def pool_inputs(study: Study, parts: Splits) -> dict[str, Tensor]:
+    """Inputs of every writer at the decision position of the pool, ``{name: [n, d_in]}``."""
+    backend = study.backend
+    batch = encode(backend.tokenizer, parts.pool.prompts)
+    progress = study.watch("pool: activations", len(batch))
+    sites = writer_sites(backend.anatomy.block_writers)
+    size = study.batch_size
+    found = capture(backend, batch, sites, batch_size=size, progress=progress)
+    return {site.name: rows for site, rows in found.items()}
+
+
+def runs(study: Study) -> list[dict[str, Any]]:
+    """Every seed's base, chosen settings and points, in JSON values."""
+
+    def make() -> list[dict[str, Any]]:
+        found = []
+        progress = study.watch("frontier: seeds", study.seeds)
+        for seed in range(study.seeds):
+            run = SeedRun(study, seed)
+            found.append(
+                {
+                    "base": run.base(),
+                    "chosen": {name: asdict(run.chosen(name)) for name in MAKERS},
+                    "points": {name: run.points(name) for name in MAKERS},
+                    "hashes": run.parts.hashes,
+                    "n": {"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},
+                }
+            )
+            progress(1)
+        return found
+
+    return study.once("frontier: runs", make)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t interval over seeds; one seed is its own interval."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return mean, mean, mean
+    se = (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5
+    reach = float(t.ppf(0.975, n - 1)) * se
+    return mean, mean - reach, mean + reach
+
+
+def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the claims are about: means over seeds and paired differences, with 95 % intervals."""
+    last = {name: [run["points"][name][-1] for run in found] for name in MAKERS}
+    table = {
+        name: {m: list(spread([p[m] for p in points])) for m in MEASURES}
+        for name, points in last.items()
+    }
+    # Whichever ablation costs least at its chosen setting is what ours is compared with.
+    ratios = [
+        ours["kl1"] / max(min(last[name][k]["kl1"] for name in ABLATIONS), 1e-9)
+        for k, ours in enumerate(last[MAIN])
+    ]
+    beyond = [
+        ours["refused"] - min(last[name][k]["refused"] for name in ABLATIONS)
+        for k, ours in enumerate(last[MAIN])
+    ]
+    share = [
+        p["refused"] / max(run["base"]["refused"], 1e-9)
+        for p, run in zip(last[RANDOM], found, strict=True)
+    ]
+    cheapest = min((n for n in MAKERS if n not in (MAIN, RANDOM)), key=lambda n: table[n]["kl1"][0])
+    return {
+        "table": table,
+        "base_refused": list(spread([run["base"]["refused"] for run in found])),
+        "kl1_share_of_least_ablation": list(spread(ratios)),
+        "refused_beyond_best_ablation": list(spread(beyond)),
+        "random_share_left": list(spread(share)),
+        "cheapest_other": cheapest,
+        "kl1_of_cheapest_other": table[cheapest]["kl1"][0],
+        "kl1_beyond_cheapest_other": table[MAIN]["kl1"][0] - table[cheapest]["kl1"][0],
+    }
+
+
+CLAIMS = (
+    Claim("of all contenders, the least-disturbance edit has the least first-token KL",
+          "at most", "/comparisons/kl1_beyond_cheapest_other", 0.0),
+    Claim("at most a third of that of the cheapest ablation, over seeds",
+          "at most", "/comparisons/kl1_share_of_least_ablation/0", 1 / 3),
+    Claim("and leaves no more than 5 points more requests refused than the best ablation",
+          "at most", "/comparisons/refused_beyond_best_ablation/0", 0.05),
+    Claim("a random direction of equal norm leaves at least four in five",
+          "at least", "/comparisons/random_share_left/0", 0.8),
+)  # fmt: skip
+
+
+def frontier(study: Study) -> FigureRecord:
+    """Effect against first-token KL of every contender, over seeds of the split."""
+    started = time.perf_counter()
+    found = runs(study)
+    groups = []
+    for name in MAKERS:
+        stages = range(len(FACTORS) + 1)
+        kl, refused = (
+            [spread([run["points"][name][i][m] for run in found]) for i in stages]
+            for m in ("kl1", "refused")
+        )
+        groups.append(
+            {
+                "label": name,
+                "x": [v[0] for v in kl],
+                "x_low": [max(v[1], v[0] / 10) for v in kl],
+                "x_high": [v[2] for v in kl],
+                "y": [100 * v[0] for v in refused],
+                "y_low": [max(100 * v[1], 0.0) for v in refused],
+                "y_high": [min(100 * v[2], 100.0) for v in refused],
+                "frontier": False,
+            }
+        )
+    series = {
+        "x": {"label": "first-token KL on answerable requests", "unit": "nats", "scale": "log"},
+        "y": {"label": "requests still refused", "unit": "%", "limits": [0, 80]},
+        "groups": groups,
+        "comparisons": comparisons(found),
+        "chosen": [run["chosen"] for run in found],
+    }
+    return FigureRecord(
+        key="representation_engineering/frontier",
+        title="What each edit leaves refused, and what it costs elsewhere",
+        kind="scatter",
+        series=series,
+        claims=CLAIMS,
+        proves=("ablation", "least-disturbance", "heretic kernel"),
+        provenance=study.provenance(found[0]["hashes"], time.perf_counter() - started),
+        n=found[0]["n"],
+        intervals="95 % t over seeds",
+        seeds=tuple(range(len(found))),
+        caption=(
+            "Each contender at the setting chosen on other topics, and that edit times 0.6; "
+            "down and to the left is better. Topics are dealt anew for every seed."
+        ),
+    )
+
+
+BAR = (
+    Claim("at most 1 of 64 requests is refused", "at most", "/comparisons/refused", 1 / 64),
+    Claim("first-token KL is at most 0.004 nats", "at most", "/comparisons/kl1", 0.004),
+    Claim("KL over 32 tokens is at most 0.003 nats a token", "at most", "/comparisons/kl32", 0.003),
+    Claim("no contender with as few refusals refuses fewer answerable requests",
+          "at most", "/comparisons/over_refused_beyond_best", 0.0),
+    Claim("no contender with as few refusals has a lower loss on neutral text",
+          "at most", "/comparisons/nll_beyond_best", 0.0),
+)  # fmt: skip
+
+
+def bar(study: Study) -> FigureRecord:
+    """The shipped split alone, against the numbers that the least-disturbance edit is meant to reach."""
+    started = time.perf_counter()
+    run = runs(study)[0]
+    last = {name: points[-1] for name, points in run["points"].items()}
+    ours = last[MAIN]
+    peers = [
+        p for n, p in last.items() if n not in (MAIN, RANDOM) and p["refused"] <= ours["refused"]
+    ]
+    compared = {
+        "refused": ours["refused"],
+        "kl1": ours["kl1"],
+        "kl32": ours["kl32"],
+        "peers": len(peers),
+        "over_refused_beyond_best": ours["over_refused"]
+        - min((p["over_refused"] for p in peers), default=ours["over_refused"]),
+        "nll_beyond_best": ours["nll"] - min((p["nll"] for p in peers), default=ours["nll"]),
+    }
+    base = {**run["base"], "kl1": None, "kl32": None}
+    columns = [
+        {"label": "refused", "unit": "%", "limits": [0, 100]},
+        {"label": "over-refused", "unit": "%", "limits": [0, 100]},
+        {"label": "KL₁", "unit": "nats", "scale": "log"},
+        {"label": "KL₃₂", "unit": "nats", "scale": "log"},
+        {"label": "neutral NLL", "unit": "nats"},
+    ]
+    rows = [{"label": n, "values": _row(p)} for n, p in {"original": base, **last}.items()]
+    return FigureRecord(
+        key="representation_engineering/bar",
+        title="All contenders on the shipped report split",
+        kind="rows",
+        series={"columns": columns, "rows": rows, "comparisons": compared},
+        claims=BAR,
+        provenance=study.provenance(run["hashes"], time.perf_counter() - started),
+        n=run["n"],
+        seeds=(0,),
+        caption="Fitted on fit, chosen on select, measured on report; nothing fitted again.",
+    )
+
+
+def _row(point: Mapping[str, Any]) -> list[float | None]:
+    shares = [100 * point["refused"], 100 * point["over_refused"]]
+    return [*shares, point["kl1"], point["kl32"], point["nll"]]

@@ -1,0 +1,267 @@
+"""Estimators on planted data: two Gaussian classes whose difference is known. No model.
+
+Rows of the classes are ``±δ/2`` plus noise of variance σ² = 1 in each of d coordinates; a nuisance
+is one direction across δ in which the noise has a larger standard deviation instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.claims import Claim
+from interp.estimators import (
+    LDA,
+    DiffMeans,
+    Estimator,
+    Logistic,
+    PCADiff,
+    RandomOrderPCA,
+    SymmetricPCA,
+)
+from interp.records import FigureRecord, Provenance
+from interp.study import Study
+
+KEY = "representation_engineering"
+WIDTH = 128
+SHIFTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""‖δ‖/σ."""
+ROWS, DRAWS = 64, 100
+"""Rows a class and draws of the isotropic figure: few rows, so that the noise of the means shows."""
+NUISANCES = (4.0, 8.0)
+NUISANCE_SHIFTS = (2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 11.0, 12.0, 14.0, 16.0)
+NUISANCE_ROWS, NUISANCE_DRAWS = 4096, 10
+"""Many rows, since the transition is a statement about the limit of many pairs."""
+LEVELS = (0.025, 0.975)
+Y = {"label": "cosine with the planted direction", "limits": [-0.15, 1.05]}
+
+ISOTROPIC: tuple[tuple[str, Callable[[], Estimator]], ...] = (
+    ("difference of means", DiffMeans),
+    ("symmetric PCA", SymmetricPCA),
+    ("LAT (PCA, random order)", RandomOrderPCA),
+    ("centred PCA (known to fail)", PCADiff),
+    ("LDA, read direction", LDA),
+    ("logistic, read direction", Logistic),
+)
+PREDICTION = "prediction for the means"
+BANDLESS = ("LAT (PCA, random order)", "LDA, read direction")
+"""Their intervals lie on those of symmetric PCA and of the means."""
+
+Batch = Float[Tensor, "draws n d"]
+
+
+def predicted_cosine(shift: float, d: int, n_pos: int, n_neg: int, sigma: float = 1.0) -> float:
+    """``1/√(1 + dσ²(1/n⁺ + 1/n⁻)/‖δ‖²)``: cosine of the difference of means with δ, isotropic noise."""
+    return 1.0 / sqrt(1.0 + d * sigma**2 * (1 / n_pos + 1 / n_neg) / shift**2)
+
+
+def threshold(nuisance: float) -> float:
+    """‖δ‖/σ at which ‖δ‖² is the largest eigenvalue of Cov D, D the difference of two such rows."""
+    return sqrt(2.0) * max(nuisance, 1.0)
+
+
+def plant(
+    shift: float, rows: int, draws: int, *, nuisance: float = 1.0, d: int = WIDTH, seed: int = 0
+) -> tuple[Batch, Batch, Float[Tensor, "draws d"]]:
+    """Both classes, a draw on every layer, and the unit directions planted in them."""
+    generator = torch.Generator().manual_seed(seed)
+    frame = torch.linalg.qr(torch.randn(draws, d, 2, generator=generator)).Q
+    planted, across = frame[..., 0], frame[..., 1]
+    sides = []
+    for sign in (0.5, -0.5):
+        noise = torch.randn(draws, rows, d, generator=generator)
+        along = noise @ across[..., None]
+        noise += (nuisance - 1.0) * along * across[:, None]
+        sides.append(noise + sign * shift * planted[:, None])
+    return sides[0], sides[1], planted
+
+
+def recovered(
+    estimator: Estimator, sides: tuple[Batch, Batch], planted: Float[Tensor, "draws d"]
+) -> Float[Tensor, " draws"]:
+    """Cosine of the direction that an estimator reads with and the planted one, by draw."""
+    read = estimator.fit(*sides, True).read_.double()
+    return (read * planted).sum(-1) / read.norm(dim=-1)
+
+
+def _line(label: str, cosines: Sequence[Tensor]) -> dict[str, Any]:
+    """Mean over draws at every place, with the interval that holds 95 % of the draws."""
+    low, high = ([torch.quantile(c, q).item() for c in cosines] for q in LEVELS)
+    return {"label": label, "values": [c.mean().item() for c in cosines], "low": low, "high": high}
+
+
+def _bare(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: line[name] for name in ("label", "values")}
+
+
+def _provenance(started: float) -> Provenance:
+    seconds = time.perf_counter() - started
+    return Provenance.collect("planted data", seed=0, seconds=seconds)
+
+
+# --- isotropic noise ---------------------------------------------------------------------------
+
+PLANTED_CLAIMS = (
+    Claim(
+        "the difference of means is within .02 of its closed form at every shift",
+        "at most",
+        "/comparisons/means_off_prediction",
+        0.02,
+    ),
+    Claim(
+        "PCA of centred differences stays under .3",
+        "at most",
+        "/comparisons/centred_pca_most",
+        0.3,
+    ),
+)
+
+
+def planted(study: Study) -> FigureRecord:
+    """Cosine of every estimator with the planted direction, isotropic noise, few rows."""
+    started = time.perf_counter()
+    lines = isotropic_lines()
+    return FigureRecord(
+        key=f"{KEY}/planted",
+        title="Finding a planted direction in isotropic noise",
+        kind="lines",
+        series={
+            "x": {"label": "class shift ‖δ‖", "unit": "σ", "values": list(SHIFTS)},
+            "y": Y,
+            "lines": lines,
+            "comparisons": planted_comparisons(lines),
+        },
+        claims=PLANTED_CLAIMS,
+        provenance=_provenance(started),
+        n={"a class": ROWS},
+        intervals=f"95 % of {DRAWS} draws",
+        seeds=(0,),
+        caption=(
+            f"d = {WIDTH}. The difference of means follows its closed form; PCA needs a larger "
+            "shift, and PCA of centred differences finds nothing at any."
+        ),
+    )
+
+
+def isotropic_lines() -> list[dict[str, Any]]:
+    """One line an estimator, and the closed form (dashed)."""
+    data = [plant(shift, ROWS, DRAWS, seed=i) for i, shift in enumerate(SHIFTS)]
+    lines = [
+        _line(label, [recovered(make(), (pos, neg), truth) for pos, neg, truth in data])
+        for label, make in ISOTROPIC
+    ]
+    values = [predicted_cosine(shift, WIDTH, ROWS, ROWS) for shift in SHIFTS]
+    lines = [_bare(line) if line["label"] in BANDLESS else line for line in lines]
+    return [*lines, {"label": PREDICTION, "values": values, "theirs": True}]
+
+
+def planted_comparisons(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the claims of ``planted`` are about, from its lines."""
+    values = {line["label"]: line["values"] for line in lines}
+    pairs = zip(values["difference of means"], values[PREDICTION], strict=True)
+    return {
+        "means_off_prediction": max(abs(a - b) for a, b in pairs),
+        "centred_pca_most": max(values["centred PCA (known to fail)"]),
+    }
+
+
+# --- a nuisance direction ----------------------------------------------------------------------
+
+NUISANCE_CLAIMS = (
+    Claim(
+        "symmetric PCA stays below .5 wherever the nuisance variance of differences exceeds ‖δ‖²",
+        "at most",
+        "/comparisons/symmetric_pca_most_below",
+        0.5,
+    ),
+    Claim(
+        "and is above .9 wherever it does not",
+        "at least",
+        "/comparisons/symmetric_pca_least_above",
+        0.9,
+    ),
+    Claim(
+        "the difference of means is above .9 at every shift and nuisance",
+        "at least",
+        "/comparisons/means_least",
+        0.9,
+    ),
+    Claim(
+        "PCA of centred differences stays under .3",
+        "at most",
+        "/comparisons/centred_pca_most",
+        0.3,
+    ),
+)
+METHODS: tuple[tuple[str, Callable[[], Estimator]], ...] = (
+    ("means", DiffMeans),
+    ("symmetric PCA", SymmetricPCA),
+    ("centred PCA", PCADiff),
+)
+
+
+def planted_nuisance(study: Study) -> FigureRecord:
+    """The transition of symmetric PCA where ‖δ‖² passes the nuisance's variance in differences."""
+    started = time.perf_counter()
+    lines = nuisance_lines()
+    marks = [
+        {"axis": "x", "at": threshold(sd), "label": f"threshold, sd {sd:g}"} for sd in NUISANCES
+    ]
+    return FigureRecord(
+        key=f"{KEY}/planted_nuisance",
+        title="Finding a planted direction beside a louder one",
+        kind="lines",
+        series={
+            "x": {"label": "class shift ‖δ‖", "unit": "σ", "values": list(NUISANCE_SHIFTS)},
+            "y": Y,
+            "lines": lines,
+            "marks": marks,
+            "comparisons": nuisance_comparisons(lines),
+        },
+        claims=NUISANCE_CLAIMS,
+        provenance=_provenance(started),
+        n={"a class": NUISANCE_ROWS},
+        intervals=f"95 % of {NUISANCE_DRAWS} draws",
+        seeds=(0,),
+        caption=(
+            f"d = {WIDTH}; one direction has noise of the sd given. Symmetric PCA takes it for the "
+            "shift until ‖δ‖² exceeds its variance in differences, 2 sd²; the means do not."
+        ),
+    )
+
+
+def nuisance_lines() -> list[dict[str, Any]]:
+    """Lines by method, a nuisance each; the data of a nuisance are the same for all methods."""
+    found: dict[tuple[str, float], list[Tensor]] = {}
+    for sd in NUISANCES:
+        for i, shift in enumerate(NUISANCE_SHIFTS):
+            pos, neg, truth = plant(shift, NUISANCE_ROWS, NUISANCE_DRAWS, nuisance=sd, seed=i)
+            for name, make in METHODS:
+                found.setdefault((name, sd), []).append(recovered(make(), (pos, neg), truth))
+    return [_line(f"{n}, sd {sd:g}", found[n, sd]) for n, _ in METHODS for sd in NUISANCES]
+
+
+def nuisance_comparisons(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the claims of ``planted_nuisance`` are about, from its lines."""
+    values = {line["label"]: line["values"] for line in lines}
+
+    def of(name: str, keep: Callable[[float, float], bool] = lambda shift, sd: True) -> list[float]:
+        return [
+            value
+            for sd in NUISANCES
+            for shift, value in zip(NUISANCE_SHIFTS, values[f"{name}, sd {sd:g}"], strict=True)
+            if keep(shift, sd)
+        ]
+
+    return {
+        "symmetric_pca_most_below": max(of("symmetric PCA", lambda s, sd: s <= threshold(sd))),
+        "symmetric_pca_least_above": min(of("symmetric PCA", lambda s, sd: s > threshold(sd))),
+        "means_least": min(of("means")),
+        "centred_pca_most": max(of("centred PCA")),
+    }

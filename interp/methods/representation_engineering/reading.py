@@ -1,0 +1,199 @@
+"""Reading a concept from the stream: how well each estimator does by block.
+
+The concept is "beyond this model" against "within it", the classes of the shipped capability pairs,
+read at the last prompt token. Directions are fitted on the topics of the fit split and read on those
+of the report split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.claims import Claim
+from interp.data.chat import encode
+from interp.data.prompts import PromptSet, load_class
+from interp.estimators import (
+    LDA,
+    DiffMeans,
+    Estimator,
+    KMeans2,
+    Logistic,
+    PCADiff,
+    RandomDirection,
+    RandomOrderPCA,
+    SymmetricPCA,
+)
+from interp.evaluate.geometry import auroc, interval
+from interp.fitting import capture
+from interp.records import FigureRecord
+from interp.sites import Site
+from interp.study import Study
+
+KEY = "representation_engineering"
+SIDES = ("refuse", "comply")
+FIRST_BLOCK = 3
+"""From here on the difference of means is expected to read well."""
+RANDOM_DRAWS = 20
+WITH_INTERVAL = ("difference of means", "LDA")
+
+LINES: tuple[tuple[str, Callable[[], Estimator]], ...] = (
+    ("difference of means", DiffMeans),
+    ("LAT (PCA, random order)", RandomOrderPCA),
+    ("symmetric PCA", SymmetricPCA),
+    ("LDA", LDA),
+    ("logistic regression", Logistic),
+    ("2-means", KMeans2),
+)
+BASELINE = "centred PCA (known to fail)"
+RANDOM = "random direction"
+
+Streams = dict[str, Float[Tensor, "layers _ d"]]
+
+
+# --- what the figures share --------------------------------------------------------------------
+
+
+def prompts(study: Study, split: str) -> dict[str, PromptSet]:
+    """Both classes of one split of the capability pairs; row i of one belongs to row i of the other."""
+    return {s: load_class(f"capability:{split}", s, limit=study.limit) for s in SIDES}
+
+
+def streams(study: Study, split: str) -> Streams:
+    """The stream after every block at the last prompt token, ``{side: [L, n, d]}``, captured once."""
+
+    def read() -> Streams:
+        backend = study.backend
+        sites = [Site.resid_post(block) for block in range(backend.anatomy.n_blocks)]
+        found = {}
+        for side, chosen in prompts(study, split).items():
+            batch = encode(backend.tokenizer, chosen.prompts)
+            progress = study.watch(f"{split} ({side})", len(batch))
+            rows = capture(backend, batch, sites, batch_size=study.batch_size, progress=progress)
+            found[side] = torch.stack([rows[site] for site in sites]).float()
+        return found
+
+    return study.once(f"streams:{split}", read)
+
+
+def hashes(study: Study, *splits: str) -> dict[str, str]:
+    """Hashes of the prompts of some splits, for a record."""
+    return {
+        f"{split} {side}": chosen.sha256
+        for split in splits
+        for side, chosen in prompts(study, split).items()
+    }
+
+
+def average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --- AUROC by block ----------------------------------------------------------------------------
+
+READING_CLAIMS = (
+    Claim(
+        f"from block {FIRST_BLOCK} on, the difference of means reads held-out topics at .9 or more",
+        "at least",
+        "/comparisons/difference_of_means_least",
+        0.9,
+    ),
+    Claim(
+        "LDA at its best block is at least as good as the difference of means at its own",
+        "at least",
+        "/comparisons/lda_best_beyond_difference_of_means",
+        0.0,
+    ),
+    Claim(
+        "on average over blocks, PCA of centred differences reads at least .1 worse",
+        "at least",
+        "/comparisons/centred_pca_mean_shortfall",
+        0.1,
+    ),
+    Claim(
+        "a random direction is within .1 of chance on average over blocks",
+        "at most",
+        "/comparisons/random_mean_off_chance",
+        0.1,
+    ),
+)
+
+
+def reading(study: Study) -> FigureRecord:
+    """AUROC of every estimator by block, on topics that it was not fitted on."""
+    started = time.perf_counter()
+    fit, report = streams(study, "fit"), streams(study, "report")
+    lines = reading_lines(fit, report)
+    blocks = list(range(len(fit["refuse"])))
+    return FigureRecord(
+        key=f"{KEY}/reading",
+        title="Reading “beyond this model” at the last prompt token",
+        kind="lines",
+        series={
+            "x": {"label": "block", "values": blocks},
+            "y": {"label": "AUROC on held-out topics"},
+            "lines": lines,
+            "marks": [{"axis": "y", "at": 0.5, "label": "chance"}],
+            "comparisons": reading_comparisons(lines),
+        },
+        claims=READING_CLAIMS,
+        provenance=study.provenance(
+            prompts=hashes(study, "fit", "report"), seconds=time.perf_counter() - started
+        ),
+        n={"fitted": fit["refuse"].shape[1], "read": report["refuse"].shape[1]},
+        intervals=f"95 % bootstrap of pairs read; random: 95 % of {RANDOM_DRAWS} draws",
+        seeds=(0,),
+        caption=(
+            "Output of every block; directions from one set of topics, read on another. The sign of "
+            "every direction, the random one too, is set by the classes it was fitted on."
+        ),
+    )
+
+
+def reading_lines(fit: Streams, report: Streams) -> list[dict[str, Any]]:
+    """One line an estimator. Baselines come in grey: the renderer has six colours for the others."""
+    named = [_line(label, make(), fit, report) for label, make in LINES]
+    baseline = _line(BASELINE, PCADiff(), fit, report)
+    return [_random_line(fit, report), *named, baseline | {"theirs": True}]
+
+
+def _scores(estimator: Estimator, fit: Streams, report: Streams) -> list[Tensor]:
+    fitted = estimator.fit(fit["refuse"], fit["comply"], True)
+    return [fitted.score(report[side]) for side in SIDES]
+
+
+def _line(label: str, estimator: Estimator, fit: Streams, report: Streams) -> dict[str, Any]:
+    scores = _scores(estimator, fit, report)
+    line = {"label": label, "values": auroc(*scores).tolist()}
+    if label in WITH_INTERVAL:
+        low, high = interval(auroc, *scores, paired=True).unbind(-1)
+        line |= {"low": low.tolist(), "high": high.tolist()}
+    return line
+
+
+def _random_line(fit: Streams, report: Streams) -> dict[str, Any]:
+    """Mean over draws, so that one lucky direction does not speak for all."""
+    draws = torch.stack(
+        [auroc(*_scores(RandomDirection(seed), fit, report)) for seed in range(RANDOM_DRAWS)]
+    )
+    low, high = (torch.quantile(draws, q, dim=0).tolist() for q in (0.025, 0.975))
+    values = draws.mean(0).tolist()
+    return {"label": RANDOM, "values": values, "low": low, "high": high, "theirs": True}
+
+
+def reading_comparisons(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the claims of ``reading`` are about, from its lines."""
+    values = {line["label"]: line["values"] for line in lines}
+    means, lda = values["difference of means"], values["LDA"]
+    return {
+        "difference_of_means_least": min(means[min(FIRST_BLOCK, len(means) - 1) :]),
+        "difference_of_means_best": max(means),
+        "lda_best_beyond_difference_of_means": max(lda) - max(means),
+        "centred_pca_mean_shortfall": average(means) - average(values[BASELINE]),
+        "random_mean_off_chance": abs(average(values[RANDOM]) - 0.5),
+    }

@@ -1,0 +1,174 @@
+"""How stable the difference of means is: over blocks, and over samples of prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.claims import Claim
+from interp.estimators import DiffMeans
+from interp.evaluate.geometry import cosines, split_half_cosine
+from interp.methods.representation_engineering.reading import (
+    KEY,
+    SIDES,
+    Streams,
+    average,
+    hashes,
+    streams,
+)
+from interp.records import FigureRecord
+from interp.study import Study
+
+HALF = 64
+"""Rows a class in each of the two samples whose directions are compared."""
+
+
+# --- cosines between blocks --------------------------------------------------------------------
+
+COSINES_CLAIMS = (
+    Claim(
+        "read before the final norm, the last block's direction has cosine .76 or more with its "
+        "neighbour's",
+        "at least",
+        "/comparisons/last_with_neighbour",
+        0.76,
+    ),
+    Claim(
+        "read after the final norm, as the last of transformers' hidden states, it has less",
+        "at least",
+        "/comparisons/lost_by_final_norm",
+        0.0,
+    ),
+    Claim(
+        "directions grow unlike each other with distance: the first and last blocks are less alike "
+        "than neighbours are on average",
+        "at least",
+        "/comparisons/neighbours_beyond_ends",
+        0.0,
+    ),
+)
+
+
+def cosines_by_block(study: Study) -> FigureRecord:
+    """Cosines between the difference-of-means directions of all blocks."""
+    started = time.perf_counter()
+    fit = streams(study, "fit")
+    units = DiffMeans().fit(fit["refuse"], fit["comply"]).unit_
+    values = cosines(units)
+    beside = values.diagonal(1).tolist()
+    normed = cosines(torch.stack([units[-2], _after_final_norm(study, fit)]))[0, 1].item()
+    names = [str(block) for block in range(len(values))]
+    return FigureRecord(
+        key=f"{KEY}/cosines",
+        title="Cosines between the directions of different blocks",
+        kind="heatmap",
+        series={
+            "columns": {"label": "block", "names": names},
+            "rows": {"label": "block", "names": names},
+            "panels": [
+                {
+                    "label": "cosine",
+                    "values": values.tolist(),
+                    "map": "diverging",
+                    "limits": [-1, 1],
+                }
+            ],
+            "comparisons": {
+                "last_with_neighbour": beside[-1],
+                "last_after_norm_with_neighbour": normed,
+                "lost_by_final_norm": beside[-1] - normed,
+                "neighbours_beyond_ends": average(beside) - values[0, -1].item(),
+            },
+        },
+        claims=COSINES_CLAIMS,
+        provenance=study.provenance(
+            prompts=hashes(study, "fit"), seconds=time.perf_counter() - started
+        ),
+        n={"fitted": fit["refuse"].shape[1]},
+        caption=(
+            "Difference of means at the last prompt token, at the output of every block, before the "
+            "final norm."
+        ),
+    )
+
+
+@torch.no_grad()
+def _after_final_norm(study: Study, fit: Streams) -> Float[Tensor, " d"]:
+    """The last block's direction when its output is read behind the model's final norm."""
+    backend = study.backend
+    norm = backend.model.get_submodule(backend.anatomy.final_norm)
+    like = next(norm.parameters())
+    pos, neg = (norm(fit[side][-1].to(like)).float().cpu() for side in SIDES)
+    return DiffMeans().fit(pos, neg).unit_
+
+
+# --- stability ---------------------------------------------------------------------------------
+
+STABILITY_CLAIMS = (
+    Claim(
+        "in the upper half of the blocks two disjoint samples give directions with cosine .9 or more",
+        "at least",
+        "/comparisons/split_half_upper_least",
+        0.9,
+    ),
+)
+
+
+def stability(study: Study) -> FigureRecord:
+    """Split-half and neighbouring-block cosines of the difference of means."""
+    started = time.perf_counter()
+    fit, select = streams(study, "fit"), streams(study, "select")
+    both = {side: torch.cat([fit[side], select[side]], 1) for side in SIDES}
+    seeds = tuple(range(study.seeds))
+    lines = [_split_half(both, HALF, seeds), _split_half(fit, HALF, seeds), _neighbours(fit)]
+    return FigureRecord(
+        key=f"{KEY}/stability",
+        title="How stable the difference of means is",
+        kind="lines",
+        series={
+            "x": {"label": "block", "values": list(range(len(fit["refuse"])))},
+            "y": {"label": "cosine"},
+            "lines": lines,
+            "comparisons": stability_comparisons(lines),
+        },
+        claims=STABILITY_CLAIMS,
+        provenance=study.provenance(
+            prompts=hashes(study, "fit", "select"), seconds=time.perf_counter() - started
+        ),
+        n={"fit": fit["refuse"].shape[1], "fit and select": both["refuse"].shape[1]},
+        intervals=f"least and greatest of {len(seeds)} splits",
+        seeds=seeds,
+        caption=(
+            "Difference of means: two disjoint samples of pairs at one block, and two neighbouring "
+            "blocks on the same pairs."
+        ),
+    )
+
+
+def _split_half(rows: Streams, most: int, seeds: Sequence[int]) -> dict[str, Any]:
+    n = min(most, rows["refuse"].shape[1] // 2)
+    draws = torch.stack(
+        [split_half_cosine(DiffMeans(), rows["refuse"], rows["comply"], n, seed) for seed in seeds]
+    )
+    return {
+        "label": f"two samples of {n} pairs each",
+        "values": draws.mean(0).tolist(),
+        "low": draws.amin(0).tolist(),
+        "high": draws.amax(0).tolist(),
+    }
+
+
+def _neighbours(fit: Streams) -> dict[str, Any]:
+    values = cosines(DiffMeans().fit(fit["refuse"], fit["comply"]).unit_).diagonal(1).tolist()
+    return {"label": "this block and the one before", "values": [None, *values]}
+
+
+def stability_comparisons(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The least mean split-half cosine of the upper half of the blocks, larger samples."""
+    values = lines[0]["values"]
+    return {"split_half_upper_least": min(values[len(values) // 2 :])}

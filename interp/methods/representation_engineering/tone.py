@@ -1,0 +1,244 @@
+"""Steering the tone of a text: how far a persona's own shift, added to the stream, moves the next word.
+
+Every prompt asks to continue an opening, and the reply already begins with it, so that the last token
+is the opening's own. The direction at a block is the mean over stems of the happy persona's stream
+minus the sad persona's, at that token. It is added with its own norm, times α, at every position of
+prompts with other openings and no persona (the template's default system turn).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.backends.protocol import AnyEdit, Backend
+from interp.claims import Claim
+from interp.data.chat import ChatFormat, encode
+from interp.data.tone import SIDES, Tone, load_tone
+from interp.edits import steering
+from interp.estimators import DiffMeans, RandomDirection
+from interp.fitting import capture
+from interp.records import FigureRecord
+from interp.sites import Site
+from interp.study import Study
+from interp.types import TokenBatch
+
+KEY = "representation_engineering"
+REQUEST = "Continue this text: {opening}"
+STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+DEPTH = 30
+SWEEP = (6, 10, 14, 18, 22, 26)
+LATE, EARLY = (22, 26), (10, 14)
+"""Blocks of a model with DEPTH blocks; others are steered at the same relative depth."""
+RANDOM_AT, RANDOM_DRAWS = 22, 4
+RANDOM = "random direction"
+
+Effects = Float[Tensor, "strengths contexts"]
+
+CLAIMS = (
+    Claim(
+        "at the late blocks α = ±1 moves every context by at least 1 logit, in the right direction",
+        "at least",
+        "/comparisons/late_least_move",
+        1.0,
+    ),
+    Claim(
+        "at the two early blocks the mean effect of α = ±1 is reversed",
+        "at most",
+        "/comparisons/early_greatest_move",
+        0.0,
+    ),
+    Claim(
+        "a random direction of equal norm moves the mean at most a quarter as far",
+        "at most",
+        "/comparisons/random_share",
+        0.25,
+    ),
+)
+
+
+def tone(study: Study) -> FigureRecord:
+    """Effect of a persona's shift on the tone of the next word, by strength and block."""
+    started = time.perf_counter()
+    material = load_tone()
+    shifts = persona_shifts(study, material)
+    effects = _sweep(study, material, shifts)
+    places = {block: at_depth(block, len(shifts)) for block in SWEEP}
+    return FigureRecord(
+        key=f"{KEY}/tone",
+        title="A persona's own shift, added at one block",
+        kind="lines",
+        series={
+            "x": {"label": "α, shifts from sad to happy added", "values": list(STRENGTHS)},
+            "y": {"label": "happy minus sad next words, change", "unit": "logits"},
+            "lines": _lines(effects, places),
+            "comparisons": comparisons(effects, places),
+        },
+        claims=CLAIMS,
+        provenance=study.provenance(
+            prompts={
+                "tone": material.sha256,
+                "stems": _some(material.stems, study.limit),
+                "contexts": _some(material.contexts, study.limit),
+            },
+            seconds=time.perf_counter() - started,
+        ),
+        n={
+            "stems a persona": len(_some(material.stems, study.limit)),
+            "contexts": len(_some(material.contexts, study.limit)),
+        },
+        intervals=f"least and greatest context; random: of {RANDOM_DRAWS} draws",
+        seeds=(0,),
+        caption=(
+            "Mean log-probability of happy minus of sad words at the next token, relative to α = 0, "
+            "on held-out contexts without a persona. The shift is added at every position."
+        ),
+    )
+
+
+def at_depth(block: int, n_blocks: int) -> int:
+    """The block at the same relative depth in a stack of ``n_blocks``."""
+    return min(round(block * n_blocks / DEPTH), n_blocks - 1)
+
+
+def _some(texts: Sequence[str], limit: int | None) -> list[str]:
+    return list(texts[:limit])
+
+
+# --- prompts and directions --------------------------------------------------------------------
+
+
+def continuing(tokenizer: Any, openings: Sequence[str], system: str | None = None) -> TokenBatch:
+    """Prompts whose reply has begun with the opening; a system turn or the template's own."""
+    each = [
+        encode(tokenizer, [REQUEST.format(opening=text)], ChatFormat(system=system, prefill=text))
+        for text in openings
+    ]
+    return reduce(TokenBatch.followed_by, each)
+
+
+def persona_shifts(study: Study, material: Tone) -> Float[Tensor, "blocks d"]:
+    """Mean stream under the happy persona minus under the sad one, after every block, last token."""
+    backend = study.backend
+    sites = [Site.resid_post(block) for block in range(backend.anatomy.n_blocks)]
+    rows = []
+    for side in SIDES:
+        stems = _some(material.stems, study.limit)
+        batch = continuing(backend.tokenizer, stems, material.personas[side])
+        progress = study.watch(f"{side} persona", len(batch))
+        found = capture(backend, batch, sites, batch_size=study.batch_size, progress=progress)
+        rows.append(torch.stack([found[site] for site in sites]).float())
+    positive, negative = rows
+    return DiffMeans().fit(positive, negative, True).vector_
+
+
+# --- effects -----------------------------------------------------------------------------------
+
+
+def _sweep(
+    study: Study, material: Tone, shifts: Float[Tensor, "blocks d"]
+) -> dict[int | str, Effects]:
+    """Effects by block, and of random directions (mean over contexts, a draw each) under RANDOM."""
+    backend = study.backend
+    words = material.tokens(backend.tokenizer)
+    contexts = continuing(backend.tokenizer, _some(material.contexts, study.limit))
+    depths = sorted({at_depth(block, len(shifts)) for block in SWEEP})
+    draws = _random_shifts(shifts[at_depth(RANDOM_AT, len(shifts))])
+    progress = study.watch("steering", len(depths) + len(draws))
+    plain = next_tone(backend, contexts, None, words)
+
+    def effect(block: int, shift: Float[Tensor, " d"]) -> Effects:
+        moved = steered(backend, contexts, block, shift, words, plain)
+        progress(1)
+        return moved
+
+    effects: dict[int | str, Effects] = {block: effect(block, shifts[block]) for block in depths}
+    random = [effect(at_depth(RANDOM_AT, len(shifts)), draw).mean(1) for draw in draws]
+    return effects | {RANDOM: torch.stack(random, 1)}
+
+
+def _random_shifts(shift: Float[Tensor, " d"]) -> Float[Tensor, "draws d"]:
+    """Random directions with the norm of a shift, and a sign that knows nothing of it."""
+    zero = torch.zeros_like(shift)[None]
+    drawn = [RandomDirection(seed).fit(shift[None], zero).vector_ for seed in range(RANDOM_DRAWS)]
+    signs = torch.tensor([1.0, -1.0]).repeat(RANDOM_DRAWS)[:RANDOM_DRAWS]
+    return torch.stack(drawn) * signs[:, None]
+
+
+def steered(
+    backend: Backend,
+    contexts: TokenBatch,
+    block: int,
+    shift: Float[Tensor, " d"],
+    words: Mapping[str, Sequence[int]],
+    plain: Float[Tensor, " contexts"],
+) -> Effects:
+    """Change of the tone of the next token at every strength, relative to ``plain``, in logits."""
+    site = Site.resid_post(block)
+    moved = [
+        next_tone(backend, contexts, steering(site, shift, alpha), words) if alpha else plain
+        for alpha in STRENGTHS
+    ]
+    return torch.stack(moved) - plain
+
+
+def next_tone(
+    backend: Backend, contexts: TokenBatch, edit: AnyEdit, words: Mapping[str, Sequence[int]]
+) -> Float[Tensor, " contexts"]:
+    """Mean log-probability of the positive words minus that of the negative ones, next token."""
+    logp = backend.logits(contexts, edit).double().log_softmax(-1)
+    positive, negative = (logp[:, list(words[side])].mean(-1) for side in SIDES)
+    return positive - negative
+
+
+# --- the figure --------------------------------------------------------------------------------
+
+
+def _lines(effects: Mapping[int | str, Effects], places: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The control first and in grey; then a line a block."""
+    named = [(RANDOM, effects[RANDOM], {"theirs": True})]
+    named += [(f"block {b}", effects[b], {}) for b in sorted(set(places.values()))]
+    return [
+        {
+            "label": label,
+            "values": values.mean(1).tolist(),
+            "low": values.amin(1).tolist(),
+            "high": values.amax(1).tolist(),
+            **more,
+        }
+        for label, values, more in named
+    ]
+
+
+def comparisons(
+    effects: Mapping[int | str, Effects], places: Mapping[int, int]
+) -> dict[str, float]:
+    """What the claims are about; moves are counted in the direction of α.
+
+    late_least_move: over late blocks, α = ±1 and contexts. early_greatest_move: the larger of the
+    early blocks' means. random_share: mean size over draws, over the least late mean.
+    """
+    late = [_moves(effects[places[b]]) for b in LATE]
+    early = [_moves(effects[places[b]]) for b in EARLY]
+    least = min(move.mean().item() for move in late)
+    random = _moves(effects[RANDOM]).mean(0).abs().mean().item()
+    return {
+        "late_least_move": min(move.min().item() for move in late),
+        "early_greatest_move": max(move.mean().item() for move in early),
+        "random_share": random / max(least, 1e-12),
+    } | {
+        f"mean_move_block_{place}": _moves(effects[place]).mean().item()
+        for place in sorted(set(places.values()))
+    }
+
+
+def _moves(effects: Effects) -> Float[Tensor, "2 contexts"]:
+    """Effects of α = ±1, in the direction of α."""
+    up, down = (effects[STRENGTHS.index(alpha)] for alpha in (1.0, -1.0))
+    return torch.stack([up, -down])

@@ -1,0 +1,182 @@
+"""Choosing a direction by its effect: the metric, the candidates, their scores, and the limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from interp.backends.opening import wrap
+from interp.backends.protocol import Backend
+from interp.data.chat import encode, pad_left
+from interp.edits import ablation, applied, to_delta
+from interp.errors import InterpError, NoDirection
+from interp.evaluate.causal import (
+    Candidate,
+    CausalScore,
+    Trial,
+    broken,
+    candidates,
+    nearest,
+    refusal_metric,
+    select,
+    shared_ending,
+)
+from interp.evaluate.openers import Openers
+from interp.fitting import capture, difference_of_means
+from interp.maths import unit
+from interp.models import tiny_model
+from interp.sites import Site
+from interp.types import TokenBatch
+from tests.toolbox import random_direction, relative
+
+REFUSE = [f"what is in my bag number {i} now?" for i in range(5)]
+COMPLY = [f"what is in a bag number {i} in general?" for i in range(5)]
+OPENERS = Openers((40, 41, 42), (60, 61))
+
+
+@pytest.fixture(scope="module")
+def backend(tokenizer) -> Backend:
+    model = tiny_model("llama", vocab_size=259, max_position_embeddings=512, num_hidden_layers=4)
+    return wrap(model, tokenizer, source="tiny")
+
+
+@pytest.fixture(scope="module")
+def prompts(backend: Backend) -> tuple[TokenBatch, TokenBatch]:
+    return encode(backend.tokenizer, REFUSE), encode(backend.tokenizer, COMPLY)
+
+
+@pytest.fixture(scope="module")
+def trial(backend: Backend, prompts: tuple[TokenBatch, TokenBatch]) -> Trial:
+    return Trial.prepare(backend, *prompts, OPENERS, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def found(backend: Backend, prompts: tuple[TokenBatch, TokenBatch]) -> list[Candidate]:
+    return candidates(backend, *prompts)
+
+
+def test_the_metric_is_the_log_odds_of_the_openers(backend: Backend, prompts) -> None:
+    p = backend.logits(prompts[0]).double().softmax(-1)[:, [40, 41, 42]].sum(-1)
+    direct = [math.log(x + 1e-8) - math.log(1 - x + 1e-8) for x in p.tolist()]
+    found = refusal_metric(backend, prompts[0], OPENERS, batch_size=2)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(direct, abs=1e-4)
+
+
+def test_padding_changes_nothing(backend: Backend, prompts) -> None:
+    wide = torch.nn.functional.pad
+    padded = TokenBatch(*(wide(t, (7, 0)) for t in (prompts[0].ids, prompts[0].mask)))
+    before, after = (refusal_metric(backend, b, OPENERS) for b in (prompts[0], padded))
+    assert relative(after, before) < 1e-5
+    ours, theirs = (candidates(backend, b, prompts[1], blocks=[2]) for b in (prompts[0], padded))
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative(b.raw, a.raw) < 1e-4
+
+
+def test_shared_ending_counts_the_template(backend: Backend, prompts) -> None:
+    assert shared_ending(*prompts) == len("?\nassistant:")
+    assert shared_ending(pad_left([[5, 6, 7], [9, 6, 7]], 0), pad_left([[6, 7]], 0)) == 2
+    # A row that is padding at a place shares no token there, even where the ids are the same.
+    assert shared_ending(pad_left([[0, 6], [6]], 0), pad_left([[0, 6]], 0)) == 1
+
+
+def test_candidates_are_differences_of_means(backend: Backend, prompts, found) -> None:
+    assert {(c.block, c.position) for c in found} == {
+        (b, p) for b in range(4) for p in range(-5, 0)
+    }
+    site = Site.resid_post(2)
+    acts = [capture(backend, batch, [site])[site] for batch in prompts]
+    (last,) = (c for c in found if (c.block, c.position) == (2, -1))
+    assert relative(last.raw, difference_of_means(*acts)) < 1e-5
+
+
+def test_places_without_a_difference_are_left_out(backend: Backend) -> None:
+    # The classes differ in the second token from the end alone: nothing before it can tell them.
+    # One class runs through the cache of a shared prefix and one does not, so that equal streams
+    # differ by round-off, which must not become a direction.
+    start = list(range(10, 40))
+    batches = [pad_left([[*start, 31, 32, x, 50]] * n, 0) for x, n in ((20, 3), (90, 1))]
+    places = {c.position for c in candidates(backend, *batches, positions=(-4, -3, -2, -1))}
+    assert places == {-2, -1}
+    with pytest.raises(NoDirection, match="the same"):
+        candidates(backend, batches[0], batches[0])
+
+
+def test_bypass_is_the_metric_of_the_edited_weights(backend: Backend, prompts, trial) -> None:
+    candidate = Candidate(1, -1, random_direction(backend.anatomy.d_model))
+    edit = ablation(backend.model, backend.anatomy, candidate.direction, embeddings=True)
+    score = trial.score(candidate)
+    before = backend.logits(prompts[1]).double().log_softmax(-1)
+    with applied(backend.model, backend.anatomy, to_delta(backend.model, backend.anatomy, edit)):
+        bypass = refusal_metric(backend, prompts[0], OPENERS).mean().item()
+        after = backend.logits(prompts[1]).double().log_softmax(-1)
+    assert score.bypass == pytest.approx(bypass, abs=1e-4)
+    kl = (before.exp() * (before - after)).sum(-1).mean().item()
+    assert score.kl == pytest.approx(kl, rel=1e-3)
+    assert abs(score.bypass - trial.unedited[0]) > 1e-3
+
+
+def test_induce_adds_the_raw_difference_at_the_next_blocks_input(
+    backend: Backend, prompts, trial, found
+) -> None:
+    (candidate,) = (c for c in found if (c.block, c.position) == (1, -2))
+    assert candidate.direction.norm == pytest.approx(candidate.raw.norm().item(), rel=1e-5)
+    block = backend.model.get_submodule(backend.anatomy.blocks[2])
+    handle = block.register_forward_pre_hook(lambda m, a: (a[0] + candidate.raw, *a[1:]))
+    by_hand = refusal_metric(backend, prompts[1], OPENERS).mean().item()
+    handle.remove()
+    assert trial.score(candidate).induce == pytest.approx(by_hand, abs=1e-4)
+    assert abs(by_hand - trial.unedited[1]) > 1e-3
+
+
+def score(
+    block: int = 3, bypass: float = -5.0, induce: float = 1.0, kl: float = 0.05, at: int = -1
+):
+    return CausalScore(block, at, bypass, induce, kl)
+
+
+def test_the_least_bypass_within_the_limits_is_chosen() -> None:
+    good = score(bypass=-5.0)
+    decoys = [
+        score(bypass=-9.0, kl=0.5),
+        score(bypass=-9.0, induce=-0.1),
+        score(bypass=-9.0, block=7),
+        score(bypass=math.nan),
+        score(bypass=-4.0, at=-2),
+    ]
+    assert select([*decoys, good], 10) is good
+    assert select([*decoys, good], 10, kl_limit=0.5) is decoys[0]
+    assert select([*decoys, good], 10, induce_at_least=-0.1) is decoys[1]
+    assert select([*decoys, good], 10, depth_limit=0.9) is decoys[2]
+
+
+def test_a_direction_that_breaks_the_model_loses_to_one_that_does_not(backend, prompts) -> None:
+    """The refusal openers' own unembedding ends refusals best, and disturbs all else."""
+    rows = backend.model.lm_head.weight.detach()[list(OPENERS.refuse)]
+    trial = Trial.prepare(backend, *prompts, OPENERS)
+    d = backend.anatomy.d_model
+    vectors = [unit(rows.mean(0)), *(random_direction(d, seed).vector for seed in range(3))]
+    scores = [
+        trial.score(Candidate(block, -1, type(random_direction(d))(v, block, "planted")))
+        for block, v in enumerate(vectors)
+    ]
+    decoy = min(scores, key=lambda s: s.bypass)
+    limit = sorted(s.kl for s in scores)[0]
+    chosen = select(scores, 9, kl_limit=limit, induce_at_least=-math.inf)
+    assert chosen.kl == limit < decoy.kl
+    assert chosen is not decoy
+
+
+def test_without_any_that_qualifies_the_nearest_is_named() -> None:
+    near, far = score(kl=0.2, bypass=-6.0), score(kl=0.2, induce=-1.0, bypass=-9.0)
+    with pytest.raises(InterpError, match=r"block 3 .*kl 0\.2 is above kl_limit 0\.1; relax") as no:
+        select([far, near], 10)
+    assert "induce" not in str(no.value).partition("; relax")[0]
+    assert nearest([far, near], 10) is near
+    assert len(broken(far, 10)) == 2
+    assert broken(score(block=7), 10), "their layer 8 of 10 is not below 0.8"
+    assert not broken(score(block=6), 10)
+    with pytest.raises(InterpError, match="nothing to choose"):
+        select([], 10)

@@ -1,0 +1,123 @@
+"""Every paper has its notebook, its page and a card for each figure that its page lists."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from interp.errors import RecordError
+from interp.papers import PAPERS, cards, load_paper
+from interp.records import FigureRecord, Provenance
+from interp.study import FigureSpec, Paper, Study, measure
+
+ROOT = Path(__file__).parent.parent.parent
+CARD = re.compile(r"figures/([a-z0-9_]+/[a-z0-9_]+)\.svg|card `([a-z0-9_]+/[a-z0-9_]+)`")
+
+
+@pytest.fixture(params=PAPERS)
+def paper(request: pytest.FixtureRequest) -> Paper:
+    return load_paper(request.param)
+
+
+def listed(page: str) -> set[str]:
+    """Cards that a page shows as a picture or names."""
+    return {a or b for a, b in CARD.findall(page)}
+
+
+def test_a_paper_has_its_page_and_its_notebook(paper: Paper) -> None:
+    page = (ROOT / paper.page).read_text(encoding="utf-8")
+    assert paper.arxiv in page
+    assert paper.title in page
+    notebook = json.loads((ROOT / paper.notebook).read_text(encoding="utf-8"))
+    code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert not any("def " in cell for cell in code), "a notebook is thin: no functions"
+    assert not any(c.get("outputs") for c in notebook["cells"]), "outputs are not committed"
+
+
+def test_a_paper_has_a_card_for_every_figure_and_its_page_lists_them(paper: Paper) -> None:
+    page = (ROOT / paper.page).read_text(encoding="utf-8")
+    wanted = {f"{paper.key}/{spec.name}" for spec in paper.figures}
+    assert listed(page) == wanted
+    there = cards(ROOT / "figures")
+    assert wanted <= there.keys()
+    for spec in paper.figures:
+        card = there[f"{paper.key}/{spec.name}"]
+        assert card.paper_figure == spec.stands_for
+        assert (card.needs is None) == (spec.make is not None)
+        assert card.needs is not None or (ROOT / "figures" / f"{card.key}.svg").is_file()
+
+
+def test_a_page_says_the_verdict_of_every_card(paper: Paper) -> None:
+    page = (ROOT / paper.page).read_text(encoding="utf-8")
+    for key, card in cards(ROOT / "figures").items():
+        if key.startswith(f"{paper.key}/"):
+            line = next(line for line in page.splitlines() if f"card `{key}`" in line)
+            assert card.verdict in line
+
+
+def test_listing_the_papers_needs_no_torch() -> None:
+    code = "import sys, interp.papers as p; [p.load_paper(k) for k in p.PAPERS]; " \
+        "sys.exit('torch' in sys.modules)"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_paper_or_figure_is_an_error(paper: Paper) -> None:
+    with pytest.raises(RecordError, match="no paper 'x'; known: representation_engineering"):
+        load_paper("x")
+    with pytest.raises(RecordError, match="has no figure 'x'; it has"):
+        paper.figure("x")
+
+
+def test_a_figure_has_a_function_or_says_what_it_needs() -> None:
+    for wrong in ({}, {"make": "a:b", "needs": "a GPU"}):
+        with pytest.raises(RecordError, match="either a function or `needs`"):
+            FigureSpec("name", "title", **wrong)
+    paper = Paper("planned", "A paper", "0000.00000", (FigureSpec("big", "Big", needs="a GPU"),))
+    assert measure(paper, "big", Study("none")).verdict == "not run here: needs a GPU"
+
+
+def made(study: Study) -> FigureRecord:
+    lines = {"x": {"label": "x", "values": [0]}, "y": {"label": "y"}, "lines": []}
+    return FigureRecord("planned/one", "One", "lines", lines, Provenance(study.model))
+
+
+def test_a_figure_must_be_the_one_that_was_asked_for() -> None:
+    specs = (
+        FigureSpec("one", "One", f"{__name__}:made"),
+        FigureSpec("two", "Two", f"{__name__}:made"),
+    )
+    paper = Paper("planned", "A paper", "0000.00000", specs)
+    assert measure(paper, "one", Study("m")).key == "planned/one"
+    with pytest.raises(RecordError, match="made planned/one"):
+        measure(paper, "two", Study("m"))
+
+
+def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
+    asked = []
+
+    def make() -> list[int]:
+        asked.append(1)
+        return [len(asked)]
+
+    def run(limit: int | None = None, **about: int) -> list[int]:
+        study = Study("tiny:llama", limit=limit, kept=tmp_path)
+        study.__dict__["fingerprint"] = "same"  # no model is opened for this
+        return study.resumed("step", make, **about)
+
+    assert run(seed=0) == run(seed=0) == [1]
+    assert run(seed=1) == [2]
+    assert run(limit=4, seed=0) == [3]
+    assert Study("tiny:llama").resumed("step", make) == [4]
+
+
+def test_a_card_lies_where_its_key_says(tmp_path: Path) -> None:
+    made(Study("m")).save(tmp_path)
+    assert list(cards(tmp_path)) == ["planned/one"]
+    (tmp_path / "planned/one.json").rename(tmp_path / "planned/other.json")
+    with pytest.raises(RecordError, match="holds the card planned/one"):
+        cards(tmp_path)

@@ -1,0 +1,219 @@
+"""The frontier and the narrowness figure: honest splits, every contender real, verdicts from data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interp.claims import Claim
+from interp.data.prompts import load_pairs
+from interp.figures import draw
+from interp.methods.representation_engineering import narrowness as narrow
+from interp.methods.representation_engineering.contenders import (
+    MAIN,
+    MAKERS,
+    RANDOM,
+    Maker,
+    candidates,
+)
+from interp.methods.representation_engineering.frontier import (
+    BAR,
+    CLAIMS,
+    SeedRun,
+    bar,
+    comparisons,
+    frontier,
+    spread,
+)
+from interp.methods.representation_engineering.splits import NAMES, splits
+from interp.study import Study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study("tiny:llama", limit=6, seeds=2, kept=tmp_path_factory.mktemp("kept"))
+
+
+# --- splits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_splits_share_no_topic_and_the_pool_no_prompt(seed: int) -> None:
+    topics = {p["refuse"]: p["topic"] for p in load_pairs("capability").pairs}
+    made = splits(Study("none"), seed)
+    seen = [{topics[p] for p in getattr(made, name)[0].prompts} for name in NAMES]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    everything = {p for name in NAMES for side in getattr(made, name) for p in side.prompts}
+    assert len(everything) == 2 * len(topics)
+    assert not everything & set(made.pool.prompts)
+
+
+def test_seed_zero_is_the_shipped_split_and_others_differ() -> None:
+    shipped = load_pairs("capability")
+    made = [splits(Study("none"), seed) for seed in (0, 1, 2)]
+    assert made[0].report[0].prompts == shipped.side("refuse", "report").prompts
+    assert len({m.report[0].prompts for m in made}) == 3
+    assert splits(Study("none"), 1) == made[1]
+
+
+# --- contenders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_contender_edits_and_stays_where_it_should(name: str, study: Study) -> None:
+    run = study.once("a run", lambda: SeedRun(study, 0))
+    maker: Maker = run.maker
+    n = study.backend.anatomy.n_blocks
+    settings = candidates(name, maker.fitted, n)
+    assert len(settings) == len(set(settings)) >= 2
+    delta = maker(settings[-1])
+    assert delta.norm() > 0
+    blocks = {w.weight: w.block for w in study.backend.anatomy.block_writers}
+    assert all(blocks[w] >= settings[-1].first for w in delta.coverage.edited)
+
+
+def test_the_control_has_the_norm_of_what_it_controls(study: Study) -> None:
+    run = study.once("a run", lambda: SeedRun(study, 0))
+    chosen = run.chosen(MAIN)
+    assert run.chosen(RANDOM) == replace(chosen, name=RANDOM)
+    ours, control = run.maker(chosen), run.maker(replace(chosen, name=RANDOM))
+    assert control.norm() == pytest.approx(ours.norm(), rel=1e-4)
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = frontier(study)
+    draw(record)
+    assert record.seeds == (0, 1)
+    assert [g["label"] for g in record.series["groups"]] == list(MAKERS)
+    draw(bar(study))
+
+    def fail(self: Any, name: str, delta: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(SeedRun, "_measured", fail)
+    again = Study("tiny:llama", limit=6, seeds=2, kept=study.kept)
+    assert frontier(again).series == record.series
+
+
+def test_narrowness_is_measured_and_drawn(study: Study) -> None:
+    record = narrow.narrowness(study)
+    draw(record)
+    names = record.series["rows"]["names"]
+    assert [n.split(" (")[0] for n in names] == [*narrow.FORMATS, *narrow.KINDS]
+    assert record.series["columns"]["names"] == ["original", *narrow.EDITS, narrow.REGULARISED]
+
+
+# --- verdicts ------------------------------------------------------------------------------------
+
+
+def point(refused: float, kl1: float) -> dict[str, float]:
+    return {"refused": refused, "over_refused": 0.0, "kl1": kl1, "kl32": kl1 / 2, "nll": 3.7}
+
+
+def runs(main: tuple[float, float], random: float = 0.5) -> list[dict[str, Any]]:
+    points = {name: [point(0.02, 0.1)] for name in MAKERS}
+    points |= {MAIN: [point(*main)], RANDOM: [point(random, 0.003)]}
+    return [{"base": {"refused": 0.55}, "points": points} for _ in range(3)]
+
+
+def holds(claims: tuple[Claim, ...], found: list[dict[str, Any]]) -> list[bool]:
+    return [c.outcome({"comparisons": comparisons(found)}).holds for c in claims]
+
+
+def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
+    assert holds(CLAIMS, runs((0.02, 0.01))) == [True] * 4
+    assert holds(CLAIMS, runs((0.02, 0.2))) == [False, False, True, True]
+    assert holds(CLAIMS, runs((0.02, 0.05))) == [True, False, True, True]
+    assert holds(CLAIMS, runs((0.2, 0.01))) == [True, True, False, True]
+    assert holds(CLAIMS, runs((0.02, 0.01), random=0.3)) == [True, True, True, False]
+
+
+def test_the_bar_is_about_numbers_and_can_be_missed(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(main: tuple[float, float], other_nll: float = 3.8) -> list[bool]:
+        (run,) = runs(main)[:1]
+        for name, points in run["points"].items():
+            points[-1]["nll"] = 3.7 if name == MAIN else other_nll
+        run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
+        run["base"] |= {"over_refused": 0.0, "nll": 3.7}
+        monkeypatch.setattr(
+            "interp.methods.representation_engineering.frontier.runs", lambda s: [run]
+        )
+        record = bar(study)
+        return [c.outcome(record.series).holds for c in BAR]
+
+    assert judged((1 / 64, 0.004)) == [True] * 5
+    assert judged((2 / 64, 0.003)) == [False, True, True, True, True]
+    assert judged((1 / 64, 0.007)) == [True, False, False, True, True]
+    # Only those that leave as few refusals are compared: at 3/64 the others' 0.02 counts.
+    assert judged((3 / 64, 0.001), other_nll=3.6) == [False, True, True, True, False]
+
+
+def test_the_interval_is_that_of_students_t() -> None:
+    mean, low, high = spread([1.0, 2.0, 3.0, 4.0])
+    assert (mean, high - mean) == (2.5, pytest.approx(2.0542, abs=1e-3))
+    assert mean - low == pytest.approx(high - mean)
+    assert spread([2.0]) == (2.0, 2.0, 2.0)
+
+
+def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
+    edits = dict.fromkeys((*narrow.EDITS, narrow.REGULARISED), [other, 0.0])
+    return {
+        kind: {"original": [base, 0.0], **edits, MAIN: [main, 0.0]}
+        for kind, base in (("as fitted", 0.5), ("polite", 0.5), ("spanish", 0.0))
+    }
+
+
+@pytest.mark.parametrize(
+    ("main", "other", "expected"),
+    [
+        (0.05, 0.05, [True, True, True]),
+        (0.4, 0.05, [False, False, True]),
+        (0.15, 0.05, [True, False, True]),
+        (0.05, 0.2, [True, True, False]),
+    ],
+)
+def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
+    main: float, other: float, expected: list[bool]
+) -> None:
+    counts = dict.fromkeys(("as fitted", "polite", "spanish"), 32)
+    found = narrow.comparisons(table(main, other), counts)
+    assert found["telling"] == ["as fitted", "polite"]
+    assert found["left"][MAIN] == pytest.approx(main / 0.5)
+    assert [c.outcome({"comparisons": found}).holds for c in narrow.CLAIMS] == expected
+
+
+def test_what_is_put_into_the_mouth_counts_as_said(study: Study, scripted: Callable[..., Any]) -> None:
+    """A prefilled refusal that goes on is a refusal."""
+    scripted(" have no clock.")
+    prompts = splits(study, 0).report[0]
+    sorry = narrow.ChatFormat(prefill="I'm sorry, I")
+    assert narrow.refused(study, prompts, sorry, None) == 1.0
+    assert narrow.refused(study, prompts, narrow.ChatFormat(), None) == 0.0
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        monkeypatch.setattr(narrow, "respond", lambda b, batch, *a, **k: [text] * len(batch))
+
+    return say
+
+
+def test_kept_files_are_of_the_model_and_the_prompts(study: Study, tmp_path: Path) -> None:
+    """Another limit has other prompts, so nothing of it is taken for the same."""
+    assert study.kept is not None
+    before = len(list(study.kept.iterdir()))
+    other = Study("tiny:llama", limit=5, seeds=2, kept=study.kept)
+    SeedRun(other, 0).base()
+    assert len(list(study.kept.iterdir())) == before + 1

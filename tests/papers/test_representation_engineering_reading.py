@@ -1,0 +1,195 @@
+"""Reading, planted and tone figures: they draw, and their verdicts follow the data, good or bad."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interp.data.tone import load_tone
+from interp.figures import draw
+from interp.methods.representation_engineering import planted, reading, stability, tone
+from interp.records import FigureRecord, Provenance, outcomes
+from interp.study import Study
+
+D, ROWS = 24, 40
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study(model="tiny:llama", limit=6, seeds=2)
+
+
+def check(record: FigureRecord, name: str) -> None:
+    assert record.key == f"representation_engineering/{name}"
+    assert len(outcomes(record)) == len(record.claims) > 0
+    assert record.paper_figure is None
+    draw(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("reading", reading.reading),
+        ("cosines", stability.cosines_by_block),
+        ("stability", stability.stability),
+        ("tone", tone.tone),
+    ],
+)
+def test_figures_of_a_model_draw(study: Study, name: str, make) -> None:
+    record = make(study)
+    check(record, name)
+    assert record.provenance.model == "tiny:llama"
+    assert record.provenance.fingerprint == study.fingerprint
+    assert record.provenance.prompts
+
+
+def test_streams_are_captured_once(study: Study) -> None:
+    first = reading.streams(study, "fit")
+    assert reading.streams(study, "fit") is first
+    blocks, rows, width = first["refuse"].shape
+    anatomy = study.backend.anatomy
+    assert (blocks, rows, width) == (anatomy.n_blocks, 6, anatomy.d_model)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def planted_streams(shift: float, seed: int) -> reading.Streams:
+    """Five layers of two Gaussian classes, ``shift`` apart along the first coordinate."""
+    generator = torch.Generator().manual_seed(seed)
+    pos, neg = (torch.randn(5, ROWS, D, generator=generator) for _ in range(2))
+    pos[..., 0] += shift
+    return {"refuse": pos, "comply": neg}
+
+
+def judged(name: str, claims, lines) -> dict[str, bool]:
+    """Statement → whether it holds, for comparisons made from lines."""
+    compare = getattr(reading if name.startswith("reading") else planted, f"{name}_comparisons")
+    record = FigureRecord(
+        key="representation_engineering/test",
+        title="test",
+        kind="lines",
+        series={"lines": lines, "comparisons": compare(lines)},
+        provenance=Provenance(model="planted data"),
+        claims=claims,
+    )
+    return {outcome.claim.ours.split("/")[-1]: outcome.holds for outcome in outcomes(record)}
+
+
+def test_separated_classes_are_read_and_shuffled_ones_are_not() -> None:
+    fit, report = planted_streams(4.0, 0), planted_streams(4.0, 1)
+    claims = reading.READING_CLAIMS
+    assert judged("reading", claims, reading.reading_lines(fit, report))[
+        "difference_of_means_least"
+    ]
+    order = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([fit["refuse"], fit["comply"]], 1)[:, order]
+    shuffled = {"refuse": rows[:, :ROWS], "comply": rows[:, ROWS:]}
+    verdicts = judged("reading", claims, reading.reading_lines(shuffled, report))
+    assert not verdicts["difference_of_means_least"]
+
+
+def test_pairs_that_share_a_nuisance_leave_centred_pca_behind() -> None:
+    fit, report = planted_streams(4.0, 0), planted_streams(4.0, 1)
+    verdicts = judged("reading", reading.READING_CLAIMS, reading.reading_lines(fit, report))
+    assert verdicts["centred_pca_mean_shortfall"]
+
+
+# --- planted -----------------------------------------------------------------------------------
+
+
+def test_planted_figures_are_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "DRAWS", 40)
+    monkeypatch.setattr(planted, "NUISANCE_DRAWS", 3)
+    for name, make in (
+        ("planted", planted.planted),
+        ("planted_nuisance", planted.planted_nuisance),
+    ):
+        record = make(Study())
+        check(record, name)
+        assert record.verdict == "shape reproduced"
+        assert record.provenance.model == "planted data"
+
+
+def test_the_closed_form_at_64_rows() -> None:
+    assert planted.predicted_cosine(3.0, 128, 64, 64) == pytest.approx(0.832, abs=5e-4)
+
+
+def test_planted_data_are_as_said() -> None:
+    pos, neg, truth = planted.plant(5.0, 4000, 2, nuisance=4.0, d=8)
+    gap = pos.mean(1) - neg.mean(1)
+    assert (gap * truth).sum(-1).tolist() == pytest.approx([5, 5], abs=0.15)
+    largest = torch.linalg.eigvalsh(
+        torch.stack([torch.cov((p - q).T) for p, q in zip(pos, neg, strict=True)])
+    )
+    assert largest[:, -1].sqrt().tolist() == pytest.approx([planted.threshold(4.0)] * 2, rel=0.05)
+    assert largest[:, 0].sqrt().tolist() == pytest.approx([planted.threshold(1.0)] * 2, rel=0.1)
+
+
+def test_an_estimator_that_fails_gives_a_bad_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "DRAWS", 3)
+    monkeypatch.setattr(planted, "ISOTROPIC", tuple(
+        (label, planted.PCADiff) for label, _ in planted.ISOTROPIC
+    ))  # fmt: skip
+    verdicts = judged("planted", planted.PLANTED_CLAIMS, planted.isotropic_lines())
+    assert not verdicts["means_off_prediction"]
+
+
+# --- tone --------------------------------------------------------------------------------------
+
+
+def effects(slopes: dict[int, float], random: float) -> dict[int | str, torch.Tensor]:
+    alphas = torch.tensor(tone.STRENGTHS).double()[:, None]
+    found: dict[int | str, torch.Tensor] = {
+        block: slope * alphas.expand(-1, 8) for block, slope in slopes.items()
+    }
+    return found | {tone.RANDOM: random * alphas.expand(-1, tone.RANDOM_DRAWS)}
+
+
+def test_comparisons_of_known_slopes() -> None:
+    places = {block: block for block in tone.SWEEP}
+    slopes = {6: 0.0, 10: -0.2, 14: -0.7, 18: 0.5, 22: 2.0, 26: 2.4}
+    found = tone.comparisons(effects(slopes, -0.3), places)
+    assert found["late_least_move"] == pytest.approx(2.0)
+    assert found["early_greatest_move"] == pytest.approx(-0.2)
+    assert found["random_share"] == pytest.approx(0.15)
+
+
+def test_relative_depth() -> None:
+    assert [tone.at_depth(b, 30) for b in tone.SWEEP] == list(tone.SWEEP)
+    assert [tone.at_depth(b, 60) for b in tone.LATE] == [44, 52]
+    assert tone.at_depth(26, 2) == 1
+
+
+def test_the_tone_is_that_of_the_next_word(study: Study) -> None:
+    """A shift along the unembedding of the positive words, at the last block, raises their tone."""
+    backend, material = study.backend, load_tone()
+    words = material.tokens(backend.tokenizer)
+    assert not set(words["positive"]) & set(words["negative"])
+    head = backend.model.get_submodule(backend.anatomy.unembed).weight.detach().float()
+    positive, negative = (head[list(words[side])].mean(0) for side in ("positive", "negative"))
+    shift = positive - negative
+    contexts = tone.continuing(backend.tokenizer, material.contexts[:2])
+    last = backend.anatomy.n_blocks - 1
+    plain = tone.next_tone(backend, contexts, None, words)
+    moved = tone.steered(backend, contexts, last, 20 * shift / shift.norm(), words, plain)
+    assert moved[tone.STRENGTHS.index(0.0)].abs().max() == 0
+    assert (moved[-1] > 0).all()
+    assert (moved[0] < 0).all()
+
+
+def test_openings_end_the_prompts_and_contexts_are_new(study: Study) -> None:
+    material, tokenizer = load_tone(), study.backend.tokenizer
+    assert not set(material.stems) & set(material.contexts)
+    batch = tone.continuing(tokenizer, material.stems[:3], material.personas["positive"])
+    for row, stem in zip(batch.ids, material.stems, strict=False):
+        text = tokenizer.decode(row)
+        assert text.endswith(stem)
+        assert material.personas["positive"] in text
+
+
+def test_a_random_shift_is_as_long_and_repeats() -> None:
+    shift = torch.full((16,), 3.0)
+    drawn = tone._random_shifts(shift)
+    assert drawn.norm(dim=-1).tolist() == pytest.approx([12.0] * tone.RANDOM_DRAWS, rel=1e-5)
+    assert drawn.equal(tone._random_shifts(shift))
