@@ -100,7 +100,7 @@ def _heretic(maker: Maker, candidate: Candidate) -> Edit:
         weight = kernel.weight(kinds[name].block or 0)
         if weight:
             operators[name] = replace(operator, strength=weight)  # type: ignore[type-var]
-    return Edit(operators, recipe={"method": "heretic kernel"})
+    return Edit(operators, recipe={"method": "heretic"})
 
 
 def _to_level(maker: Maker, candidate: Candidate) -> Edit:

@@ -279,7 +279,7 @@ def frontier(study: Study) -> FigureRecord:
         kind="scatter",
         series=series,
         claims=CLAIMS,
-        proves=("ablation", "least-disturbance", "heretic kernel"),
+        proves=("heretic",),
         provenance=study.provenance(found[0]["hashes"], time.perf_counter() - started),
         n=found[0]["n"],
         intervals="95 % t over seeds",
