@@ -24,7 +24,8 @@ def command(folder: Path, json_file: Path | None) -> None:
     if not folder.is_dir():
         raise RecordError(f"no directory {folder}; name the one that holds the cards with --folder")
     found = cards(folder)
-    rows = []
+    rows: list[list[str]] = []
+    missing: list[str] = []
     for key, card in found.items():
         rows.append([key, card.paper_figure or "ours", card.provenance.model, card.verdict])
     for paper in map(load_paper, PAPERS):
@@ -35,6 +36,8 @@ def command(folder: Path, json_file: Path | None) -> None:
                 )
     rows.sort()
     table(f"figures in {folder}", ("card", "stands for", "model", "verdict"), rows)
+    if missing:
+        click.echo("\n".join(("missing; measure them with", *missing)))
     content = [
         dict(zip(("key", "stands_for", "model", "verdict"), row, strict=True)) for row in rows
     ]

@@ -38,7 +38,7 @@ def test_a_figure_that_nobody_has_measured_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("figures", "--folder", str(tmp_path)) == 0
-    assert "missing: interp run representation_engineering" in capsys.readouterr().out
+    assert "interp run representation_engineering --figure frontier" in capsys.readouterr().out
     assert run("figures", "--folder", str(tmp_path / "absent")) == 1
     assert "--folder" in capsys.readouterr().err
 
