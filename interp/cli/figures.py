@@ -31,11 +31,11 @@ def command(folder: Path, json_file: Path | None) -> None:
     for paper in map(load_paper, PAPERS):
         for spec in paper.figures:
             if (key := f"{paper.key}/{spec.name}") not in found:
-                rows.append(
-                    [key, spec.stands_for or "ours", "", "missing: interp run " + paper.key]
-                )
+                rows.append([key, spec.stands_for or "ours", "", "missing"])
+                missing.append(f"interp run {paper.key} --figure {spec.name}")
     rows.sort()
-    table(f"figures in {folder}", ("card", "stands for", "model", "verdict"), rows)
+    short = [[key, whose.split(",")[0], *rest] for key, whose, *rest in rows]
+    table(f"figures in {folder}", ("card", "stands for", "model", "verdict"), short)
     if missing:
         click.echo("\n".join(("missing; measure them with", *missing)))
     content = [
