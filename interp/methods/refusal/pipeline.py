@@ -32,8 +32,9 @@ GRIDS = {
     "ablation": {"depths": (0.8, 0.87), "strengths": (1.0,)},
     MAIN: {"depths": (0.87, 0.93), "strengths": (0.8, 1.0)},
 }
-"""What a run of minutes can afford to search; `interp edit` searches more.
-"""
+"""What a run of minutes can afford to search; `interp edit` searches more."""
+POOL = 400
+"""And of further answerable prompts to read; `interp edit` reads them all."""
 RESPONSE = 16
 PASSAGES = 8
 UPPER = 0.53
@@ -101,8 +102,9 @@ def run(
     for split in ("fit", "select", "report"):
         for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True):
             outcome.prompts[f"{split}:{side}"] = part.sha256
-    if prompts.pool:
-        outcome.prompts["pool"] = prompts.pool.sha256
+    pool = _first(prompts.pool, POOL)
+    if pool:
+        outcome.prompts["pool"] = pool.sha256
     common: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     with outcome.timed("attribute"):
         openers = fit_openers(backend, *prompts.fit, **common)
@@ -112,7 +114,7 @@ def run(
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
     with outcome.timed("fit"):
-        fitted = fit(backend, *prompts.fit, pool=prompts.pool, watch=watch, **common)
+        fitted = fit(backend, *prompts.fit, pool=pool, watch=watch, **common)
     with outcome.timed("select"):
         _choose_all(outcome, backend, fitted, prompts, common, watch, say)
         # Everything is chosen: the last fit may use the prompts that chose it.
@@ -160,6 +162,12 @@ def run(
             }
             say(f"{kind}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
     return outcome
+
+
+def _first(prompts: PromptSet | None, most: int) -> PromptSet | None:
+    if prompts is None or len(prompts) <= most:
+        return prompts
+    return PromptSet(prompts.prompts[:most], f"{prompts.source}, first {most}")
 
 
 def _choose_all(
