@@ -41,6 +41,8 @@ FACTORS = (0.6,)
 """The chosen edit times these, beside itself."""
 RESPONSE = 16
 PASSAGES = 12
+FEWEST_FOR_T = 5
+"""Seeds below which whiskers are the least and the greatest value: a t interval of two says nothing."""
 MEASURES = ("refused", "over_refused", "kl1", "kl32", "nll")
 ABLATIONS = ("directional ablation", "partial ablation", "heretic's kernel")
 
@@ -198,6 +200,12 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
+def whiskers(values: Sequence[float]) -> tuple[float, float, float]:
+    """What is drawn: mean, and the interval of :func:`spread` or the ends of what few seeds gave."""
+    mean, low, high = spread(values)
+    return (mean, low, high) if len(values) >= FEWEST_FOR_T else (mean, min(values), max(values))
+
+
 def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the claims are about: means over seeds and paired differences, with 95 % intervals."""
     last = {name: [run["points"][name][-1] for run in found] for name in MAKERS}
@@ -251,7 +259,7 @@ def frontier(study: Study) -> FigureRecord:
     for name in MAKERS:
         stages = range(len(FACTORS) + 1)
         kl, refused = (
-            [spread([run["points"][name][i][m] for run in found]) for i in stages]
+            [whiskers([run["points"][name][i][m] for run in found]) for i in stages]
             for m in ("kl1", "refused")
         )
         groups.append(
@@ -282,7 +290,11 @@ def frontier(study: Study) -> FigureRecord:
         proves=("heretic",),
         provenance=study.provenance(found[0]["hashes"], time.perf_counter() - started),
         n=found[0]["n"],
-        intervals="95 % t over seeds",
+        intervals=(
+            "95 % t over seeds"
+            if len(found) >= FEWEST_FOR_T
+            else f"least and greatest of {len(found)} seeds"
+        ),
         seeds=tuple(range(len(found))),
         caption=(
             "Each contender at the setting chosen on other topics, and that edit times 0.6; "
