@@ -42,7 +42,7 @@ def test_a_paper_has_its_page_and_its_notebook(paper: Paper) -> None:
 def test_a_paper_has_a_card_for_every_figure_and_its_page_lists_them(paper: Paper) -> None:
     page = (ROOT / paper.page).read_text(encoding="utf-8")
     wanted = {f"{paper.key}/{spec.name}" for spec in paper.figures}
-    assert listed(page) == wanted
+    assert {key for key in listed(page) if key.startswith(f"{paper.key}/")} == wanted
     there = cards(ROOT / "figures")
     assert wanted <= there.keys()
     for spec in paper.figures:
