@@ -287,7 +287,6 @@ def frontier(study: Study) -> FigureRecord:
         kind="scatter",
         series=series,
         claims=CLAIMS,
-        proves=("heretic",),
         provenance=study.provenance(found[0]["hashes"], time.perf_counter() - started),
         n=found[0]["n"],
         intervals=(
