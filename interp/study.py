@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from interp import __version__
 from interp.errors import RecordError
 from interp.files import sha256_text, write_json
 from interp.records import FigureRecord, Provenance
@@ -76,7 +78,8 @@ class Study:
 
     limit: prompts per class, for a quick look; None for all. seeds: how many splits of the topics a
     figure with seeds is repeated over. kept: directory in which long work leaves what is done, so that
-    it goes on after a kill; None keeps nothing. loading: options for opening the model.
+    it goes on after a kill; None keeps nothing. loading: options for opening the model. went_on: whether
+    anything was taken from an earlier run.
     """
 
     model: str = "smollm2"
@@ -86,7 +89,8 @@ class Study:
     kept: Path | None = None
     watch: Watch = unwatched
     loading: dict[str, Any] = field(default_factory=dict)
-    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
+    went_on: bool = field(default=False, init=False)
+    _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def backend(self) -> Backend:
@@ -110,21 +114,22 @@ class Study:
     def resumed(self, step: str, make: Callable[[], T], **about: Any) -> T:
         """JSON values of one step of long work: read if an earlier run kept them, else made and kept.
 
-        about: everything but the model that they depend on; other values, another file.
+        about: what they depend on beside the model and this package's version; other values, another
+        file.
         """
         if self.kept is None:
             return make()
-        asked = json.dumps(about | {"limit": self.limit}, sort_keys=True, default=str)
+        everything = about | {"limit": self.limit, "version": __version__}
+        asked = json.dumps(everything, sort_keys=True, default=str)
         path = self.kept / f"{step}-{sha256_text(self.fingerprint, asked)[:16]}.json"
         if path.is_file():
+            self.went_on = True
             return json.loads(path.read_text(encoding="utf-8"))
         value = make()
         write_json(path, value)
         return value
 
-    def provenance(
-        self, prompts: dict[str, Any], seconds: float, seed: int | None = 0
-    ) -> Provenance:
+    def provenance(self, prompts: Mapping[str, Any]) -> Provenance:
         """Provenance of a figure of this study; prompts: name → hash or texts."""
         from interp.evaluate.attributing import backend_device
 
@@ -133,14 +138,17 @@ class Study:
             self.model,
             fingerprint=self.fingerprint,
             prompts=prompts,
-            seed=seed,
-            seconds=seconds,
+            seed=0,
             device=None if device == "cpu" else device,
         )
 
 
 def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
-    """Measure one figure of a paper, or make the card that says what it needs."""
+    """Measure one figure of a paper, or make the card that says what it needs.
+
+    The record gets what it stands for, and the seconds that it took; those stay open where part of it
+    was measured by an earlier run.
+    """
     spec = paper.figure(name)
     key = f"{paper.key}/{name}"
     if spec.make is None:
@@ -154,12 +162,14 @@ def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
             needs=spec.needs,
         )
     module, _, function = spec.make.partition(":")
+    study.went_on = False
+    started = time.perf_counter()
     record = getattr(importlib.import_module(module), function)(study)
-    if record.key != key or record.paper_figure != spec.stands_for:
-        raise RecordError(
-            f"{spec.make} made {record.key} for {record.paper_figure}, not {key} for {spec.stands_for}"
-        )
-    return record
+    seconds = None if study.went_on else round(time.perf_counter() - started, 2)
+    if record.key != key:
+        raise RecordError(f"{spec.make} made {record.key}, not {key}")
+    provenance = replace(record.provenance, seconds=seconds)
+    return replace(record, provenance=provenance, paper_figure=spec.stands_for)
 
 
 def kept_directory(key: str, *, fresh: bool = False) -> Path:

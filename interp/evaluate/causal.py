@@ -26,7 +26,7 @@ from torch import Tensor
 from interp.backends.protocol import AnyEdit, Backend
 from interp.edits import ablation, steering
 from interp.errors import InterpError, NoDirection
-from interp.evaluate.divergence import kl_nats
+from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.openers import Openers
 from interp.fitting import BATCH
 from interp.maths import unit
@@ -60,8 +60,7 @@ def refusal_metric(
     batch_size: int = BATCH,
 ) -> Float[Tensor, " n"]:
     """Log-odds that the answer to each prompt begins with a refusal opener (Arditi et al., section 2)."""
-    parts = [metric_of(backend.logits(b, edit), openers) for b in batch.split(batch_size)]
-    return torch.cat(parts)
+    return metric_of(first_logits(backend, batch, edit, batch_size), openers)
 
 
 # --- candidates --------------------------------------------------------------------------------
@@ -188,10 +187,10 @@ class Trial:
         batch_size: int = BATCH,
     ) -> Trial:
         """Measure the unedited model once."""
-        logits = _logits(backend, comply, None, batch_size)
+        logits = first_logits(backend, comply, batch_size=batch_size)
         before = refusal_metric(backend, refuse, openers, batch_size=batch_size).mean().item()
         unedited = before, metric_of(logits, openers).mean().item()
-        base = torch.log_softmax(logits.float(), -1)
+        base = torch.log_softmax(logits, -1)
         return cls(backend, refuse, comply, openers, unedited, base, batch_size)
 
     def score(self, candidate: Candidate) -> CausalScore:
@@ -199,7 +198,7 @@ class Trial:
         model, anatomy = self.backend.model, self.backend.anatomy
         ablated = ablation(model, anatomy, candidate.direction, embeddings=True)
         added = steering(Site.resid_post(candidate.block), candidate.raw)
-        edited = _logits(self.backend, self.comply, ablated, self.batch_size).float()
+        edited = first_logits(self.backend, self.comply, ablated, self.batch_size)
         return CausalScore(
             candidate.block,
             candidate.position,
@@ -211,10 +210,6 @@ class Trial:
     def _metric(self, batch: TokenBatch, edit: AnyEdit) -> float:
         found = refusal_metric(self.backend, batch, self.openers, edit, batch_size=self.batch_size)
         return found.mean().item()
-
-
-def _logits(backend: Backend, batch: TokenBatch, edit: AnyEdit, size: int) -> Tensor:
-    return torch.cat([backend.logits(chunk, edit) for chunk in batch.split(size)])
 
 
 # --- the choice --------------------------------------------------------------------------------

@@ -33,6 +33,13 @@ def kl_nats(base: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) 
     return (base.exp() * (base - edited)).sum(-1, dtype=torch.float64)
 
 
+def first_logits(
+    backend: Backend, batch: TokenBatch, edit: AnyEdit = None, batch_size: int = BATCH
+) -> Float[Tensor, "n vocab"]:
+    """Logits of the first response token of any number of prompts, a batch at a time, in fp32."""
+    return torch.cat([backend.logits(chunk, edit).float() for chunk in batch.split(batch_size)])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
     """Comply prompts with the base model's continuation, split into batches.

@@ -95,6 +95,21 @@ def respond(
     return texts
 
 
+def asked(
+    backend: Backend,
+    batch: TokenBatch,
+    edit: AnyEdit = None,
+    *,
+    tokens: int,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> Judged:
+    """Greedy responses and the judge's verdict on them."""
+    return judge(
+        respond(backend, batch, edit, tokens=tokens, batch_size=batch_size, progress=progress)
+    )
+
+
 def judge(texts: Sequence[str], markers: Sequence[str] = MARKERS) -> Judged:
     """The keyword judge over responses."""
     return Judged(tuple(texts), tuple(is_refusal(t, markers) for t in texts))

@@ -9,10 +9,11 @@ import pytest
 from interp.evaluate.causal import Trial
 from interp.figures import render
 from interp.methods.representation_engineering import causal as module
-from interp.methods.representation_engineering.causal import DENSE, KEY, PROMPTS, RANDOM, causal
+from interp.methods.representation_engineering.causal import DENSE, PROMPTS, RANDOM, causal
 from interp.records import FigureRecord, outcomes
 from interp.study import Study
 
+KEY = "representation_engineering/bypass_induce_kl"
 MODEL = "tiny:llama"
 
 

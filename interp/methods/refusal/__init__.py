@@ -14,6 +14,7 @@ from interp.methods.refusal.fit import (
     as_delta,
     build,
     fit,
+    pool_inputs,
     random_control,
     rebased,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "candidates",
     "choose",
     "fit",
+    "pool_inputs",
     "random_control",
     "rebased",
     "run",

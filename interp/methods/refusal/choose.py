@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import log_softmax
 
 from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import to_delta
 from interp.errors import InterpError
-from interp.evaluate.divergence import kl_nats
-from interp.evaluate.refusal import judge, respond
+from interp.evaluate.divergence import first_logits, kl_nats
+from interp.evaluate.refusal import asked
 from interp.fitting import BATCH
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
 from interp.types import TokenBatch, WeightDelta
@@ -88,7 +89,7 @@ class Selection:
     ) -> Selection:
         """make: for settings of another kind than :class:`Setting`, which ``fitted`` gives edits for."""
         r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
-        base = _first_log_probs(backend, c, None, batch_size)
+        base = log_softmax(first_logits(backend, c, batch_size=batch_size), -1)
 
         def from_setting(setting: Setting) -> WeightDelta:
             return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
@@ -97,25 +98,13 @@ class Selection:
 
     def kl(self, setting: Any) -> float:
         """First-token KL on the comply prompts, in nats."""
-        edited = _first_log_probs(self.backend, self.comply, self.make(setting), self.batch_size)
-        return kl_nats(self.base, edited).mean().item()
+        logits = first_logits(self.backend, self.comply, self.make(setting), self.batch_size)
+        return kl_nats(self.base, log_softmax(logits, -1)).mean().item()
 
     def refusals(self, setting: Any) -> int:
-        texts = respond(
-            self.backend,
-            self.refuse,
-            self.make(setting),
-            tokens=self.tokens,
-            batch_size=self.batch_size,
-        )
-        return judge(texts).count
-
-
-def _first_log_probs(
-    backend: Backend, batch: TokenBatch, edit: WeightDelta | None, size: int
-) -> torch.Tensor:
-    rows = [backend.logits(chunk, edit).float() for chunk in batch.split(size)]
-    return torch.log_softmax(torch.cat(rows), -1)
+        made = self.make(setting)
+        size = self.batch_size
+        return asked(self.backend, self.refuse, made, tokens=self.tokens, batch_size=size).count
 
 
 def choose(

@@ -15,7 +15,7 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation, to_delta
 from interp.errors import InterpError
-from interp.evaluate.refusal import judge, respond
+from interp.evaluate.refusal import asked
 from interp.fitting import (
     BATCH,
     DirectionRecipe,
@@ -125,33 +125,44 @@ def fit(
         capture(backend, batch, [*blocks, *writers], batch_size=batch_size, progress=progress)
         for batch in batches
     ]
-    extra: dict[str, Tensor] = {}
-    if pool is not None:
-        progress = watch("fit: further answerable prompts", len(pool))
-        batch = encode(backend.tokenizer, pool.prompts, chat)
-        more = capture(backend, batch, writers, batch_size=batch_size, progress=progress)
-        extra = {site.name: rows for site, rows in more.items()}
+    extra = {} if pool is None else pool_inputs(backend, pool, chat, batch_size, watch)
     spoken: dict[str, Tensor] = {}
     if response_tokens:
         spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
     kept, refused = slice(None), None
     if behaviour_filter:
-        texts = respond(backend, batches[0], tokens=OPENING, batch_size=batch_size)
-        judged = judge(texts)
+        judged = asked(backend, batches[0], tokens=OPENING, batch_size=batch_size)
         if judged.count >= FEWEST_REFUSED:
             kept, refused = torch.tensor(judged.refused), judged.count
     used = [refuse, comply, *([pool] if pool else [])]
-    asked, answered = ({w.name: acts[w] for w in writers} for acts in read)
+    refuse_in, comply_in = ({w.name: acts[w] for w in writers} for acts in read)
     streams = [{s: acts[s] for s in blocks} for acts in read]
     return Fitted(
         directions(streams[0], streams[1], recipe),
-        WriterStatistics({n: rows[kept] for n, rows in asked.items()}, answered, extra, spoken),
+        WriterStatistics(
+            {n: rows[kept] for n, rows in refuse_in.items()}, comply_in, extra, spoken
+        ),
         (streams[0], streams[1]),
         recipe,
         tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
         {f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
         refused,
     )
+
+
+def pool_inputs(
+    backend: Backend,
+    pool: PromptSet,
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH,
+    watch: Watch = unwatched,
+) -> dict[str, Tensor]:
+    """Inputs of every writer at the decision position of further prompts, ``{name: [n, d_in]}``."""
+    writers = writer_sites(backend.anatomy.block_writers)
+    progress = watch("fit: further answerable prompts", len(pool))
+    batch = encode(backend.tokenizer, pool.prompts, chat)
+    found = capture(backend, batch, writers, batch_size=batch_size, progress=progress)
+    return {site.name: rows for site, rows in found.items()}
 
 
 @dataclass(frozen=True, slots=True)

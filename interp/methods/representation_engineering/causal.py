@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,17 +25,14 @@ from interp.evaluate.causal import (
 )
 from interp.evaluate.geometry import auroc
 from interp.evaluate.openers import Openers, openers_from_model
-from interp.evaluate.refusal import judge, respond
+from interp.evaluate.refusal import asked
 from interp.maths import unit
+from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.sites import Site
 from interp.study import Study
 from interp.types import Direction
 
-KEY = "representation_engineering/bypass_induce_kl"
-STANDS_FOR = (
-    "Arditi et al. 2406.11717, direction selection (bypass / induce / KL by layer and position)"
-)
 PROMPTS = 24
 """Of each class that directions are tried on; minutes grow with it."""
 DENSE = 12
@@ -107,7 +103,6 @@ class Kept:
 
 def causal(study: Study) -> FigureRecord:
     """Three panels over block × position; fitted on the fit split, tried on the select split."""
-    started = time.perf_counter()
     backend = study.backend
     fitted, held = (_kept(study, split) for split in ("fit", "select"))
     openers = _openers(study, fitted)
@@ -137,13 +132,12 @@ def causal(study: Study) -> FigureRecord:
     hashes |= {"select refuse": tried[0], "select comply": tried[1]}
     prompts = {name: s.sha256 for name, s in hashes.items()}
     return FigureRecord(
-        key=KEY,
+        key=f"{KEY}/bypass_induce_kl",
         title="What a direction does when it is ablated, and when it is added",
         kind="heatmap",
         series=series,
-        provenance=study.provenance(prompts, time.perf_counter() - started),
+        provenance=study.provenance(prompts),
         n={"refuse": len(tried[0]), "comply": len(tried[1])},
-        paper_figure=STANDS_FOR,
         claims=CLAIMS,
         caption=_caption(fitted, held, series, n_blocks),
     )
@@ -173,10 +167,9 @@ def _refused(study: Study, prompts: PromptSet) -> list[bool]:
     def ask() -> list[bool]:
         batch = encode(study.backend.tokenizer, prompts.prompts)
         progress = study.watch(f"responses: {prompts.source}", len(prompts))
-        texts = respond(
-            study.backend, batch, tokens=RESPONSE, batch_size=study.batch_size, progress=progress
-        )
-        return list(judge(texts).refused)
+        size = study.batch_size
+        found = asked(study.backend, batch, tokens=RESPONSE, batch_size=size, progress=progress)
+        return list(found.refused)
 
     return study.resumed("causal-behaviour", ask, prompts=prompts.sha256, tokens=RESPONSE)
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from interp.backends.protocol import Backend
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
 from interp.methods.heretic import Kernel
 from interp.methods.refusal import Fitted, Setting, build, random_control
-from interp.operators import Affine, NormPreserving, SubspaceAblation
+from interp.methods.refusal.choose import depth_blocks
+from interp.methods.refusal.pipeline import UPPER
+from interp.models.anatomy import BoundWriter
+from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
 
 MAIN = "least disturbance"
 RANDOM = "random direction"
-UPPER = 0.53
-"""Partial edits begin at this share of the stack."""
 DEPTHS = (0.8, 0.87, 0.93)
 DRAWS = 12
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
@@ -55,9 +57,7 @@ class Maker:
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
     """The settings of a contender. Blocks are at relative depths, so that they fit any model."""
-    known = sorted(fitted.directions)
-    at = [min(known, key=lambda b, d=d: abs(b - d * n_blocks)) for d in DEPTHS]
-    blocks = list(dict.fromkeys(at))
+    blocks = depth_blocks(n_blocks, fitted.directions, DEPTHS)
     upper = round(UPPER * n_blocks)
     if name == "heretic's kernel":
         return list(_drawn(blocks, n_blocks))
@@ -89,54 +89,69 @@ def _ablation(maker: Maker, candidate: Candidate) -> Edit:
     )
 
 
+def _at_writers(
+    maker: Maker,
+    candidate: Candidate,
+    method: str,
+    make: Callable[[BoundWriter, Tensor], Operator | None],
+) -> Edit:
+    """An operator for every writer of the candidate's blocks, from the writer and its weight."""
+    model = maker.backend.model
+    operators = {}
+    for writer in select_writers(maker.backend.anatomy, maker.blocks(candidate)):
+        weight = canonical(readable(model, writer.weight), writer.axes).cpu()
+        if (operator := make(writer, weight)) is not None:
+            operators[writer.weight] = operator
+    return Edit(operators, recipe={"method": method})
+
+
+def _unit(maker: Maker, writer: BoundWriter, block: int) -> Tensor:
+    vector = maker.fitted.directions[block].vector
+    return writer_unit(maker.backend.model, writer, vector).cpu()
+
+
 def _heretic(maker: Maker, candidate: Candidate) -> Edit:
     """Graded ablation with a weight for every writer: heretic's kernel, rows left as they are."""
     attention, mlp = (Kernel(*values) for values in candidate.kernels)
-    edit = _ablation(maker, candidate)
-    kinds = {w.weight: w for w in maker.backend.anatomy.block_writers}
-    operators = {}
-    for name, operator in edit.writers.items():
-        kernel = attention if kinds[name].kind == "attention" else mlp
-        weight = kernel.weight(kinds[name].block or 0)
-        if weight:
-            operators[name] = replace(operator, strength=weight)  # type: ignore[type-var]
-    return Edit(operators, recipe={"method": "heretic"})
+
+    def make(writer: BoundWriter, weight: Tensor) -> Operator | None:
+        kernel = attention if writer.kind == "attention" else mlp
+        strength = kernel.weight(writer.block or 0)
+        return Ablation(_unit(maker, writer, candidate.block), strength) if strength else None
+
+    return _at_writers(maker, candidate, "heretic", make)
 
 
 def _to_level(maker: Maker, candidate: Candidate) -> Edit:
     """Mean replacement (ACE at the comply level): what varies along u goes, the comply mean stays."""
-    operators = {}
-    model, comply = maker.backend.model, maker.fitted.statistics.comply
-    for writer in select_writers(maker.backend.anatomy, maker.blocks(candidate)):
-        u = writer_unit(model, writer, maker.direction(candidate).vector).cpu()
-        weight = canonical(readable(model, writer.weight), writer.axes).cpu()
-        level = (u @ weight @ comply[writer.name].float().mean(0)).item()
-        lr = -candidate.strength * u.unsqueeze(-1)
-        operators[writer.weight] = Affine(lr, u.unsqueeze(0), candidate.strength * level * u)
-    return Edit(operators, recipe={"method": "affine ablation"})
+    comply = maker.fitted.statistics.comply
+
+    def make(writer: BoundWriter, weight: Tensor) -> Operator:
+        u = _unit(maker, writer, candidate.block)
+        mean = weight @ comply[writer.name].float().mean(0)
+        return Affine.around(mean, -candidate.strength * u.unsqueeze(-1), u.unsqueeze(0))
+
+    return _at_writers(maker, candidate, "affine ablation", make)
 
 
 def _norms_kept(maker: Maker, candidate: Candidate) -> Edit:
-    operators = {}
-    model = maker.backend.model
-    for writer in select_writers(maker.backend.anatomy, maker.blocks(candidate)):
-        u = writer_unit(model, writer, maker.direction(candidate).vector).cpu()
-        weight = canonical(readable(model, writer.weight), writer.axes).cpu()
-        operators[writer.weight] = NormPreserving.of(u, weight, "columns", candidate.strength)
-    return Edit(operators, recipe={"method": "norm-preserving ablation"})
+    def make(writer: BoundWriter, weight: Tensor) -> Operator:
+        u = _unit(maker, writer, candidate.block)
+        return NormPreserving.of(u, weight, "columns", candidate.strength)
+
+    return _at_writers(maker, candidate, "norm-preserving ablation", make)
 
 
 def _subspace(maker: Maker, candidate: Candidate) -> Edit:
     """Two directions at once: that of the block and that of the block four below."""
-    found = maker.fitted.directions
-    below = max(min(found), candidate.block - 4)
-    below = below if below in found and below != candidate.block else min(found)
-    pair = torch.stack([found[b].vector for b in dict.fromkeys((candidate.block, below))])
-    operators = {}
-    for writer in select_writers(maker.backend.anatomy, maker.blocks(candidate)):
-        rows = [writer_unit(maker.backend.model, writer, v).cpu() for v in pair]
-        operators[writer.weight] = SubspaceAblation(torch.stack(rows), candidate.strength)
-    return Edit(operators, recipe={"method": "subspace ablation"})
+    known = sorted(maker.fitted.directions)
+    below = known[max(known.index(candidate.block) - 4, 0)]
+
+    def make(writer: BoundWriter, weight: Tensor) -> Operator:
+        rows = [_unit(maker, writer, b) for b in dict.fromkeys((candidate.block, below))]
+        return SubspaceAblation(torch.stack(rows), candidate.strength)
+
+    return _at_writers(maker, candidate, "subspace ablation", make)
 
 
 def _least(maker: Maker, candidate: Candidate) -> Edit:

@@ -7,7 +7,6 @@ once it is chosen. The curve through a point scales the chosen edit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,15 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.backends.reading import writer_sites
 from interp.claims import Claim
-from interp.data.chat import encode
 from interp.data.text import neutral_passages
 from interp.evaluate.divergence import divergence
 from interp.evaluate.measure import Bench
-from interp.evaluate.refusal import judge, respond
-from interp.fitting import capture
-from interp.methods.refusal import Selection, choose, fit
+from interp.evaluate.refusal import asked
+from interp.methods.refusal import Selection, choose, fit, pool_inputs
 from interp.methods.representation_engineering.contenders import (
     MAIN,
     MAKERS,
@@ -32,6 +28,7 @@ from interp.methods.representation_engineering.contenders import (
     Maker,
     candidates,
 )
+from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.splits import Splits, splits
 from interp.records import FigureRecord
 from interp.study import Study
@@ -69,9 +66,14 @@ class SeedRun:
             watch=self.study.watch,
         )
         # The pool is the same for every seed, so it is read once.
-        extra = self.study.once("pool: writer inputs", lambda: pool_inputs(self.study, self.parts))
+        extra = self.study.once("pool: writer inputs", self.pool_inputs)
         statistics = replace(fitted.statistics, extra=extra)
         return Maker(self.study.backend, replace(fitted, statistics=statistics))
+
+    def pool_inputs(self) -> dict[str, Tensor]:
+        study = self.study
+        size, watch = study.batch_size, study.watch
+        return pool_inputs(study.backend, self.parts.pool, batch_size=size, watch=watch)
 
     @cached_property
     def selection(self) -> Selection:
@@ -133,14 +135,14 @@ class SeedRun:
         for factor in FACTORS:
             scaled = delta.scale(factor)
             far = divergence(self.study.backend, self.bench.reference, scaled)
-            texts = respond(
+            answers = asked(
                 self.study.backend,
                 self.bench.refuse,
                 scaled,
                 tokens=RESPONSE,
                 batch_size=2 * self.study.batch_size,
             )
-            share = judge(texts).count / len(texts)
+            share = answers.count / len(answers.texts)
             found.append({"refused": share, "kl1": far.first, "kl32": far.continuation})
         row = self.bench.row(name, delta, self.study.watch)
         whole = {
@@ -151,17 +153,6 @@ class SeedRun:
             "nll": row.nll,
         }
         return [*found, whole]
-
-
-def pool_inputs(study: Study, parts: Splits) -> dict[str, Tensor]:
-    """Inputs of every writer at the decision position of the pool, ``{name: [n, d_in]}``."""
-    backend = study.backend
-    batch = encode(backend.tokenizer, parts.pool.prompts)
-    progress = study.watch("pool: activations", len(batch))
-    sites = writer_sites(backend.anatomy.block_writers)
-    size = study.batch_size
-    found = capture(backend, batch, sites, batch_size=size, progress=progress)
-    return {site.name: rows for site, rows in found.items()}
 
 
 def runs(study: Study) -> list[dict[str, Any]]:
@@ -253,7 +244,6 @@ CLAIMS = (
 
 def frontier(study: Study) -> FigureRecord:
     """Effect against first-token KL of every contender, over seeds of the split."""
-    started = time.perf_counter()
     found = runs(study)
     groups = []
     for name in MAKERS:
@@ -271,7 +261,6 @@ def frontier(study: Study) -> FigureRecord:
                 "y": [100 * v[0] for v in refused],
                 "y_low": [max(100 * v[1], 0.0) for v in refused],
                 "y_high": [min(100 * v[2], 100.0) for v in refused],
-                "frontier": False,
             }
         )
     series = {
@@ -282,12 +271,12 @@ def frontier(study: Study) -> FigureRecord:
         "chosen": [run["chosen"] for run in found],
     }
     return FigureRecord(
-        key="representation_engineering/frontier",
+        key=f"{KEY}/frontier",
         title="What each edit leaves refused, and what it costs elsewhere",
         kind="scatter",
         series=series,
         claims=CLAIMS,
-        provenance=study.provenance(found[0]["hashes"], time.perf_counter() - started),
+        provenance=study.provenance(found[0]["hashes"]),
         n=found[0]["n"],
         intervals=(
             "95 % t over seeds"
@@ -315,7 +304,6 @@ BAR = (
 
 def bar(study: Study) -> FigureRecord:
     """The shipped split alone, against the numbers that the least-disturbance edit is meant to reach."""
-    started = time.perf_counter()
     run = runs(study)[0]
     last = {name: points[-1] for name, points in run["points"].items()}
     ours = last[MAIN]
@@ -341,12 +329,12 @@ def bar(study: Study) -> FigureRecord:
     ]
     rows = [{"label": n, "values": _row(p)} for n, p in {"original": base, **last}.items()]
     return FigureRecord(
-        key="representation_engineering/bar",
+        key=f"{KEY}/bar",
         title="All contenders on the shipped report split",
         kind="rows",
         series={"columns": columns, "rows": rows, "comparisons": compared},
         claims=BAR,
-        provenance=study.provenance(run["hashes"], time.perf_counter() - started),
+        provenance=study.provenance(run["hashes"]),
         n=run["n"],
         seeds=(0,),
         caption="Fitted on fit, chosen on select, measured on report; nothing fitted again.",

@@ -7,7 +7,6 @@ answer already begun.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from interp.claims import Claim
@@ -18,6 +17,7 @@ from interp.evaluate.refusal import judge, respond
 from interp.methods.refusal import Setting, build
 from interp.methods.representation_engineering.contenders import MAIN, Candidate, Maker
 from interp.methods.representation_engineering.frontier import SeedRun
+from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.study import Study
 from interp.types import WeightDelta
@@ -45,7 +45,7 @@ def kinds(study: Study, report: Classes) -> dict[str, tuple[Classes, ChatFormat]
     found = {name: (report, chat) for name, chat in FORMATS.items()}
     for kind in KINDS:
         pair = tuple(
-            load_class(f"narrowness:{kind}", side, limit=study.limit)  # type: ignore[arg-type]
+            load_class(f"narrowness:{kind}", side, limit=study.limit)
             for side in ("refuse", "comply")
         )
         found[kind] = ((pair[0], pair[1]), ChatFormat())
@@ -76,14 +76,11 @@ def refused(study: Study, prompts: PromptSet, chat: ChatFormat, delta: WeightDel
 
 def narrowness(study: Study) -> FigureRecord:
     """Share of requests, and of answerable twins, that are refused: kinds of request by edits."""
-    started = time.perf_counter()
     run = SeedRun(study, 0)
     asked = kinds(study, run.parts.report)
-    made: dict[str, WeightDelta | None] = {}
 
     def shares(kind: str) -> dict[str, list[float]]:
-        nonlocal made
-        made = made or deltas(run)
+        made = study.once("narrowness: edits", lambda: deltas(run))
         (refuse, comply), chat = asked[kind]
         return {
             name: [refused(study, side, chat, delta) for side in (refuse, comply)]
@@ -96,7 +93,7 @@ def narrowness(study: Study) -> FigureRecord:
         hashes = {**run.parts.hashes, "asked": asked[kind][0][0].sha256}
         table[kind] = study.resumed("narrowness", lambda k=kind: shares(k), kind=kind, **hashes)
         progress(1)
-    return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()}, started)
+    return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()})
 
 
 def _record(
@@ -104,7 +101,6 @@ def _record(
     run: SeedRun,
     table: dict[str, dict[str, list[float]]],
     counts: dict[str, int],
-    started: float,
 ) -> FigureRecord:
     names = list(next(iter(table.values())))
     panels = [
@@ -123,12 +119,12 @@ def _record(
         "comparisons": comparisons(table, counts),
     }
     return FigureRecord(
-        key="representation_engineering/narrowness",
+        key=f"{KEY}/narrowness",
         title="Refusals left where requests look otherwise",
         kind="heatmap",
         series=series,
         claims=CLAIMS,
-        provenance=study.provenance(run.parts.hashes, time.perf_counter() - started),
+        provenance=study.provenance(run.parts.hashes),
         n=counts,
         seeds=(0,),
         caption=(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from interp.study import FigureSpec, Paper
 
-HOME = "interp.methods.representation_engineering"
+KEY = "representation_engineering"
+HOME = f"interp.methods.{KEY}"
 BIG = "a model of 7 billion parameters and a GPU"
 
 PAPER = Paper(
-    key="representation_engineering",
+    key=KEY,
     title="Representation Engineering for Large-Language Models: Survey and Research Challenges",
     arxiv="2502.17601",
     figures=(

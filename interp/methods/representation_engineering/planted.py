@@ -6,7 +6,6 @@ is one direction across δ in which the noise has a larger standard deviation in
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any
@@ -25,10 +24,10 @@ from interp.estimators import (
     RandomOrderPCA,
     SymmetricPCA,
 )
+from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord, Provenance
 from interp.study import Study
 
-KEY = "representation_engineering"
 WIDTH = 128
 SHIFTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 """‖δ‖/σ."""
@@ -100,9 +99,8 @@ def _bare(line: dict[str, Any]) -> dict[str, Any]:
     return {name: line[name] for name in ("label", "values")}
 
 
-def _provenance(started: float) -> Provenance:
-    seconds = time.perf_counter() - started
-    return Provenance.collect("planted data", seed=0, seconds=seconds)
+def _provenance() -> Provenance:
+    return Provenance.collect("planted data", seed=0)
 
 
 # --- isotropic noise ---------------------------------------------------------------------------
@@ -125,7 +123,6 @@ PLANTED_CLAIMS = (
 
 def planted(study: Study) -> FigureRecord:
     """Cosine of every estimator with the planted direction, isotropic noise, few rows."""
-    started = time.perf_counter()
     lines = isotropic_lines()
     return FigureRecord(
         key=f"{KEY}/planted",
@@ -138,7 +135,7 @@ def planted(study: Study) -> FigureRecord:
             "comparisons": planted_comparisons(lines),
         },
         claims=PLANTED_CLAIMS,
-        provenance=_provenance(started),
+        provenance=_provenance(),
         n={"a class": ROWS},
         intervals=f"95 % of {DRAWS} draws",
         seeds=(0,),
@@ -208,7 +205,6 @@ METHODS: tuple[tuple[str, Callable[[], Estimator]], ...] = (
 
 def planted_nuisance(study: Study) -> FigureRecord:
     """The transition of symmetric PCA where ‖δ‖² passes the nuisance's variance in differences."""
-    started = time.perf_counter()
     lines = nuisance_lines()
     marks = [
         {"axis": "x", "at": threshold(sd), "label": f"threshold, sd {sd:g}"} for sd in NUISANCES
@@ -225,7 +221,7 @@ def planted_nuisance(study: Study) -> FigureRecord:
             "comparisons": nuisance_comparisons(lines),
         },
         claims=NUISANCE_CLAIMS,
-        provenance=_provenance(started),
+        provenance=_provenance(),
         n={"a class": NUISANCE_ROWS},
         intervals=f"95 % of {NUISANCE_DRAWS} draws",
         seeds=(0,),

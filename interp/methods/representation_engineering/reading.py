@@ -7,7 +7,6 @@ of the report split.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,11 +30,11 @@ from interp.estimators import (
 )
 from interp.evaluate.geometry import auroc, interval
 from interp.fitting import capture
+from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.sites import Site
 from interp.study import Study
 
-KEY = "representation_engineering"
 SIDES = ("refuse", "comply")
 FIRST_BLOCK = 3
 """From here on the difference of means is expected to read well."""
@@ -126,7 +125,6 @@ READING_CLAIMS = (
 
 def reading(study: Study) -> FigureRecord:
     """AUROC of every estimator by block, on topics that it was not fitted on."""
-    started = time.perf_counter()
     fit, report = streams(study, "fit"), streams(study, "report")
     lines = reading_lines(fit, report)
     blocks = list(range(len(fit["refuse"])))
@@ -142,9 +140,7 @@ def reading(study: Study) -> FigureRecord:
             "comparisons": reading_comparisons(lines),
         },
         claims=READING_CLAIMS,
-        provenance=study.provenance(
-            prompts=hashes(study, "fit", "report"), seconds=time.perf_counter() - started
-        ),
+        provenance=study.provenance(hashes(study, "fit", "report")),
         n={"fitted": fit["refuse"].shape[1], "read": report["refuse"].shape[1]},
         intervals=f"95 % bootstrap of pairs read; random: 95 % of {RANDOM_DRAWS} draws",
         seeds=(0,),

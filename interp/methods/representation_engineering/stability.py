@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor
 from interp.claims import Claim
 from interp.estimators import DiffMeans
 from interp.evaluate.geometry import cosines, split_half_cosine
+from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.reading import (
-    KEY,
     SIDES,
     Streams,
     average,
@@ -56,7 +55,6 @@ COSINES_CLAIMS = (
 
 def cosines_by_block(study: Study) -> FigureRecord:
     """Cosines between the difference-of-means directions of all blocks."""
-    started = time.perf_counter()
     fit = streams(study, "fit")
     units = DiffMeans().fit(fit["refuse"], fit["comply"]).unit_
     values = cosines(units)
@@ -86,9 +84,7 @@ def cosines_by_block(study: Study) -> FigureRecord:
             },
         },
         claims=COSINES_CLAIMS,
-        provenance=study.provenance(
-            prompts=hashes(study, "fit"), seconds=time.perf_counter() - started
-        ),
+        provenance=study.provenance(hashes(study, "fit")),
         n={"fitted": fit["refuse"].shape[1]},
         caption=(
             "Difference of means at the last prompt token, at the output of every block, before the "
@@ -121,7 +117,6 @@ STABILITY_CLAIMS = (
 
 def stability(study: Study) -> FigureRecord:
     """Split-half and neighbouring-block cosines of the difference of means."""
-    started = time.perf_counter()
     fit, select = streams(study, "fit"), streams(study, "select")
     both = {side: torch.cat([fit[side], select[side]], 1) for side in SIDES}
     seeds = tuple(range(study.seeds))
@@ -137,9 +132,7 @@ def stability(study: Study) -> FigureRecord:
             "comparisons": stability_comparisons(lines),
         },
         claims=STABILITY_CLAIMS,
-        provenance=study.provenance(
-            prompts=hashes(study, "fit", "select"), seconds=time.perf_counter() - started
-        ),
+        provenance=study.provenance(hashes(study, "fit", "select")),
         n={"fit": fit["refuse"].shape[1], "fit and select": both["refuse"].shape[1]},
         intervals=f"least and greatest of {len(seeds)} splits",
         seeds=seeds,

@@ -8,7 +8,6 @@ prompts with other openings and no persona (the template's default system turn).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -24,12 +23,12 @@ from interp.data.tone import SIDES, Tone, load_tone
 from interp.edits import steering
 from interp.estimators import DiffMeans, RandomDirection
 from interp.fitting import capture
+from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.sites import Site
 from interp.study import Study
 from interp.types import TokenBatch
 
-KEY = "representation_engineering"
 REQUEST = "Continue this text: {opening}"
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 DEPTH = 30
@@ -65,7 +64,6 @@ CLAIMS = (
 
 def tone(study: Study) -> FigureRecord:
     """Effect of a persona's shift on the tone of the next word, by strength and block."""
-    started = time.perf_counter()
     material = load_tone()
     shifts = persona_shifts(study, material)
     effects = _sweep(study, material, shifts)
@@ -87,7 +85,6 @@ def tone(study: Study) -> FigureRecord:
                 "stems": _some(material.stems, study.limit),
                 "contexts": _some(material.contexts, study.limit),
             },
-            seconds=time.perf_counter() - started,
         ),
         n={
             "stems a persona": len(_some(material.stems, study.limit)),
