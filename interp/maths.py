@@ -16,6 +16,8 @@ from interp.errors import NoDirection
 from interp.types import Acts, Vector
 
 SMALLEST_NORM = 1e-12
+INDEPENDENT = 1e-5
+"""Smallest share of a vector outside the span of the ones before it."""
 
 
 def unit(vector: Vector) -> Vector:
@@ -164,3 +166,27 @@ def frobenius(value: Tensor) -> float:
     """``‖value‖_F``, summed in float64 by pieces: a whole copy in float64 would double what is held."""
     parts = value.reshape(-1).split(1 << 24)
     return math.sqrt(sum(part.double().square().sum().item() for part in parts))
+
+
+def orthonormal(vectors: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """Gram–Schmidt in the order given, each row keeping its sign; the span stays the same.
+
+    Solved in float64, returned in the dtype of ``vectors``. NoDirection for a vector that is zero, not
+    finite or dependent on those before it.
+    """
+    wide = vectors.double()
+    wide = wide / wide.norm(dim=-1, keepdim=True)  # NaN for a zero row: caught below
+    if not len(wide) or not torch.isfinite(wide).all():
+        raise NoDirection("a subspace needs vectors that are finite and not zero; leave those out")
+    q, r = torch.linalg.qr(wide.T)
+    size = r.diagonal()
+    outside = size.abs()  # of each vector; fewer than vectors where these outnumber d_model
+    within = torch.nn.functional.pad(
+        outside < INDEPENDENT, (0, len(wide) - len(outside)), value=True
+    )
+    if within.any():
+        raise NoDirection(
+            f"vector {int(within.int().argmax())} of the subspace (counted from 0) lies in the span of "
+            "those before it; leave it out"
+        )
+    return (q * size.sign()).T.contiguous().to(vectors.dtype)

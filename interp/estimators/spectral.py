@@ -46,15 +46,6 @@ def principal_rows(rows: Acts, k: int) -> Float[Tensor, "k d"]:
     return torch.linalg.qr(rows.T @ top).Q.T.contiguous()
 
 
-def orthonormal_rows(vectors: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """Gram–Schmidt in the order given, each row keeping its sign; NoDirection for dependent rows."""
-    q, r = torch.linalg.qr(vectors.T)
-    size = r.diagonal()
-    if len(size) < len(vectors) or size.abs().min() <= 1e-9 * vectors.norm(dim=-1).max():
-        raise NoDirection(f"these {len(vectors)} directions are dependent; ask for fewer")
-    return (q * size.sign()).T.contiguous()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Span:
     """Rows in an orthonormal frame of their own span: ``rows = coordinates @ frame`` (None: identity).

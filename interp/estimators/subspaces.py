@@ -12,8 +12,8 @@ from torch import Tensor
 from interp.errors import NoDirection
 from interp.estimators.base import Classes, Estimator, Found, Layer, fresh, stacked
 from interp.estimators.discriminants import LDA
-from interp.estimators.spectral import Span, orthonormal_rows, principal_rows
-from interp.maths import orthogonalise, unit
+from interp.estimators.spectral import Span, principal_rows
+from interp.maths import orthogonalise, orthonormal, unit
 from interp.types import Vector
 
 
@@ -119,7 +119,7 @@ class SOM(Estimator):
         top = hits.argsort(dim=-1, descending=True, stable=True)[:, : self.k]
         extra = {"directions": directions, "hits": hits}
         parts = [
-            _spanned(orthonormal_rows(d[i]), gap)
+            _spanned(orthonormal(d[i]), gap)
             for d, i, gap in zip(directions, top, classes.gap, strict=True)
         ]
         return replace(stacked(parts), extra=extra)

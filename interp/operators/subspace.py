@@ -9,14 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import NoDirection
+from interp.maths import orthonormal
 from interp.types import LowRank, Weight
-
-INDEPENDENT = 1e-5  # smallest share of a vector outside the span of the ones before it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,22 +50,3 @@ class SubspaceAblation:
 
     def bias_update(self, bias: Tensor | None, like: Weight) -> Tensor | None:
         return None if bias is None else self.act(bias) - bias
-
-
-def orthonormal(vectors: Float[Tensor, "k d_model"]) -> Float[Tensor, "k d_model"]:
-    """Orthonormal rows with the span of ``vectors``; NoDirection when their rank is below k."""
-    wide = vectors.double()
-    wide = wide / wide.norm(dim=-1, keepdim=True)  # NaN for a zero row: caught below
-    if not len(wide) or not torch.isfinite(wide).all():
-        raise NoDirection("a subspace needs vectors that are finite and not zero; leave those out")
-    q, r = torch.linalg.qr(wide.T)
-    outside = r.diagonal().abs()  # of each vector; fewer than vectors where these outnumber d_model
-    within = torch.nn.functional.pad(
-        outside < INDEPENDENT, (0, len(wide) - len(outside)), value=True
-    )
-    if within.any():
-        raise NoDirection(
-            f"vector {int(within.int().argmax())} of the subspace (counted from 0) lies in the span of "
-            "those before it; leave it out"
-        )
-    return q.T.contiguous().to(vectors.dtype)

@@ -13,10 +13,10 @@ from interp.errors import NoDirection
 from interp.estimators.spectral import (
     Span,
     ledoit_wolf,
-    orthonormal_rows,
     principal_rows,
     shrunk_solve,
 )
+from interp.maths import orthonormal
 
 ROWS, WIDTHS = st.integers(3, 30), st.integers(2, 30)
 
@@ -93,7 +93,7 @@ def test_a_span_keeps_inner_products(n: int, d: int, seed: int) -> None:
 @given(st.integers(1, 4), st.integers(4, 9), SEEDS)
 def test_gram_schmidt_keeps_order_and_signs(k: int, d: int, seed: int) -> None:
     rows = normal(k, d, seed=seed)
-    basis = orthonormal_rows(rows)
+    basis = orthonormal(rows)
     assert close(basis @ basis.T, torch.eye(k))
     along = rows @ basis.T
     assert close(along.tril(), along)
@@ -110,8 +110,8 @@ def test_too_few_dimensions_are_an_error() -> None:
     with pytest.raises(ValueError, match="at least one component"):
         principal_rows(line, 0)
     for rows in (line[:2], normal(3, 2, seed=0)):
-        with pytest.raises(NoDirection, match="dependent"):
-            orthonormal_rows(rows)
+        with pytest.raises(NoDirection, match="in the span of"):
+            orthonormal(rows)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
