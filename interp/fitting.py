@@ -49,13 +49,15 @@ class LeastDisturbanceRecipe:
     alpha: share of the class difference removed. ridge: ε in units of the mean diagonal of E[aaᵀ]; None
     takes for each writer the one that moves left-out comply rows least. blocks: None for all.
     spoken_weight: how much the response tokens of comply prompts count in Σ, where those were captured,
-    beside a weight of 1 for the decision position.
+    beside a weight of 1 for the decision position. attention: how much of alpha the attention writers
+    carry; 1 for as much as the MLPs, 0 for none.
     """
 
     alpha: float = 0.8
-    ridge: float | None = 0.05
+    ridge: float | None = 0.02
     blocks: tuple[int, ...] | None = None
-    spoken_weight: float = 0.1
+    spoken_weight: float = 0.05
+    attention: float = 1.0
 
 
 def capture(
@@ -175,6 +177,8 @@ def least_disturbance(
     recipe = recipe or LeastDisturbanceRecipe()
     operators = {}
     for writer in select_writers(backend.anatomy, recipe.blocks):
+        if writer.kind == "attention" and not recipe.attention:
+            continue
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
         shift, probe = (
@@ -183,7 +187,8 @@ def least_disturbance(
         )
         weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
         u = writer_unit(backend.model, writer, direction.vector).cpu()
-        amount = recipe.alpha * _written_shift(u, weight, shift)
+        share = recipe.attention if writer.kind == "attention" else 1.0
+        amount = share * recipe.alpha * _written_shift(u, weight, shift)
         shape = (weight.shape[0], -1) if writer.fused else (-1,)
         operators[writer.weight] = LeastDisturbance(u, probe.reshape(shape).float(), amount)
     made = {"method": "least-disturbance", **asdict(recipe), "direction_block": direction.block}

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from interp.methods.refusal import Choice, Fitted
 
 
+class Ridge(click.ParamType):
+    """A positive number, or ``auto`` (None) for the leave-one-out choice."""
+
+    name = "number|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        if value is None or value == "auto":
+            return None
+        return click.FloatRange(min=0, min_open=True).convert(value, param, ctx)
+
+
 @click.command(
     epilog="Example: interp edit --model smollm2 --method least-disturbance --out my-delta"
 )
@@ -45,12 +58,14 @@ if TYPE_CHECKING:
     type=float,
     help="share removed: λ or α; 0 nothing, 1 all, 2 reflects an ablation, negative deepens refusal",
 )
-@click.option(
-    "--ridge", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True
-)
+@click.option("--ridge", type=Ridge(), default=0.02, show_default=True, metavar="NUMBER|auto",
+              help="least disturbance: ε in units of the mean diagonal of Σ; auto takes for each writer "
+              "the one that moves left-out comply rows least")  # fmt: skip
+@click.option("--attention", type=click.FloatRange(min=0), default=1.0, show_default=True,
+              help="least disturbance: what attention writers carry beside 1 for MLPs")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
-@click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.1, show_default=True,
+@click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
               help="how much those count beside the decision position")  # fmt: skip
 @click.option("--all-requests", is_flag=True,
               help="fit on every request, also on those that the model answers")  # fmt: skip
@@ -165,7 +180,7 @@ def _choose(
     grid = candidates(
         backend, fitted, method, strengths=None if v["strength"] is None else (v["strength"],),
         ridge=v["ridge"], embeddings=v["embeddings"], response_tokens=v["response_tokens"],
-        spoken_weight=v["spoken_weight"],
+        spoken_weight=v["spoken_weight"], attention=v["attention"],
     )  # fmt: skip
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
     named = {k: x for k, x in named.items() if x is not None}

@@ -117,7 +117,7 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
 
     A source without splits of its own is cut in two by hash, unless evaluation prompts are named.
     """
-    from interp.data import load_class, shipped_sets
+    from interp.data import is_shipped, load_class
 
     sets, named = {}, {}
     for role, (side, split) in ROLES.items():
@@ -126,7 +126,7 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
         name = (own if evaluated else None) or given[side]
         whole = load_class(name, side, split=split, limit=given["limit"])
         found = whole
-        if own is None and name.partition(":")[0] not in shipped_sets():
+        if own is None and not is_shipped(name):
             found = whole.halves()[1 if evaluated else 0]
         place = {prompt: i for i, prompt in enumerate(whole.prompts)}
         sets[role] = found

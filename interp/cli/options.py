@@ -214,10 +214,11 @@ class Given:
         return load_class(name, "comply", limit=self.values["limit"]).without(*held_out)
 
     def _parts(self, side: Side, splits: tuple[str, ...]) -> list[PromptSet]:
-        from interp.data import load_class, shipped_sets
+        from interp.data import is_shipped, load_class
 
         name, limit = self.values[side], self.values["limit"]
-        if name in shipped_sets():
+        # A name with a split of its own is cut like a file: its parts must not be the same prompts.
+        if is_shipped(name) and ":" not in name:
             return [load_class(name, side, split=split, limit=limit) for split in splits]
         rest = load_class(name, side, limit=limit)
         parts = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from interp.data.chat import ChatFormat, encode
-from interp.data.prompts import PromptSet, load_class, load_pairs, shipped_sets
+from interp.data.prompts import PromptSet, is_shipped, load_class, load_pairs, shipped_sets
 from interp.data.text import neutral_passages
 
 __all__ = [
     "ChatFormat",
     "PromptSet",
     "encode",
+    "is_shipped",
     "load_class",
     "load_pairs",
     "neutral_passages",

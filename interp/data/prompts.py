@@ -1,8 +1,9 @@
 """Prompt sets: where they come from, how they are split, and their hashes.
 
-A *class* of prompts (``--refuse`` or ``--comply``) is named in one of five ways:
+A *class* of prompts (``--refuse`` or ``--comply``) is named in one of six ways:
 
 - ``capability`` or ``capability:fit`` — a shipped set, with an optional split (``all`` for everything)
+- ``capability+broad`` — several shipped sets, each giving what it has of the split that is asked for
 - ``answerable`` — a shipped list of everyday questions, one class only
 - ``prompts.txt`` — a text file, one prompt a line
 - ``prompts.jsonl`` or ``prompts.jsonl#column`` — one JSON object a line
@@ -54,6 +55,14 @@ class PromptSet:
         """The prompts that are in none of ``others``."""
         held = {p for other in others for p in other.prompts}
         return PromptSet(tuple(p for p in self.prompts if p not in held), self.source)
+
+    def joined(self, *others: PromptSet) -> PromptSet:
+        """These prompts and those of ``others``, each once."""
+        if not others:
+            return self
+        sets = (self, *others)
+        found = dict.fromkeys(p for each in sets for p in each.prompts)
+        return PromptSet(tuple(found), " + ".join(s.source for s in sets))
 
     @property
     def fingerprints(self) -> frozenset[str]:
@@ -122,15 +131,28 @@ def load_class(
 
     Raises PromptError for an unknown name, an unreadable or empty file, or a missing column.
     """
-    base, _, own_split = name.partition(":")
-    if base in shipped_sets():
-        found = load_pairs(base).side(side, own_split or split)
+    if is_shipped(name):
+        found = _from_sets(name, side, split)
     elif name in LISTS:
         text = files("interp.data").joinpath(f"sets/{name}.txt").read_text(encoding="utf-8")
         found = PromptSet(_unique(text.splitlines()), name)
     else:
         found = _from_file(name) or _from_hub(name)
     return PromptSet(found.prompts[:limit], found.source) if limit else found
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a name means shipped sets (one, or several joined by ``+``), which have splits of their own."""
+    return all(part.partition(":")[0] in shipped_sets() for part in name.split("+"))
+
+
+def _from_sets(name: str, side: Side, split: str) -> PromptSet:
+    """The prompts of all sets in a name; one of several may lack the split."""
+    named = [part.partition(":") for part in name.split("+")]
+    sets = [(load_pairs(base), own or split) for base, _, own in named]
+    having = [(pairs, part) for pairs, part in sets if part in (*pairs.splits, "all")]
+    found = [pairs.side(side, part) for pairs, part in having or sets]
+    return found[0].joined(*found[1:])
 
 
 def _from_file(name: str) -> PromptSet | None:

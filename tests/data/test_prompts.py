@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.data import load_class, load_pairs, neutral_passages, shipped_sets
+from interp.data import is_shipped, load_class, load_pairs, neutral_passages, shipped_sets
 from interp.data.prompts import PromptSet
 from interp.errors import PromptError
 
@@ -70,6 +70,21 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, says: str) -> None
 def test_unknown_names(name: str) -> None:
     with pytest.raises(PromptError):
         load_class(name, "refuse")
+
+
+def test_shipped_sets_are_joined_where_they_have_the_split() -> None:
+    both = load_class("capability+broad", "comply", split="fit")
+    parts = [load_class(f"{name}:fit", "comply") for name in ("capability", "broad")]
+    assert both.prompts == parts[0].prompts + parts[1].prompts
+    assert both.source == "capability:fit (comply) + broad:fit (comply)"
+    alone = load_class("capability+broad", "comply", split="report")
+    assert alone == load_class("capability:report", "comply")
+    assert is_shipped("capability+broad:fit")
+    assert not is_shipped("capability+mine.txt")
+    with pytest.raises(PromptError, match="broad has no split 'report'; use fit, select or all"):
+        load_class("broad", "comply", split="report")
+    with pytest.raises(PromptError, match="no split 'x'"):
+        load_class("capability:x+broad:x", "comply")
 
 
 def test_unknown_set_names_the_shipped_ones() -> None:

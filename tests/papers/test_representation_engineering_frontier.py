@@ -45,11 +45,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_splits_share_no_topic_and_the_pool_no_prompt(seed: int) -> None:
     topics = {p["refuse"]: p["topic"] for p in load_pairs("capability").pairs}
     made = splits(Study("none"), seed)
+    topics |= {p["refuse"]: p["topic"] for p in load_pairs("broad").pairs}
     seen = [{topics[p] for p in getattr(made, name)[0].prompts} for name in NAMES]
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
     everything = {p for name in NAMES for side in getattr(made, name) for p in side.prompts}
-    assert len(everything) == 2 * len(topics)
+    broad = {p for side in ("refuse", "comply") for p in load_pairs("broad").side(side, "all").prompts}
+    assert len(everything - broad) == 2 * len(load_pairs("capability").pairs)
     assert not everything & set(made.pool.prompts)
+    fitted = {p for side in made.broad for p in side.prompts}
+    assert fitted < broad
+    assert not fitted & everything
 
 
 def test_seed_zero_is_the_shipped_split_and_others_differ() -> None:
@@ -109,7 +114,12 @@ def test_narrowness_is_measured_and_drawn(study: Study) -> None:
     draw(record)
     names = record.series["rows"]["names"]
     assert [n.split(" (")[0] for n in names] == [*narrow.FORMATS, *narrow.KINDS]
-    assert record.series["columns"]["names"] == ["original", *narrow.EDITS, narrow.REGULARISED]
+    assert record.series["columns"]["names"] == [
+        "original",
+        *narrow.EDITS,
+        narrow.NARROW,
+        narrow.REGULARISED,
+    ]
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -130,11 +140,23 @@ def holds(claims: tuple[Claim, ...], found: list[dict[str, Any]]) -> list[bool]:
 
 
 def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
-    assert holds(CLAIMS, runs((0.02, 0.01))) == [True] * 4
-    assert holds(CLAIMS, runs((0.02, 0.2))) == [False, False, True, True]
-    assert holds(CLAIMS, runs((0.02, 0.05))) == [True, False, True, True]
-    assert holds(CLAIMS, runs((0.2, 0.01))) == [True, True, False, True]
-    assert holds(CLAIMS, runs((0.02, 0.01), random=0.3)) == [True, True, True, False]
+    assert holds(CLAIMS, runs((0.02, 0.01))) == [True] * 5
+    assert holds(CLAIMS, runs((0.02, 0.2))) == [False, False, True, False, True]
+    assert holds(CLAIMS, runs((0.02, 0.05))) == [True, False, True, False, True]
+    assert holds(CLAIMS, runs((0.2, 0.01))) == [True, True, False, True, True]
+    assert holds(CLAIMS, runs((0.02, 0.01), random=0.3)) == [True, True, True, True, False]
+
+
+def test_equal_effect_counts_scaled_edits_and_none_that_leave_more() -> None:
+    (run,) = runs((0.1, 0.01))[:1]
+    assert comparisons([run])["kl1_share_at_equal_effect"][0] == pytest.approx(0.1)
+    run["points"]["two directions"] = [{"refused": 0.1, "kl1": 0.02}, point(0.02, 0.1)]
+    assert comparisons([run])["kl1_share_at_equal_effect"][0] == pytest.approx(0.5)
+    run["points"]["two directions"][0]["refused"] = 0.11
+    assert comparisons([run])["kl1_share_at_equal_effect"][0] == pytest.approx(0.1)
+    run["points"][MAIN] = [point(0.0, 0.01)]
+    assert comparisons([run])["seeds_with_equal_effect"] == 0
+    assert comparisons([run])["kl1_share_at_equal_effect"][0] == 0.0
 
 
 def test_the_bar_is_about_numbers_and_can_be_missed(
@@ -167,7 +189,8 @@ def test_the_interval_is_that_of_students_t() -> None:
 
 
 def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
-    edits = dict.fromkeys((*narrow.EDITS, narrow.REGULARISED), [other, 0.0])
+    others = (*narrow.EDITS, narrow.NARROW, narrow.REGULARISED)
+    edits = dict.fromkeys(others, [other, 0.0])
     return {
         kind: {"original": [base, 0.0], **edits, MAIN: [main, 0.0]}
         for kind, base in (("as fitted", 0.5), ("polite", 0.5), ("spanish", 0.0))
@@ -177,10 +200,10 @@ def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
 @pytest.mark.parametrize(
     ("main", "other", "expected"),
     [
-        (0.05, 0.05, [True, True, True]),
-        (0.4, 0.05, [False, False, True]),
-        (0.15, 0.05, [True, False, True]),
-        (0.05, 0.2, [True, True, False]),
+        (0.05, 0.05, [True, True, True, True]),
+        (0.4, 0.05, [False, False, False, True]),
+        (0.15, 0.05, [True, False, False, True]),
+        (0.05, 0.2, [True, True, True, False]),
     ],
 )
 def test_narrowness_is_judged_on_kinds_that_the_model_refuses(

@@ -173,10 +173,11 @@ class Setting:
     direction_block: int
     first_block: int = 0
     strength: float = 1.0
-    ridge: float | None = 0.05
+    ridge: float | None = 0.02
     embeddings: bool = False
     response_tokens: int = SPOKEN
-    spoken_weight: float = 0.1
+    spoken_weight: float = 0.05
+    attention: float = 1.0
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))
@@ -202,7 +203,7 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
         )
     elif setting.method == "least-disturbance":
         recipe = LeastDisturbanceRecipe(
-            setting.strength, setting.ridge, blocks, setting.spoken_weight
+            setting.strength, setting.ridge, blocks, setting.spoken_weight, setting.attention
         )
         edit = least_disturbance(backend, fitted.statistics, direction, recipe)
     else:

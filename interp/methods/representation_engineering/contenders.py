@@ -22,18 +22,21 @@ from interp.types import Direction, WeightDelta
 MAIN = "least disturbance"
 RANDOM = "random direction"
 DEPTHS = (0.8, 0.87, 0.93)
+ATTENTION = (0.45, 1.0)
 DRAWS = 12
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One setting of one contender. kernels: heretic's parameters for attention and MLP."""
+    """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention: what
+    the attention writers of a least-disturbance edit carry beside 1 for the MLPs."""
 
     name: str
     block: int
     first: int = 0
     strength: float = 1.0
+    attention: float = 1.0
     kernels: tuple[tuple[float, float, float, float], ...] = ()
 
 
@@ -61,9 +64,15 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
     upper = round(UPPER * n_blocks)
     if name == "heretic's kernel":
         return list(_drawn(blocks, n_blocks))
+    if name in (MAIN, RANDOM):
+        return [
+            Candidate(name, block, upper, strength, attention)
+            for block in blocks
+            for strength in (0.8, 1.0, 1.2)
+            for attention in ATTENTION
+        ]
     first = 0 if name == "directional ablation" else upper
-    strengths = (0.6, 0.8, 1.0) if name in (MAIN, RANDOM) else (0.75, 1.0)
-    return [Candidate(name, b, first, s) for b in blocks for s in strengths]
+    return [Candidate(name, b, first, s) for b in blocks for s in (0.75, 1.0)]
 
 
 def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Candidate]:
@@ -155,8 +164,17 @@ def _subspace(maker: Maker, candidate: Candidate) -> Edit:
 
 
 def _least(maker: Maker, candidate: Candidate) -> Edit:
-    setting = Setting("least-disturbance", candidate.block, candidate.first, candidate.strength)
-    return build(maker.backend, maker.fitted, setting)
+    return build(maker.backend, maker.fitted, least_setting(candidate))
+
+
+def least_setting(candidate: Candidate) -> Setting:
+    return Setting(
+        "least-disturbance",
+        candidate.block,
+        candidate.first,
+        candidate.strength,
+        attention=candidate.attention,
+    )
 
 
 MAKERS: dict[str, Callable[[Maker, Candidate], Edit]] = {

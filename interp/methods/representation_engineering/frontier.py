@@ -1,6 +1,7 @@
 """The frontier: every contender chosen for almost no refusals, and what it costs on the report split.
 
-Fit, select and report are dealt anew by topics for every seed. A contender's setting is the one with the
+Fit, select and report are dealt anew by topics for every seed; the broad pairs, on topics of their own,
+join fit and select of each. A contender's setting is the one with the
 least first-token KL on select that leaves at most 2 % of the requests refused there; report is touched
 once it is chosen. The curve through a point scales the chosen edit.
 """
@@ -12,14 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, log_softmax
 
 from interp.claims import Claim
+from interp.data.chat import encode
+from interp.data.prompts import PromptSet
 from interp.data.text import neutral_passages
-from interp.evaluate.divergence import divergence
+from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.refusal import asked
-from interp.methods.refusal import Selection, choose, fit, pool_inputs
+from interp.methods.refusal import Fitted, Selection, choose, fit, pool_inputs
 from interp.methods.representation_engineering.contenders import (
     MAIN,
     MAKERS,
@@ -34,8 +37,10 @@ from interp.records import FigureRecord
 from interp.study import Study
 from interp.types import WeightDelta
 
-FACTORS = (0.6,)
+FACTORS = (0.6, 1.3)
 """The chosen edit times these, beside itself."""
+BY_FACTOR = sorted(range(len(FACTORS) + 1), key=lambda i: (*FACTORS, 1.0)[i])
+"""Places of an edit's points from its weakest to its strongest; the whole edit is kept last."""
 RESPONSE = 16
 PASSAGES = 12
 FEWEST_FOR_T = 5
@@ -59,16 +64,24 @@ class SeedRun:
 
     @cached_property
     def maker(self) -> Maker:
-        fitted = fit(
-            self.study.backend,
-            *self.parts.fit,
-            batch_size=self.study.batch_size,
-            watch=self.study.watch,
-        )
-        # The pool is the same for every seed, so it is read once.
+        return Maker(self.study.backend, self.narrow.joined(self.broad))
+
+    @property
+    def narrow(self) -> Fitted:
+        """Fitted on the dealt topics alone. The pool is the same for every seed, so it is read once."""
         extra = self.study.once("pool: writer inputs", self.pool_inputs)
-        statistics = replace(fitted.statistics, extra=extra)
-        return Maker(self.study.backend, replace(fitted, statistics=statistics))
+        fitted = self.fitted(self.parts.fit)
+        return replace(fitted, statistics=replace(fitted.statistics, extra=extra))
+
+    @property
+    def broad(self) -> Fitted:
+        """What joins every seed's fit; its response tokens are left out, which would fill the memory."""
+        make = lambda: self.fitted(self.parts.broad, response_tokens=0)  # noqa: E731
+        return self.study.once("broad: fitted", make)
+
+    def fitted(self, classes: tuple[PromptSet, PromptSet], **more: Any) -> Fitted:
+        study = self.study
+        return fit(study.backend, *classes, batch_size=study.batch_size, watch=study.watch, **more)
 
     def pool_inputs(self) -> dict[str, Tensor]:
         study = self.study
@@ -134,7 +147,7 @@ class SeedRun:
         found = []
         for factor in FACTORS:
             scaled = delta.scale(factor)
-            far = divergence(self.study.backend, self.bench.reference, scaled)
+            far = self._first_kl(scaled)
             answers = asked(
                 self.study.backend,
                 self.bench.refuse,
@@ -143,7 +156,7 @@ class SeedRun:
                 batch_size=2 * self.study.batch_size,
             )
             share = answers.count / len(answers.texts)
-            found.append({"refused": share, "kl1": far.first, "kl32": far.continuation})
+            found.append({"refused": share, "kl1": far})
         row = self.bench.row(name, delta, self.study.watch)
         whole = {
             "refused": row.refusals / row.n_refuse,
@@ -153,6 +166,18 @@ class SeedRun:
             "nll": row.nll,
         }
         return [*found, whole]
+
+    @cached_property
+    def _base(self) -> Tensor:
+        return self._log_probs(None)
+
+    def _first_kl(self, delta: WeightDelta) -> float:
+        return kl_nats(self._base, self._log_probs(delta)).mean().item()
+
+    def _log_probs(self, delta: WeightDelta | None) -> Tensor:
+        comply = encode(self.study.backend.tokenizer, self.parts.report[1].prompts)
+        size = self.study.batch_size
+        return log_softmax(first_logits(self.study.backend, comply, delta, size), -1)
 
 
 def runs(study: Study) -> list[dict[str, Any]]:
@@ -213,6 +238,7 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ours["refused"] - min(last[name][k]["refused"] for name in ABLATIONS)
         for k, ours in enumerate(last[MAIN])
     ]
+    equal = _at_equal_effect(found)
     share = [
         p["refused"] / max(run["base"]["refused"], 1e-9)
         for p, run in zip(last[RANDOM], found, strict=True)
@@ -224,10 +250,26 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "kl1_share_of_least_ablation": list(spread(ratios)),
         "refused_beyond_best_ablation": list(spread(beyond)),
         "random_share_left": list(spread(share)),
+        "kl1_share_at_equal_effect": list(spread([share or 0.0 for share in equal])),
+        "seeds_with_equal_effect": sum(share is not None for share in equal),
         "cheapest_other": cheapest,
         "kl1_of_cheapest_other": table[cheapest]["kl1"][0],
         "kl1_beyond_cheapest_other": table[MAIN]["kl1"][0] - table[cheapest]["kl1"][0],
     }
+
+
+def _at_equal_effect(found: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Per seed, our KL as a share of the least of any other edit, scaled or whole, that leaves no more
+    refused; None where none does."""
+    shares: list[float | None] = []
+    for run in found:
+        ours = run["points"][MAIN][-1]
+        others = [
+            p for n, points in run["points"].items() if n not in (MAIN, RANDOM) for p in points
+        ]
+        costs = [p["kl1"] for p in others if p["refused"] <= ours["refused"]]
+        shares.append(ours["kl1"] / max(min(costs), 1e-9) if costs else None)
+    return shares
 
 
 CLAIMS = (
@@ -237,6 +279,8 @@ CLAIMS = (
           "at most", "/comparisons/kl1_share_of_least_ablation/0", 1 / 3),
     Claim("and leaves no more than 5 points more requests refused than the best ablation",
           "at most", "/comparisons/refused_beyond_best_ablation/0", 0.05),
+    Claim("at equal or greater effect, scaled or whole, any other edit costs at least three times as much",
+          "at most", "/comparisons/kl1_share_at_equal_effect/0", 1 / 3),
     Claim("a random direction of equal norm leaves at least four in five",
           "at least", "/comparisons/random_share_left/0", 0.8),
 )  # fmt: skip
@@ -247,9 +291,8 @@ def frontier(study: Study) -> FigureRecord:
     found = runs(study)
     groups = []
     for name in MAKERS:
-        stages = range(len(FACTORS) + 1)
         kl, refused = (
-            [whiskers([run["points"][name][i][m] for run in found]) for i in stages]
+            [whiskers([run["points"][name][i][m] for run in found]) for i in BY_FACTOR]
             for m in ("kl1", "refused")
         )
         groups.append(
@@ -285,7 +328,7 @@ def frontier(study: Study) -> FigureRecord:
         ),
         seeds=tuple(range(len(found))),
         caption=(
-            "Each contender at the setting chosen on other topics, and that edit times 0.6; "
+            "Each contender at the setting chosen on other topics, and that edit times 0.6 and 1.3; "
             "down and to the left is better. Topics are dealt anew for every seed."
         ),
     )

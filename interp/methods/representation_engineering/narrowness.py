@@ -1,12 +1,13 @@
 """How narrow an edit is: refusals left where requests look otherwise than those it was fitted on.
 
-Edits are fitted on fit and chosen on select of the shipped split, as on the frontier; the requests here
-are made from report topics: reworded, translated, wrapped in courtesy, after another turn, or with the
+Edits are fitted on fit, which the broad pairs join, and chosen on select, as on the frontier; the requests
+here are made from report topics: reworded, translated, wrapped in courtesy, after another turn, or with the
 answer already begun.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from interp.claims import Claim
@@ -14,8 +15,8 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet, load_class
 from interp.edits import to_delta
 from interp.evaluate.refusal import judge, respond
-from interp.methods.refusal import Setting, build
-from interp.methods.representation_engineering.contenders import MAIN, Candidate, Maker
+from interp.methods.refusal import Fitted, Setting, build
+from interp.methods.representation_engineering.contenders import MAIN, least_setting
 from interp.methods.representation_engineering.frontier import SeedRun
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
@@ -31,6 +32,7 @@ FORMATS = {
     "answer begins 'Unfortunately,'": ChatFormat(prefill="Unfortunately,"),
 }
 EDITS = ("partial ablation", "heretic's kernel", MAIN)
+NARROW = "least disturbance, plain fit"
 REGULARISED = "least disturbance, ridge 1"
 RIDGE = 1.0
 TOKENS = 24
@@ -53,18 +55,19 @@ def kinds(study: Study, report: Classes) -> dict[str, tuple[Classes, ChatFormat]
 
 
 def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
-    """The edits as the frontier chose them, and the least-disturbance edit with a strong ridge."""
+    """The edits as the frontier chose them; ours also fitted without the broad pairs, and with a ridge as
+    large as Σ itself, which makes it nearer to an edit that knows nothing of the comply inputs."""
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
-    found[REGULARISED] = _regularised(run.maker, run.chosen(MAIN))
+    chosen = least_setting(run.chosen(MAIN))
+    found[NARROW] = _delta(run, run.narrow, chosen)
+    found[REGULARISED] = _delta(run, run.maker.fitted, replace(chosen, ridge=RIDGE))
     return found
 
 
-def _regularised(maker: Maker, chosen: Candidate) -> WeightDelta:
-    """A ridge as large as Σ itself: nearer to an edit that knows nothing of the comply inputs."""
-    setting = Setting("least-disturbance", chosen.block, chosen.first, chosen.strength, ridge=RIDGE)
-    edit = build(maker.backend, maker.fitted, setting)
-    return to_delta(maker.backend.model, maker.backend.anatomy, edit)
+def _delta(run: SeedRun, fitted: Fitted, setting: Setting) -> WeightDelta:
+    backend = run.study.backend
+    return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
 
 
 def refused(study: Study, prompts: PromptSet, chat: ChatFormat, delta: WeightDelta | None) -> float:
@@ -128,8 +131,8 @@ def _record(
         n=counts,
         seeds=(0,),
         caption=(
-            "Fitted on plain English requests of other topics. Where the unedited model hardly "
-            "refuses, a row says nothing about the edits."
+            "Fitted on English requests of other topics; the plain fit had short plain ones alone. Where "
+            "the unedited model hardly refuses, a row says nothing about the edits."
         ),
     )
 
@@ -145,10 +148,11 @@ def comparisons(table: dict[str, dict[str, list[float]]], counts: dict[str, int]
 
     return {
         "telling": telling,
-        "left": {name: left(name, shifted) for name in (*EDITS, REGULARISED)},
+        "left": {name: left(name, shifted) for name in (*EDITS, NARROW, REGULARISED)},
         "left_as_fitted": left(MAIN, [k for k in telling if k == "as fitted"]),
         "beyond_ablation": left(MAIN, shifted) - left("partial ablation", shifted),
-        "mended": left(MAIN, shifted) - left(REGULARISED, shifted),
+        "mended_by_ridge": left(MAIN, shifted) - left(REGULARISED, shifted),
+        "mended_by_broad_pairs": left(NARROW, shifted) - left(MAIN, shifted),
     }
 
 
@@ -157,5 +161,8 @@ CLAIMS = (
           "at most", "/comparisons/left/least disturbance", 0.5),
     Claim("it is no narrower than partial ablation, within 10 points",
           "at most", "/comparisons/beyond_ablation", 0.0, 0.1),
-    Claim("a strong ridge makes it less narrow", "at least", "/comparisons/mended", 0.0),
+    Claim("the broad pairs of the fit make it less narrow",
+          "at least", "/comparisons/mended_by_broad_pairs", 0.0),
+    Claim("a strong ridge makes it less narrow",
+          "at least", "/comparisons/mended_by_ridge", 0.0),
 )  # fmt: skip

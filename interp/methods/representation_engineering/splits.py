@@ -5,28 +5,32 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from interp.data.prompts import PromptSet, load_class, load_pairs
+from interp.data.prompts import PromptSet, Side, load_class, load_pairs
 from interp.study import Study
 
 SET = "capability"
+BROAD = "broad"
+"""Pairs on other topics and in four styles; whatever is dealt, they join fit and select."""
 NAMES = ("fit", "select", "report")
+SIDES: tuple[Side, Side] = ("refuse", "comply")
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Both classes of three disjoint splits, ``(refuse, comply)`` each, and the pool."""
+    """Both classes of three disjoint splits, ``(refuse, comply)`` each; what joins fit; the pool."""
 
     fit: tuple[PromptSet, PromptSet]
     select: tuple[PromptSet, PromptSet]
     report: tuple[PromptSet, PromptSet]
+    broad: tuple[PromptSet, PromptSet]
     pool: PromptSet
 
     @property
     def hashes(self) -> dict[str, str]:
         """Name of a class of a split → hash of its prompts."""
         found = {"pool": self.pool.sha256}
-        for name in NAMES:
-            for side, part in zip(("refuse", "comply"), getattr(self, name), strict=True):
+        for name in (*NAMES, "broad"):
+            for side, part in zip(SIDES, getattr(self, name), strict=True):
                 found[f"{name}:{side}"] = part.sha256
         return found
 
@@ -41,14 +45,22 @@ def splits(study: Study, seed: int) -> Splits:
         for name in NAMES:
             count = len(topics[name])
             topics[name], dealt = set(dealt[:count]), dealt[count:]
-    parts = []
+    parts = {}
     for name in NAMES:
         chosen = [p for p in pairs.pairs if p["topic"] in topics[name]][: study.limit]
         where = f"{SET}, seed {seed}: {name}"
-        parts.append(
-            tuple(PromptSet(tuple(p[side] for p in chosen), f"{where} ({side})")
-                  for side in ("refuse", "comply"))
-        )  # fmt: skip
+        refuse, comply = (
+            PromptSet(tuple(p[side] for p in chosen), f"{where} ({side})") for side in SIDES
+        )
+        parts[name] = (refuse, comply)
+    broad, more = (_broad(split, study.limit) for split in ("fit", "select"))
+    select = (parts["select"][0].joined(more[0]), parts["select"][1].joined(more[1]))
     # Without any prompt of the pairs, so that one pool serves every seed.
     pool = load_class("answerable", "comply", limit=study.limit)
-    return Splits(*parts, pool=pool.without(pairs.side("comply", "all")))
+    held = (pairs.side("comply", "all"), more[1])
+    return Splits(parts["fit"], select, parts["report"], broad, pool.without(*held))
+
+
+def _broad(split: str, limit: int | None) -> tuple[PromptSet, PromptSet]:
+    refuse, comply = (load_class(BROAD, side, split=split, limit=limit) for side in SIDES)
+    return refuse, comply
