@@ -44,12 +44,13 @@ def command(
     json_file: Path | None,
     **values: Any,
 ) -> None:
-    """Measure the figures of PAPER and write their cards and pictures.
+    """Measure the figures of PAPER, write their cards and pictures, and bring its page up to date.
 
     Long figures keep what they have measured in the user's cache and go on from there.
     """
     from interp.cli.progress import watching
     from interp.figures import render
+    from interp.pages import update_all
     from interp.papers import load_paper
     from interp.study import Study, kept_directory, measure
 
@@ -73,4 +74,6 @@ def command(
             verdicts[record.key] = record.verdict
             watch.say(f"{record.key}: {record.verdict}")
             click.echo(str(picture))
+    for page in update_all(folder):
+        click.echo(str(page))
     write_result(json_file, verdicts)

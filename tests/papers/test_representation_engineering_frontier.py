@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from interp.claims import Claim
 from interp.data.prompts import load_pairs
 from interp.figures import draw
+from interp.methods.representation_engineering import flags as flagged
 from interp.methods.representation_engineering import narrowness as narrow
 from interp.methods.representation_engineering.contenders import (
     MAIN,
@@ -31,6 +34,7 @@ from interp.methods.representation_engineering.frontier import (
 )
 from interp.methods.representation_engineering.splits import NAMES, splits
 from interp.study import Study
+from interp.types import WeightDelta
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +51,11 @@ def test_splits_share_no_topic_and_the_pool_no_prompt(seed: int) -> None:
     made = splits(Study("none"), seed)
     topics |= {p["refuse"]: p["topic"] for p in load_pairs("broad").pairs}
     seen = [{topics[p] for p in getattr(made, name)[0].prompts} for name in NAMES]
-    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert not any(a & b for a, b in combinations(seen, 2))
     everything = {p for name in NAMES for side in getattr(made, name) for p in side.prompts}
-    broad = {p for side in ("refuse", "comply") for p in load_pairs("broad").side(side, "all").prompts}
+    broad = {
+        p for side in ("refuse", "comply") for p in load_pairs("broad").side(side, "all").prompts
+    }
     assert len(everything - broad) == 2 * len(load_pairs("capability").pairs)
     assert not everything & set(made.pool.prompts)
     fitted = {p for side in made.broad for p in side.prompts}
@@ -122,6 +128,53 @@ def test_narrowness_is_measured_and_drawn(study: Study) -> None:
     ]
 
 
+def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
+    record = flagged.flags(study)
+    draw(record)
+    names = [row["label"] for row in record.series["rows"]]
+    assert names[0] == flagged.PLAIN
+    assert names[-1] == MAIN
+    made = {name: make() for name, make in study.once("flags: edits", dict).items()}
+    assert set(names) == {*made, MAIN}
+    plain = made.pop(flagged.PLAIN)
+    same = [n for n, delta in made.items() if n != flagged.FILTERED and near(plain, delta)]
+    assert same == []
+
+
+def near(one: WeightDelta, two: WeightDelta) -> bool:
+    if one.updates.keys() != two.updates.keys():
+        return False
+    return all(torch.allclose(u.stored(), two.updates[k].stored()) for k, u in one.updates.items())
+
+
+def test_heretics_way_is_the_direction_that_is_fitted(study: Study) -> None:
+    """So that the first row of the flags is the frontier's partial ablation."""
+    run = study.once("a run", lambda: SeedRun(study, 0))
+    chosen = run.chosen(flagged.ABLATION)
+    rows = flagged._rows(run.maker.fitted, chosen.block)
+    made = flagged._with(run.maker, chosen, rows, flagged._projected)
+    assert near(made, run.maker(chosen))
+
+
+@pytest.mark.parametrize(
+    ("changed", "ours", "expected"),
+    [
+        ((0.02, 0.10), 0.01, [True, True]),
+        ((0.05, 0.05), 0.01, [True, True]),
+        ((0.06, 0.05), 0.01, [False, True]),
+        ((0.05, 0.10), 0.01, [False, True]),
+        ((0.02, 0.10), 0.05, [True, False]),
+    ],
+)
+def test_a_change_is_better_on_one_count_and_no_worse_on_the_other(
+    changed: tuple[float, float], ours: float, expected: list[bool]
+) -> None:
+    rows = {flagged.PLAIN: (0.05, 0.1), "changed": changed, MAIN: (0.05, ours)}
+    table = {name: {"refused": r, "kl1": k} for name, (r, k) in rows.items()}
+    series = {"comparisons": flagged.flag_comparisons(table)}
+    assert [c.outcome(series).holds for c in flagged.CLAIMS] == expected
+
+
 # --- verdicts ------------------------------------------------------------------------------------
 
 
@@ -190,7 +243,7 @@ def test_the_interval_is_that_of_students_t() -> None:
 
 def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
     others = (*narrow.EDITS, narrow.NARROW, narrow.REGULARISED)
-    edits = dict.fromkeys(others, [other, 0.0])
+    edits = {name: [other, 0.0] for name in others}
     return {
         kind: {"original": [base, 0.0], **edits, MAIN: [main, 0.0]}
         for kind, base in (("as fitted", 0.5), ("polite", 0.5), ("spanish", 0.0))
@@ -216,7 +269,9 @@ def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
     assert [c.outcome({"comparisons": found}).holds for c in narrow.CLAIMS] == expected
 
 
-def test_what_is_put_into_the_mouth_counts_as_said(study: Study, scripted: Callable[..., Any]) -> None:
+def test_what_is_put_into_the_mouth_counts_as_said(
+    study: Study, scripted: Callable[..., Any]
+) -> None:
     """A prefilled refusal that goes on is a refusal."""
     scripted(" have no clock.")
     prompts = splits(study, 0).report[0]

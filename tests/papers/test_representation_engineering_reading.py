@@ -7,7 +7,13 @@ import torch
 
 from interp.data.tone import load_tone
 from interp.figures import draw
-from interp.methods.representation_engineering import planted, reading, stability, tone
+from interp.methods.representation_engineering import (
+    planted,
+    reading,
+    separation,
+    stability,
+    tone,
+)
 from interp.records import FigureRecord, Provenance, outcomes
 from interp.study import Study
 
@@ -32,6 +38,8 @@ def check(record: FigureRecord, name: str) -> None:
         ("reading", reading.reading),
         ("cosines", stability.cosines_by_block),
         ("stability", stability.stability),
+        ("separation", separation.separation),
+        ("projection", separation.projection),
         ("tone", tone.tone),
     ],
 )
@@ -193,3 +201,35 @@ def test_a_random_shift_is_as_long_and_repeats() -> None:
     drawn = tone._random_shifts(shift)
     assert drawn.norm(dim=-1).tolist() == pytest.approx([12.0] * tone.RANDOM_DRAWS, rel=1e-5)
     assert drawn.equal(tone._random_shifts(shift))
+
+
+# --- separation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shift", "holds"), [(4.0, [True, True]), (0.0, [False, True])])
+def test_separation_is_judged_by_d_prime_and_clusters(
+    monkeypatch: pytest.MonkeyPatch, study: Study, shift: float, holds: list[bool]
+) -> None:
+    made = {"fit": planted_streams(shift, 0), "report": planted_streams(shift, 1)}
+    monkeypatch.setattr(separation, "streams", lambda study, split: made[split])
+    record = separation.separation(study)
+    found = [o.holds for o in outcomes(record)]
+    assert [found[0], found[2]] == holds
+    assert len(record.series["residual_geometry"]) == len(record.series["silhouette"]) == 5
+    line = record.series["lines"][0]
+    assert all(a < v < b for a, v, b in zip(line["low"], line["values"], line["high"], strict=True))
+
+
+def test_the_plane_shows_the_shift_on_its_first_axis(
+    monkeypatch: pytest.MonkeyPatch, study: Study
+) -> None:
+    monkeypatch.setattr(separation, "streams", lambda study, split: planted_streams(4.0, 1))
+    record = separation.projection(study)
+    assert [o.holds for o in outcomes(record)] == [True, True]
+    (pos, neg) = record.series["groups"]
+    assert min(pos["x"]) > max(neg["x"]) - 4.0
+    assert sum(pos["x"]) / ROWS == pytest.approx(-sum(neg["x"]) / ROWS, rel=1e-6)
+
+
+def test_no_spread_is_no_d_prime() -> None:
+    assert separation._known(torch.tensor([1.0, float("nan"), float("inf")])) == [1.0, None, None]

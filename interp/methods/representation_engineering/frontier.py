@@ -147,7 +147,7 @@ class SeedRun:
         found = []
         for factor in FACTORS:
             scaled = delta.scale(factor)
-            far = self._first_kl(scaled)
+            far = self.first_kl(scaled)
             answers = asked(
                 self.study.backend,
                 self.bench.refuse,
@@ -171,7 +171,8 @@ class SeedRun:
     def _base(self) -> Tensor:
         return self._log_probs(None)
 
-    def _first_kl(self, delta: WeightDelta) -> float:
+    def first_kl(self, delta: WeightDelta) -> float:
+        """First-token KL on the comply prompts of report, in nats."""
         return kl_nats(self._base, self._log_probs(delta)).mean().item()
 
     def _log_probs(self, delta: WeightDelta | None) -> Tensor:

@@ -24,6 +24,8 @@ PAPER = Paper(
             "cosines", "Directions of blocks compared", f"{HOME}.stability:cosines_by_block"
         ),
         FigureSpec("stability", "Stability of the direction", f"{HOME}.stability:stability"),
+        FigureSpec("separation", "d′ by block", f"{HOME}.separation:separation"),
+        FigureSpec("projection", "One block in a plane", f"{HOME}.separation:projection"),
         FigureSpec("tone", "Steering tone, block by block", f"{HOME}.tone:tone"),
         FigureSpec(
             "bypass_induce_kl",
@@ -35,6 +37,7 @@ PAPER = Paper(
         FigureSpec("frontier", "Effect against KL of every edit", f"{HOME}.frontier:frontier"),
         FigureSpec("bar", "All edits on the shipped report split", f"{HOME}.frontier:bar"),
         FigureSpec("narrowness", "Requests that look otherwise", f"{HOME}.narrowness:narrowness"),
+        FigureSpec("flags", "Changes to heretic's direction", f"{HOME}.flags:flags"),
         FigureSpec(
             "lat_truthfulqa",
             "LAT on TruthfulQA",

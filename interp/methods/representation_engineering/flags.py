@@ -1,0 +1,201 @@
+"""What each change to heretic's way of finding a direction does, one at a time.
+
+The edit is partial ablation at the block and blocks that the frontier chose for it, at full strength,
+with everything else as it is; only the named step differs. Fitted on fit, measured on report of the
+shipped split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.claims import Claim
+from interp.data.chat import encode
+from interp.estimators import LDA, Chain, DiffMeans, Estimator, OrthogonaliseTo, Winsorise
+from interp.evaluate.refusal import asked
+from interp.fitting import capture
+from interp.methods.refusal import Fitted
+from interp.methods.refusal.fit import OPENING
+from interp.methods.representation_engineering.contenders import MAIN, Candidate, Maker
+from interp.methods.representation_engineering.frontier import RESPONSE, SeedRun
+from interp.methods.representation_engineering.paper import KEY
+from interp.records import FigureRecord
+from interp.sites import Site
+from interp.study import Study
+from interp.types import Direction, WeightDelta
+
+PLAIN = "heretic's way"
+ABLATION = "partial ablation"
+WINSOR = 0.995
+PRESERVED = 8
+"""Principal components of the comply rows that one variant leaves alone."""
+
+Rows = tuple[Tensor, Tensor]
+"""Refuse and comply rows of one block, ``[n, d_model]`` each."""
+
+
+def _projected(estimator: Estimator | None = None, *stages: Any) -> Chain:
+    return Chain([*stages, OrthogonaliseTo("mean")], estimator)
+
+
+ESTIMATORS: Mapping[str, Callable[[], Estimator]] = {
+    PLAIN: _projected,
+    "not projected off the comply mean": DiffMeans,
+    f"winsorised at {WINSOR}": lambda: _projected(None, Winsorise(WINSOR)),
+    "geometric medians": lambda: _projected(DiffMeans("geometric median")),
+    "trimmed means": lambda: _projected(DiffMeans("trimmed")),
+    f"off {PRESERVED} comply components": lambda: _projected(
+        None, OrthogonaliseTo("components", PRESERVED)
+    ),
+}
+"""Ways to read a direction from the same rows."""
+OPERATORS = {
+    "to the comply level (ACE)": "to the comply level",
+    "column norms kept": "norms kept (columns)",
+    "two directions": "two directions",
+}
+"""Ways to use the direction of heretic's way: the frontier's contenders."""
+FILTERED = "refused requests alone"
+UNMATCHED = "comply prompts without twins"
+DISCRIMINANT = "LDA written as it reads"
+
+
+def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
+    """Name of a change → the edit with that change alone."""
+    chosen, maker = run.chosen(ABLATION), run.maker
+    rows = _rows(maker.fitted, chosen.block)
+    found: dict[str, Callable[[], WeightDelta]] = {
+        name: partial(_with, maker, chosen, rows, make) for name, make in ESTIMATORS.items()
+    }
+    found[FILTERED] = lambda: _with(maker, chosen, (rows[0][_refused(run)], rows[1]), _projected)
+    found[UNMATCHED] = lambda: _with(maker, chosen, (rows[0], _pool(run, chosen.block)), _projected)
+    found[DISCRIMINANT] = lambda: _with(maker, chosen, rows, LDA, read=True)
+    for name, contender in OPERATORS.items():
+        found[name] = partial(maker, replace(chosen, name=contender))
+    return found
+
+
+def _rows(fitted: Fitted, block: int) -> Rows:
+    refuse, comply = (streams[Site.resid_post(block)].float() for streams in fitted.streams)
+    return refuse, comply
+
+
+def _with(
+    maker: Maker,
+    chosen: Candidate,
+    rows: Rows,
+    make: Callable[[], Estimator],
+    *,
+    read: bool = False,
+) -> WeightDelta:
+    """The chosen ablation along a direction that is found otherwise. read: along the reading vector."""
+    found = make().fit(*rows)
+    vector = torch.nn.functional.normalize(found.read_, dim=-1) if read else found.unit_
+    direction = Direction(vector.float(), chosen.block, type(found).__name__, 1.0)
+    fitted = replace(maker.fitted, directions={**maker.fitted.directions, chosen.block: direction})
+    return replace(maker, fitted=fitted)(chosen)
+
+
+def _refused(run: SeedRun) -> Tensor:
+    """Which requests of the whole fit the unedited model refuses; all where it refuses none."""
+    study = run.study
+    prompts = run.parts.fit[0].prompts + run.parts.broad[0].prompts
+
+    def ask() -> list[bool]:
+        batch = encode(study.backend.tokenizer, prompts)
+        found = asked(study.backend, batch, tokens=OPENING, batch_size=study.batch_size)
+        return list(found.refused)
+
+    refused = torch.tensor(study.resumed("flags-refused", ask, prompts=run.parts.hashes))
+    return refused if refused.any() else torch.ones_like(refused)
+
+
+def _pool(run: SeedRun, block: int) -> Tensor:
+    """Rows of the pool, as many as there are comply prompts: same class, other topics and forms."""
+    study = run.study
+    most = len(run.parts.fit[1]) + len(run.parts.broad[1])
+    batch = encode(study.backend.tokenizer, run.parts.pool.prompts[:most])
+    site = Site.resid_post(block)
+    return capture(study.backend, batch, [site], batch_size=study.batch_size)[site].float()
+
+
+def measured(run: SeedRun, delta: WeightDelta) -> dict[str, float]:
+    """Share of report requests refused, and first-token KL on their twins."""
+    study = run.study
+    batch = encode(study.backend.tokenizer, run.parts.report[0].prompts)
+    answers = asked(study.backend, batch, delta, tokens=RESPONSE, batch_size=study.batch_size)
+    return {"refused": answers.count / len(answers.texts), "kl1": run.first_kl(delta)}
+
+
+def flags(study: Study) -> FigureRecord:
+    """One row a change: requests left refused and first-token KL, heretic's way first."""
+    run = SeedRun(study, 0)
+    made = study.once("flags: edits", lambda: variants(run))
+    progress = study.watch("flags", len(made))
+    table: dict[str, dict[str, float]] = {}
+    for name, make in made.items():
+        table[name] = study.resumed(
+            "flags",
+            lambda make=make: measured(run, make()),
+            name=name,
+            block=run.chosen(ABLATION).block,
+            prompts=run.parts.hashes,
+        )
+        progress(1)
+    ours = run.points(MAIN)[-1]
+    table[MAIN] = {name: ours[name] for name in ("refused", "kl1")}
+    columns = [
+        {"label": "refused", "unit": "%", "limits": [0, 100]},
+        {"label": "KL₁", "unit": "nats", "scale": "log"},
+    ]
+    rows = [{"label": n, "values": [100 * v["refused"], v["kl1"]]} for n, v in table.items()]
+    return FigureRecord(
+        key=f"{KEY}/flags",
+        title="Changes to heretic's direction, one at a time",
+        kind="rows",
+        series={"columns": columns, "rows": rows, "comparisons": flag_comparisons(table)},
+        claims=CLAIMS,
+        provenance=study.provenance(run.parts.hashes),
+        n={
+            side: len(part)
+            for side, part in zip(("refuse", "comply"), run.parts.report, strict=True)
+        },
+        seeds=(0,),
+        caption=(
+            f"Full ablation from block {run.chosen(ABLATION).first} on; last row: the "
+            "least-disturbance edit as the frontier chose it."
+        ),
+    )
+
+
+def flag_comparisons(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Which changes are better than heretic's way on one count and no worse on the other."""
+    plain, ours = table[PLAIN], table[MAIN]
+    changes = {n: v for n, v in table.items() if n not in (PLAIN, MAIN)}
+    better = [
+        n
+        for n, v in changes.items()
+        if v["refused"] <= plain["refused"]
+        and v["kl1"] <= plain["kl1"]
+        and (v["refused"], v["kl1"]) != (plain["refused"], plain["kl1"])
+    ]
+    cheapest = min(changes.values(), key=lambda v: v["kl1"])
+    return {
+        "better": better,
+        "better_count": len(better),
+        "kl1_share_of_ours_in_cheapest": ours["kl1"] / max(cheapest["kl1"], 1e-9),
+    }
+
+
+CLAIMS = (
+    Claim("at least one change is better on one count and no worse on the other",
+          "at least", "/comparisons/better_count", 1),
+    Claim("none alone comes within three times the first-token KL of least disturbance",
+          "at most", "/comparisons/kl1_share_of_ours_in_cheapest", 1 / 3),
+)  # fmt: skip

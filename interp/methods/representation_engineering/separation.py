@@ -1,0 +1,134 @@
+"""How far apart the two classes lie: d′, silhouette and cosines by block, and one block in a plane.
+
+As in the reading figure, directions come from the fit topics and are read on the report topics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.claims import Claim
+from interp.estimators import LDA, DiffMeans
+from interp.evaluate.geometry import d_prime, interval, plane, residual_geometry, silhouette
+from interp.methods.representation_engineering.paper import KEY
+from interp.methods.representation_engineering.reading import (
+    FIRST_BLOCK,
+    SIDES,
+    Streams,
+    hashes,
+    streams,
+)
+from interp.records import FigureRecord
+from interp.study import Study
+
+SHOWN = 0.8
+"""Relative depth of the block that the plane shows."""
+LINES = {"difference of means": DiffMeans, "LDA": LDA}
+
+SEPARATION_CLAIMS = (
+    Claim(f"from block {FIRST_BLOCK} on, held-out topics lie at least 1 sd apart along the means",
+          "at least", "/comparisons/d_prime_least", 1.0),
+    Claim("at its best block LDA tells them apart at least as well",
+          "at least", "/comparisons/lda_best_beyond_means", 0.0),
+    Claim("the classes form no clusters: the silhouette stays below .25 at every block",
+          "at most", "/comparisons/silhouette_most", 0.25),
+)  # fmt: skip
+
+
+def separation(study: Study) -> FigureRecord:
+    """d′ of two directions by block on held-out topics, with bootstrap intervals."""
+    fit, report = streams(study, "fit"), streams(study, "report")
+    lines = [_line(name, make(), fit, report) for name, make in LINES.items()]
+    apart = silhouette(*(report[side] for side in SIDES)).tolist()
+    return FigureRecord(
+        key=f"{KEY}/separation",
+        title="How far apart the classes lie",
+        kind="lines",
+        series={
+            "x": {"label": "block", "values": list(range(len(fit["refuse"])))},
+            "y": {"label": "d′ on held-out topics", "unit": "standard deviations"},
+            "lines": lines,
+            "marks": [{"axis": "y", "at": 0.0, "label": "no difference"}],
+            "silhouette": apart,
+            "residual_geometry": residual_geometry(*(report[side] for side in SIDES)),
+            "comparisons": separation_comparisons(lines, apart),
+        },
+        claims=SEPARATION_CLAIMS,
+        provenance=study.provenance(hashes(study, "fit", "report")),
+        n={"fitted": fit["refuse"].shape[1], "read": report["refuse"].shape[1]},
+        intervals="95 % bootstrap of pairs read",
+        seeds=(0,),
+        caption=(
+            "Output of every block at the last prompt token. The record also holds the silhouette and "
+            "the table of cosines and norms that heretic prints, block by block."
+        ),
+    )
+
+
+def _line(label: str, estimator: Any, fit: Streams, report: Streams) -> dict[str, Any]:
+    fitted = estimator.fit(fit["refuse"], fit["comply"], True)
+    scores = [fitted.score(report[side]) for side in SIDES]
+    low, high = interval(d_prime, *scores, paired=True).unbind(-1)
+    values = d_prime(*scores)
+    return {
+        "label": label,
+        "values": _known(values),
+        "low": _known(low),
+        "high": _known(high),
+    }
+
+
+def _known(values: Tensor) -> list[float | None]:
+    """None where every score is the same, so that there is no d′."""
+    return [v if torch.isfinite(torch.tensor(v)) else None for v in values.tolist()]
+
+
+def separation_comparisons(lines: list[dict[str, Any]], apart: list[float]) -> dict[str, float]:
+    """What the claims of ``separation`` are about."""
+    values = {line["label"]: [v or 0.0 for v in line["values"]] for line in lines}
+    means = values["difference of means"]
+    return {
+        "d_prime_least": min(means[min(FIRST_BLOCK, len(means) - 1) :]),
+        "lda_best_beyond_means": max(values["LDA"]) - max(means),
+        "silhouette_most": max(apart),
+    }
+
+
+PLANE_CLAIMS = (
+    Claim("across the axis of the means, held-out topics are no further apart than 1 sd",
+          "at most", "/comparisons/d_prime_second_axis", 1.0),
+    Claim("along it they are at least 1 sd apart",
+          "at least", "/comparisons/d_prime_first_axis", 1.0),
+)  # fmt: skip
+
+
+def projection(study: Study) -> FigureRecord:
+    """Held-out prompts of one late block: difference of means against the first component across it."""
+    report = streams(study, "report")
+    blocks = len(report["refuse"])
+    block = min(round(SHOWN * blocks), blocks - 1)
+    points = plane(*(report[side][block] for side in SIDES))
+    first, second = (abs(d_prime(*(side[:, axis] for side in points)).item()) for axis in range(2))
+    groups = [
+        {"label": label, "x": side[:, 0].tolist(), "y": side[:, 1].tolist()}
+        for label, side in zip(("beyond the model", "within it"), points, strict=True)
+    ]
+    return FigureRecord(
+        key=f"{KEY}/projection",
+        title=f"Held-out prompts at block {block}",
+        kind="scatter",
+        series={
+            "x": {"label": "along the difference of means"},
+            "y": {"label": "along the first component across it"},
+            "groups": groups,
+            "comparisons": {"d_prime_first_axis": first, "d_prime_second_axis": second},
+        },
+        claims=PLANE_CLAIMS,
+        provenance=study.provenance(hashes(study, "report")),
+        n={side: len(rows) for side, rows in zip(SIDES, points, strict=True)},
+        seeds=(0,),
+        caption="Output of the block at the last prompt token; the origin is halfway between the means.",
+    )
