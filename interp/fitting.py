@@ -7,7 +7,7 @@ be added for the least-disturbance edit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,16 +17,18 @@ from interp.edits import Edit, canonical, readable, select_writers, writer_unit
 from interp.errors import NoDirection, SiteError
 from interp.maths import (
     SMALLEST_NORM,
+    Ridged,
     best_ridge,
     difference_of_means,
     least_disturbance_probe,
+    least_disturbance_probes,
     mean,
     orthogonalise,
     unit,
     weighted,
     winsorise,
 )
-from interp.operators import LeastDisturbance
+from interp.operators import LeastDisturbance, Operator, Total
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
 from interp.watching import Progress
@@ -50,7 +52,8 @@ class LeastDisturbanceRecipe:
     takes for each writer the one that moves left-out comply rows least. blocks: None for all.
     spoken_weight: how much the response tokens of comply prompts count in Σ, where those were captured,
     beside a weight of 1 for the decision position. attention: how much of alpha the attention writers
-    carry; 1 for as much as the MLPs, 0 for none.
+    carry; 1 for as much as the MLPs, 0 for none. opened: share of the class difference removed once the
+    opener of a refusal has been said, where that was read; above 1 it is reversed.
     """
 
     alpha: float = 0.8
@@ -58,6 +61,7 @@ class LeastDisturbanceRecipe:
     blocks: tuple[int, ...] | None = None
     spoken_weight: float = 0.05
     attention: float = 1.0
+    opened: float = 0.0
 
 
 def capture(
@@ -111,14 +115,15 @@ class WriterStatistics:
     """Inputs of every block writer at the decision position, per class, ``{name: [n, d_in]}``.
 
     extra: comply rows of further prompts; spoken: rows of response tokens. Both join the second moment
-    only.
+    only. opened: the same classes read once the opener of a refusal has been said.
     """
 
     refuse: Mapping[str, Tensor]
     comply: Mapping[str, Tensor]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     spoken: Mapping[str, Tensor] = field(default_factory=dict)
-    _probes: dict[tuple[str, float | None, float], Tensor] = field(
+    opened: WriterStatistics | None = None
+    _metrics: dict[tuple[str, float | None, float, bool], Ridged] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -126,23 +131,56 @@ class WriterStatistics:
         """``Δa = E_refuse[a] − E_comply[a]`` in float64, ``[d_in]``."""
         return difference_of_means(self.refuse[name], self.comply[name])
 
-    def probe(self, name: str, ridge: float | None, spoken_weight: float) -> Tensor:
-        """``q`` of a writer (float64, ``[d_in]``); solved once per recipe, whatever the direction."""
-        key = (name, ridge, spoken_weight)
-        if key not in self._probes:
+    def metric(
+        self, name: str, ridge: float | None, spoken_weight: float, opened: bool = False
+    ) -> Ridged:
+        """Σ of a writer; factorised once per recipe, whatever is shifted. opened: comply rows after the
+        opener count as response tokens do."""
+        key = (name, ridge, spoken_weight, opened)
+        if key not in self._metrics:
             parts = [(self.decisions(name), 1.0)]
             if name in self.spoken and spoken_weight > 0:
                 parts.append((self.spoken[name], spoken_weight))
-            shift = self.shift(name)
+            if opened and self.opened is not None and spoken_weight > 0:
+                parts.append((self.opened.comply[name], spoken_weight))
             if ridge is None:
-                ridge = best_ridge(shift, self.decisions(name))
-            self._probes[key] = least_disturbance_probe(shift, weighted(parts), ridge)
-        return self._probes[key]
+                ridge = best_ridge(self.shift(name), self.decisions(name))
+            self._metrics[key] = Ridged.of(weighted(parts), ridge)
+        return self._metrics[key]
+
+    def probe(self, name: str, ridge: float | None, spoken_weight: float) -> Tensor:
+        """``q`` of a writer (float64, ``[d_in]``)."""
+        return least_disturbance_probe(self.shift(name), self.metric(name, ridge, spoken_weight))
+
+    def probes(self, name: str, ridge: float | None, spoken_weight: float) -> Tensor:
+        """The two probes of a writer, for the shifts of both places (float64, ``[2, d_in]``)."""
+        shifts = torch.stack([self.shift(name), after(self).shift(name)])
+        metric = self.metric(name, ridge, spoken_weight, True)
+        if (shifts.norm(dim=-1) < SMALLEST_NORM).any():  # nothing to move at one place
+            return torch.stack([least_disturbance_probe(shift, metric) for shift in shifts])
+        return least_disturbance_probes(shifts, metric)
 
     def decisions(self, name: str) -> Tensor:
         """Comply rows at the decision position, those of further prompts included, ``[n, d_in]``."""
         rows = self.comply[name]
         return torch.cat([rows, self.extra[name]]) if name in self.extra else rows
+
+    def refusing(
+        self, refuse: Mapping[str, Tensor], opened: Mapping[str, Tensor]
+    ) -> WriterStatistics:
+        """The same comply side, and Σ as far as it is known, with other rows of requests at both places."""
+        found = replace(self, refuse=refuse, opened=replace(after(self), refuse=opened))
+        found._metrics.update(self._metrics)
+        return found
+
+
+def after(stats: WriterStatistics) -> WriterStatistics:
+    """What was read after the opener. SiteError where nothing was."""
+    if stats.opened is None:
+        raise SiteError(
+            'nothing was read after the opener of a refusal; name it when fitting (opener="I\'m")'
+        )
+    return stats.opened
 
 
 def response_statistics(
@@ -167,32 +205,43 @@ def least_disturbance(
     stats: WriterStatistics,
     direction: Direction,
     recipe: LeastDisturbanceRecipe | None = None,
+    after_opener: Direction | None = None,
 ) -> Edit:
     """The least-disturbance edit of every block writer, closed form, no search.
 
     Per writer: ``ΔW = −α (u·WΔa) u qᵀ`` (see :mod:`interp.operators.least_disturbance`). Writers behind a
     post-norm act on the direction seen through its gain; the norm itself stays, so there the shift is
     exact before the norm and first-order after it.
+
+    With ``after_opener`` a second shift is removed as well, by the share ``recipe.opened``: that between
+    the classes once the opener of a refusal has been said, along this direction read there. The two probes
+    are solved together (:func:`interp.maths.least_disturbance_probes`), so neither shift moves the other.
     """
     recipe = recipe or LeastDisturbanceRecipe()
-    operators = {}
+    places = [(stats, direction, recipe.alpha)]
+    if after_opener is not None:
+        places.append((after(stats), after_opener, recipe.opened))
+    operators: dict[str, Operator] = {}
     for writer in select_writers(backend.anatomy, recipe.blocks):
         if writer.kind == "attention" and not recipe.attention:
             continue
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
-        shift, probe = (
-            stats.shift(writer.name),
-            stats.probe(writer.name, recipe.ridge, recipe.spoken_weight),
-        )
+        solve = stats.probe if after_opener is None else stats.probes
+        probes = solve(writer.name, recipe.ridge, recipe.spoken_weight)
         weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
-        u = writer_unit(backend.model, writer, direction.vector).cpu()
         share = recipe.attention if writer.kind == "attention" else 1.0
-        amount = share * recipe.alpha * _written_shift(u, weight, shift)
         shape = (weight.shape[0], -1) if writer.fused else (-1,)
-        operators[writer.weight] = LeastDisturbance(u, probe.reshape(shape).float(), amount)
-    made = {"method": "least-disturbance", **asdict(recipe), "direction_block": direction.block}
-    return Edit(operators, recipe=made)
+        made = []
+        for (read, along, alpha), probe in zip(
+            places, probes.reshape(len(places), -1), strict=True
+        ):
+            u = writer_unit(backend.model, writer, along.vector).cpu()
+            amount = share * alpha * _written_shift(u, weight, read.shift(writer.name))
+            made.append(LeastDisturbance(u, probe.reshape(shape).float(), amount))
+        operators[writer.weight] = made[0] if len(made) == 1 else Total(tuple(made))
+    recipe_json = {"method": "least-disturbance", **asdict(recipe)}
+    return Edit(operators, recipe={**recipe_json, "direction_block": direction.block})
 
 
 def _written_shift(u: Tensor, weight: Tensor, shift: Tensor) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -77,34 +78,79 @@ def through_gain(direction: Vector, gain: Vector | None, offset: float) -> Vecto
     return unit(wide).to(direction.dtype)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ridged:
+    """``Σ = E[aaᵀ] + εI`` of rows a ``[n, d]``, factorised once (float64); ``ε = ridge · mean diag E[aaᵀ]``.
+
+    Fewer rows than columns go through the n×n dual (Woodbury), so the cost is O(n²d) and Σ is never formed;
+    then rows are kept. factor: Cholesky factor of Σ, or of ``AAᵀ + nεI``; None where all rows are zero.
+    """
+
+    eps: float
+    factor: Tensor | None
+    rows: Tensor | None
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "n d"], ridge: float) -> Ridged:
+        """Raises ValueError for ridge ≤ 0."""
+        if ridge <= 0:
+            raise ValueError(f"ridge must be positive, got {ridge}")
+        wide = rows.double()
+        n, d = wide.shape
+        eps = ridge * wide.square().sum().item() / (n * d)
+        if eps == 0.0:
+            return cls(eps, None, None)
+        dual = n < d
+        matrix = wide @ wide.T if dual else wide.T @ wide / n
+        matrix.diagonal().add_(n * eps if dual else eps)
+        return cls(eps, torch.linalg.cholesky(matrix), wide if dual else None)
+
+    def solve(self, columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+        """``Σ⁻¹ columns``; zeros where all rows were zero and there is nothing to solve."""
+        if self.factor is None:
+            return torch.zeros_like(columns)
+        if self.rows is None:
+            return torch.cholesky_solve(columns, self.factor)
+        inner = torch.cholesky_solve(self.rows @ columns, self.factor)
+        return (columns - self.rows.T @ inner) / self.eps
+
+
 def least_disturbance_probe(
-    shift: Vector, comply: Float[Tensor, "n d"], ridge: float
+    shift: Vector, comply: Float[Tensor, "n d"] | Ridged, ridge: float = 0.0
 ) -> Float[Tensor, " d"]:
     """``q = Σ⁻¹Δ / (ΔᵀΣ⁻¹Δ)`` with ``Σ = E[aaᵀ] + εI``, ``ε = ridge · mean diag E[aaᵀ]`` (float64).
 
     Among all q with ``q·Δ = 1`` it minimises ``E_comply[(q·a)²] + ε‖q‖²``: the edit built on it moves the
     mean difference Δ fully and disturbs comply inputs least in the least-squares sense.
 
-    shift: Δ = E_refuse[a] − E_comply[a], ``[d]``. comply: rows a, ``[n, d]``. Fewer rows than columns go
-    through the n×n dual (Woodbury), so the cost is O(n²d) and Σ is never formed.
+    shift: Δ = E_refuse[a] − E_comply[a], ``[d]``. comply: rows a, ``[n, d]``, or Σ made of them already.
     Returns zeros when the classes do not differ. Raises ValueError for ridge ≤ 0.
     """
-    if ridge <= 0:
-        raise ValueError(f"ridge must be positive, got {ridge}")
-    delta, rows = shift.double(), comply.double()
-    n, d = rows.shape
-    eps = ridge * rows.square().sum().item() / (n * d)
-    if eps == 0.0 or delta.norm() < SMALLEST_NORM:
+    delta = shift.double()
+    metric = comply if isinstance(comply, Ridged) else Ridged.of(comply, ridge)
+    solved = metric.solve(delta.unsqueeze(-1)).squeeze(-1)
+    if metric.factor is None or delta.norm() < SMALLEST_NORM:
         return torch.zeros_like(delta)
-    if n < d:
-        gram = rows @ rows.T
-        gram.diagonal().add_(n * eps)
-        solved = (delta - rows.T @ torch.linalg.solve(gram, rows @ delta)) / eps
-    else:
-        sigma = rows.T @ rows / n
-        sigma.diagonal().add_(eps)
-        solved = torch.linalg.solve(sigma, delta)
     return solved / (delta @ solved)
+
+
+def least_disturbance_probes(
+    shifts: Float[Tensor, "k d"], comply: Float[Tensor, "n d"] | Ridged, ridge: float = 0.0
+) -> Float[Tensor, "k d"]:
+    """Rows ``q_i`` with ``q_i·Δ_j = δ_ij``: ``Q = (DᵀΣ⁻¹D)⁻¹DᵀΣ⁻¹``, ``D = [Δ_1 … Δ_k]`` (float64).
+
+    Several shifts at once: of all ΔW with ``ΔW Δ_j = t_j`` for every j, ``ΔW = Σ_j t_j q_jᵀ`` has the least
+    ``E_comply‖ΔWa‖² + ε‖ΔW‖²``. One shift gives :func:`least_disturbance_probe`.
+    A shift that is zero or in the span of those before it can have no effect of its own: NoDirection.
+    Raises ValueError for ridge ≤ 0.
+    """
+    wide = shifts.double()
+    metric = comply if isinstance(comply, Ridged) else Ridged.of(comply, ridge)
+    orthonormal(wide)  # NoDirection where the shifts are dependent
+    if metric.factor is None:
+        return torch.zeros_like(wide)
+    solved = metric.solve(wide.T)
+    return torch.linalg.solve(wide @ solved, solved.T)
 
 
 RIDGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -261,6 +261,15 @@ class TokenBatch:
         first = int(mask.any(0).int().argmax())
         return TokenBatch(ids[:, first:], mask[:, first:])
 
+    def chosen(self, rows: Tensor) -> TokenBatch:
+        """The rows that a mask or an index names, without the padding columns that none of them needs."""
+        found = TokenBatch(self.ids[rows], self.mask[rows])
+        return found.rows(0, len(found))
+
+    def by_length(self) -> TokenBatch:
+        """The rows from the shortest to the longest, so that batches of them hold little padding."""
+        return self.chosen(self.mask.sum(-1).argsort(stable=True))
+
     def split(self, size: int) -> Iterator[TokenBatch]:
         for start in range(0, len(self), size):
             yield self.rows(start, start + size)

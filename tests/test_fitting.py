@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from interp.backends.hooks import writer_sites
 from interp.backends.opening import wrap
-from interp.edits import applied, canonical, to_delta
+from interp.edits import applied, canonical, to_delta, writer_unit
 from interp.errors import SiteError
 from interp.fitting import (
     DirectionRecipe,
@@ -130,6 +132,65 @@ def test_least_disturbance_hook_is_its_weight_edit(model_type: str) -> None:
     effect = (as_weights - base).abs().max()
     assert effect > 1e-3
     assert (as_hook - as_weights).abs().max() < 1e-4 * max(effect.item(), 1.0)
+
+
+def opened(model_type: str):
+    """The same, read once more after an opener that both classes have been given."""
+    backend, stats, found, refuse, comply = fitted(model_type)
+    said = torch.full((len(refuse), 1), 8)
+    writers = writer_sites(backend.anatomy.block_writers)
+    blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
+    read = [capture(backend, b.extended(said), [*blocks, *writers]) for b in (refuse, comply)]
+    after = WriterStatistics(*({w.name: r[w] for w in writers} for r in read))
+    then = directions(*({s: r[s] for s in blocks} for r in read))
+    return backend, replace(stats, opened=after), found[1], then[1], refuse.extended(said)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_two_places_are_moved_each_by_its_own_share(model_type: str) -> None:
+    """At every writer, ``ΔW Δ_j = −α_j (u_j·WΔ_j) u_j`` for both shifts at once, as hook and as weights."""
+    backend, stats, first, second, after = opened(model_type)
+    recipe = LeastDisturbanceRecipe(alpha=0.6, opened=1.5)
+    edit = least_disturbance(backend, stats, first, recipe, second)
+    delta = to_delta(backend.model, backend.anatomy, edit)
+    assert delta.rank == 2
+    moved = 0
+    for writer in backend.anatomy.block_writers:
+        shifts = [s.shift(writer.name) for s in (stats, stats.opened)]
+        weight = canonical(backend.model.get_parameter(writer.weight), writer.axes).detach()
+        update = delta.updates[writer.weight].dense()
+        flat = [w.transpose(0, 1).flatten(1) if writer.fused else w for w in (weight, update)]
+        for shift, direction, share in zip(shifts, (first, second), (0.6, 1.5), strict=True):
+            u = writer_unit(backend.model, writer, direction.vector)
+            before = u.double() @ flat[0].double() @ shift
+            wanted = -share * before * u.double()
+            assert (flat[1].double() @ shift - wanted).abs().max() < 1e-4
+            moved += abs(before) > 1e-3
+    assert moved > len(backend.anatomy.block_writers) // 2
+    with hooked(backend.model, backend.anatomy, edit):
+        as_hook = backend.logits(after)
+    with applied(backend.model, backend.anatomy, delta):
+        as_weights = backend.logits(after)
+    effect = (as_weights - backend.logits(after)).abs().max().item()
+    assert (as_hook - as_weights).abs().max() < 1e-4 * max(effect, 1.0)
+
+
+def test_a_place_without_a_difference_is_left_alone() -> None:
+    backend, stats, first, second, _ = opened("llama")
+    same = {name: rows.clone() for name, rows in stats.opened.comply.items()}
+    flat = replace(stats, opened=WriterStatistics(same, stats.opened.comply))
+    recipe = LeastDisturbanceRecipe(opened=1.0)
+    edit = least_disturbance(backend, flat, first, recipe, second)
+    assert all(operator.parts[1].amount == 0.0 for operator in edit.writers.values())
+    name = backend.anatomy.block_writers[0].name
+    assert torch.equal(stats.refusing(stats.refuse, same).probe(name, 0.02, 0.05),
+                       stats.probe(name, 0.02, 0.05))  # fmt: skip
+
+
+def test_what_was_not_read_after_an_opener_cannot_be_moved_there() -> None:
+    backend, stats, found, *_ = fitted("llama")
+    with pytest.raises(SiteError, match="opener"):
+        least_disturbance(backend, stats, found[1], None, found[1])
 
 
 def test_response_tokens_join_the_statistics() -> None:

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from interp.errors import NoDirection
 from interp.maths import (
+    Ridged,
     best_ridge,
     difference_of_means,
     least_disturbance_probe,
+    least_disturbance_probes,
     left_out_disturbance,
     mean,
     orthogonalise,
@@ -187,6 +190,56 @@ def test_probe_scales_with_the_inputs(n: int, d: int, seed: int, scale: float) -
     here = least_disturbance_probe(shift, comply, 0.05)
     there = least_disturbance_probe(scale * shift, scale * comply, 0.05)
     assert close(scale * there, here, 1e-8)
+
+
+@given(st.integers(1, 30), st.integers(3, 30), SEEDS, st.floats(1e-3, 10.0))
+def test_probes_of_several_shifts_are_their_definition(
+    n: int, d: int, seed: int, ridge: float
+) -> None:
+    """``Q = (DᵀΣ⁻¹D)⁻¹DᵀΣ⁻¹``: each reads its own shift as 1 and the others as 0."""
+    shifts, comply = normal(2, d, seed=seed), normal(n, d, seed=seed + 1)
+    sigma, _ = covariance(comply, ridge)
+    solved = torch.linalg.solve(sigma, shifts.T)
+    probes = least_disturbance_probes(shifts, comply, ridge)
+    assert close(probes, torch.linalg.solve(shifts @ solved, solved.T), 1e-6)
+    assert close(probes @ shifts.T, torch.eye(2, dtype=torch.float64), 1e-6)
+
+
+@given(st.integers(1, 30), st.integers(3, 30), SEEDS, st.floats(1e-3, 10.0))
+def test_no_other_edit_with_both_shifts_disturbs_less(
+    n: int, d: int, seed: int, ridge: float
+) -> None:
+    """The whole matrix: of all ΔW with ``ΔWΔ_j = t_j`` it has the least ``tr(ΔW Σ ΔWᵀ)``."""
+    shifts, comply = normal(2, d, seed=seed), normal(n, d, seed=seed + 1)
+    wanted = normal(4, 2, seed=seed + 2)
+    sigma, _ = covariance(comply, ridge)
+    edit = wanted @ least_disturbance_probes(shifts, comply, ridge)
+    best = (edit @ sigma @ edit.T).trace().item()
+    for k in range(6):
+        rows = [orthogonalise(normal(d, seed=seed + 3 + 9 * k + r), *shifts) for r in range(4)]
+        for other in (edit + torch.stack(rows), edit + 1e-3 * torch.stack(rows)):
+            assert close(other @ shifts.T, wanted, 1e-6)
+            assert (other @ sigma @ other.T).trace().item() >= best * (1 - 1e-8)
+
+
+@given(st.integers(1, 30), SIZES, SEEDS)
+def test_one_shift_among_several_is_the_single_probe(n: int, d: int, seed: int) -> None:
+    shift, comply = normal(d, seed=seed), normal(n, d, seed=seed + 1)
+    (alone,) = least_disturbance_probes(shift[None], comply, 0.05)
+    assert close(alone, least_disturbance_probe(shift, comply, 0.05), 1e-8)
+    metric = Ridged.of(comply, 0.05)
+    assert close(least_disturbance_probe(shift, metric), alone, 1e-8)
+
+
+def test_dependent_shifts_cannot_have_effects_of_their_own() -> None:
+    shift, comply = normal(6, seed=0), normal(9, 6, seed=1)
+    for second in (2 * shift, 0 * shift):
+        with pytest.raises(NoDirection):
+            least_disturbance_probes(torch.stack([shift, second]), comply, 0.05)
+    with pytest.raises(ValueError, match="ridge"):
+        least_disturbance_probes(shift[None], comply, 0.0)
+    nothing = least_disturbance_probes(shift[None], 0 * comply, 0.05)
+    assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
 def test_probe_of_half_precision_rows_is_computed_in_double() -> None:

@@ -18,6 +18,7 @@ from interp.operators.norm_kept import NormKept
 from interp.operators.norm_preserving import NormPreserving, norm_restored, share_left
 from interp.operators.protocol import HookOnly, Operator
 from interp.operators.subspace import SubspaceAblation
+from interp.operators.total import Total
 
 __all__ = [
     "Ablation",
@@ -32,6 +33,7 @@ __all__ = [
     "NormPreserving",
     "Operator",
     "SubspaceAblation",
+    "Total",
     "norm_restored",
     "share_left",
 ]

@@ -23,7 +23,7 @@ from interp.errors import DeltaError, NotExpressible, SiteError
 from interp.hooking import hooked
 from interp.models import describe, tiny_model
 from interp.models.anatomy import BoundWriter
-from interp.operators import Ablation, Addition, LeastDisturbance, Operator
+from interp.operators import Ablation, Addition, LeastDisturbance, Operator, Total
 from interp.sites import Site
 from interp.types import Shift, TokenBatch, WeightDelta
 
@@ -162,7 +162,8 @@ def test_least_disturbance(plain: Backend, batch: TokenBatch, unedited: Tensor) 
         for seed, writer in enumerate(w for w in plain.anatomy.block_writers if w.kind == kind):
             shape = (writer.shape[0], writer.d_in) if writer.fused else (writer.d_in,)
             probe = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            operators[writer.weight] = LeastDisturbance(unit, probe, 0.2)
+            one = LeastDisturbance(unit, probe, 0.2)
+            operators[writer.weight] = one if seed % 2 else Total((one, replace(one, amount=0.1)))
         assert_one_edit(plain, Edit(operators), batch, unedited)
 
 

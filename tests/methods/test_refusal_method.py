@@ -13,6 +13,7 @@ from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.edits import applied
 from interp.errors import InterpError
+from interp.evaluate.refusal import Judged
 from interp.methods.refusal import (
     Fitted,
     Selection,
@@ -21,14 +22,19 @@ from interp.methods.refusal import (
     build,
     candidates,
     choose,
+    find_opener,
     fit,
+    once_more,
     random_control,
     rebased,
+    rotated,
     run,
 )
 from interp.methods.refusal.choose import depth_blocks
+from interp.methods.refusal.opener import _likely, shared_beginning
 from interp.methods.refusal.pipeline import Prompts
 from interp.models import tiny_model
+from interp.types import TokenBatch
 
 REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
 COMPLY = tuple(f"what is in a bag number {i} in general?" for i in range(8))
@@ -125,6 +131,171 @@ def test_random_control_has_equal_norm_at_every_writer(backend: Backend, fitted:
     assert abs(cosine) < 0.9
     with pytest.raises(InterpError, match="least-disturbance"):
         random_control(build(backend, fitted, Setting("ablation", 2)))
+
+
+def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(
+    backend: Backend, fitted: Fitted
+) -> None:
+    delta = as_delta(backend, fitted, build(backend, fitted, Setting("least-disturbance", 2)), "t")
+    other = rotated(delta)
+    for name, update in delta:
+        turned = other.updates[name]
+        assert turned.rank == update.rank
+        assert turned.dense().norm() == pytest.approx(update.dense().norm().item(), rel=1e-5)
+        assert torch.equal(turned.a, update.a)
+        cosine = torch.cosine_similarity(turned.b.flatten(), update.b.flatten(), 0)
+        assert abs(cosine) < 0.9
+    written = [u.b[:, 0] for _, u in other]
+    assert abs(torch.cosine_similarity(written[0], written[-1], 0)) > 0.999  # still one direction
+    again = rotated(delta, seed=1)
+    assert not torch.allclose(again.updates[name].b, other.updates[name].b)
+
+
+# --- what refusals open with ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def twice(backend: Backend) -> Fitted:
+    sides = PromptSet(REFUSE[:6], "r"), PromptSet(COMPLY[:6], "c")
+    return fit(backend, *sides, response_tokens=2, opener="I'm")
+
+
+def test_what_follows_an_opener_is_read_and_moved(backend: Backend, twice: Fitted) -> None:
+    assert twice.opened is not None
+    assert twice.opened.requests is not None
+    assert twice.requests is not None
+    ids = backend.tokenizer("I'm", add_special_tokens=False).input_ids
+    assert torch.equal(twice.opened.requests.ids[:, -len(ids) :], torch.tensor([ids] * 6))
+    assert torch.equal(twice.opened.requests.ids[:, : -len(ids)], twice.requests.ids)
+    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0)
+    delta = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+    assert delta.rank == 2
+    assert delta.recipe["opened"] == 1.0
+    plain = as_delta(backend, twice, build(backend, twice, replace(setting, opened=0.0)), "tiny")
+    assert plain.rank == 1
+
+
+def test_an_opener_that_was_not_read_is_an_error(
+    backend: Backend, fitted: Fitted, twice: Fitted
+) -> None:
+    setting = Setting("least-disturbance", 2, opened=1.0, again=0.5)
+    with pytest.raises(InterpError, match="give `opener` to fit"):
+        build(backend, fitted, setting)
+    delta = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+    with pytest.raises(InterpError, match="give `opener` to fit"):
+        once_more(backend, fitted, setting, delta)
+    with pytest.raises(InterpError, match="different openers"):
+        fitted.joined(twice)
+    without = replace(twice, opened=replace(twice.opened, directions={}))
+    with pytest.raises(InterpError, match="no direction after"):
+        build(backend, without, setting)
+
+
+def test_splits_read_after_an_opener_can_be_joined(backend: Backend, twice: Fitted) -> None:
+    rest = fit(
+        backend,
+        PromptSet(("where did I put the long green umbrella?", *REFUSE[6:]), "r"),
+        PromptSet(COMPLY[6:], "c"),
+        response_tokens=0,
+        opener="I'm",
+    )
+    whole = twice.joined(rest)
+    name = backend.anatomy.block_writers[0].name
+    assert whole.statistics.opened is whole.opened.statistics
+    assert len(whole.opened.statistics.comply[name]) == 8
+    assert len(whole.requests) == len(whole.opened.requests) == 9
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *counts: int) -> list[int]:
+    """Let the next questions find so many refusals, the first ones; returns what was asked."""
+    asked_for, left = [], list(counts)
+
+    def scripted(backend: Backend, batch: TokenBatch, *_: object, **__: object) -> Judged:
+        asked_for.append(len(batch))
+        count = left.pop(0)
+        return Judged(("",) * len(batch), tuple(i < count for i in range(len(batch))))
+
+    monkeypatch.setattr("interp.methods.refusal.again.asked", scripted)
+    monkeypatch.setattr("interp.methods.refusal.again.FEWEST_REFUSED", 2)
+    return asked_for
+
+
+def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
+    backend: Backend, twice: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
+    first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+    asked_for = answers(monkeypatch, 4, 3, 1)
+    found = once_more(backend, twice, setting, first)
+    assert asked_for == [6, 4, 3]
+    assert found.rank == 6  # two for the first edit and for each round
+    assert found.base == first.base
+    asked_for = answers(monkeypatch, 4, 4)
+    assert once_more(backend, twice, setting, first, rounds=1).rank == 4
+    assert asked_for == [6]
+    answers(monkeypatch, 1)
+    assert once_more(backend, twice, setting, first) is first
+
+
+def test_fitting_again_moves_the_mean_of_what_is_left(
+    backend: Backend, twice: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first edited block, nothing before which is edited: ``(W + ΔW₁ + ΔW₂)Δ'`` along u is that of
+    the first edit times one minus the share."""
+    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, attention=0.0, again=0.8)
+    first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+    answers(monkeypatch, 3)
+    both = once_more(backend, twice, setting, first, rounds=1)
+    writer = next(w for w in backend.anatomy.block_writers if w.kind != "attention")
+    rows = twice.statistics
+    left = rows.refuse[writer.name][:3].double().mean(0) - rows.comply[writer.name].double().mean(0)
+    u = twice.directions[2].vector.double()
+    weight = backend.model.get_parameter(writer.weight).detach().double()
+    along = [
+        (u @ (weight + delta.updates[writer.weight].stored().double()) @ left).item()
+        for delta in (first, both)
+    ]
+    assert abs(along[0]) > 1e-4
+    assert along[1] == pytest.approx((1 - 0.8 * 0.5) * along[0], rel=1e-3)
+
+
+def test_the_shared_beginning_is_what_half_of_the_rows_share() -> None:
+    rows = [[5, 6, 7, 1], [5, 6, 7, 2], [5, 6, 8, 3], [9, 6]]
+    assert shared_beginning(rows) == [5, 6, 7]
+    assert shared_beginning([[1], [2], [3]]) == []
+    assert shared_beginning([]) == []
+    assert len(shared_beginning([list(range(20))] * 3)) == 5
+
+
+def test_the_opener_is_where_the_classes_part(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["I am sorry, I cannot"] * 5 + ["It is red"] * 3
+    refused = (True,) * 5 + (False,) * 3
+    judged = Judged(tuple(texts), refused)
+    monkeypatch.setattr("interp.methods.refusal.opener.asked", lambda *a, **k: judged)
+    monkeypatch.setattr("interp.methods.refusal.opener.FEWEST_REFUSED", 4)
+    ids = backend.tokenizer("I am sorry", add_special_tokens=False).input_ids
+    read: list[tuple[str, int]] = []
+
+    def likely(b, prompts, said, token, chat, size) -> float:
+        read.append((said, len(prompts)))
+        parts = {backend.tokenizer.decode(ids[:2]): 0.3, backend.tokenizer.decode(ids[:3]): 0.6}
+        return 0.2 + (parts.get(said, 0.0) if prompts == REFUSE[:5] else 0.0)
+
+    monkeypatch.setattr("interp.methods.refusal.opener._likely", likely)
+    sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
+    assert find_opener(backend, *sides) == backend.tokenizer.decode(ids[:3])
+    assert {n for _, n in read} == {5, 8}  # refused requests against all answerable ones
+    monkeypatch.setattr("interp.methods.refusal.opener._likely", lambda *a: 0.4)
+    assert find_opener(backend, *sides) == ""
+    monkeypatch.setattr("interp.methods.refusal.opener.FEWEST_REFUSED", 6)
+    assert find_opener(backend, *sides) == ""
+
+
+def test_likely_is_a_probability_after_what_was_said(backend: Backend) -> None:
+    total = sum(_likely(backend, REFUSE[:2], "I", token, None, 8) for token in range(259))
+    assert total == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_delta_remembers_its_prompts(backend: Backend, fitted: Fitted) -> None:

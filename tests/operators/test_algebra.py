@@ -28,6 +28,7 @@ from interp.operators import (
     NormPreserving,
     Operator,
     SubspaceAblation,
+    Total,
     norm_restored,
     share_left,
 )
@@ -71,6 +72,7 @@ def expressible(weight: Tensor, strength: float, seed: int) -> list[Operator]:
         LeastDisturbance(u, normal(d_in, seed=seed), strength),
         NormPreserving.of(u, weight, "columns", strength),
         NormPreserving.of(u, weight, "rows", strength),
+        Total((Affine.ace(u, strength), LeastDisturbance(u, normal(d_in, seed=seed), strength))),
     ]
 
 
@@ -535,5 +537,39 @@ def test_norm_preserving_fits_its_own_weight_alone() -> None:
 def test_ranks() -> None:
     weight = normal(D, 5)
     ranks = [op.weight_update(weight).rank for op in expressible(weight, 1.0, 0)]  # type: ignore
-    assert ranks == [1, 2, 2, 2, 1, 1, 1, 5, 5]
+    assert ranks == [1, 2, 2, 2, 1, 1, 1, 5, 5, 2]
     assert all(a <= 5 for a, _ in pairwise(ranks))
+
+
+# --- several operators at one writer -------------------------------------------------------------
+
+
+@ours
+@given(SEEDS, STRENGTHS)
+def test_a_total_is_the_sum_of_changes_in_any_order(seed: int, strength: float) -> None:
+    y, a = normal(4, D, seed=seed), normal(4, 5, seed=seed + 1)
+    parts = (
+        Ablation(direction(seed=seed), strength),
+        LeastDisturbance(direction(seed=seed + 1), normal(5, seed=seed), 0.7),
+        Addition(normal(D, seed=seed + 2)),
+    )
+    total = Total(parts)
+    assert relative(total.act(y, a), Total(parts[::-1]).act(y, a)) < 1e-12
+    assert relative(total.act(y, a) - y, sum(p.act(y, a) - y for p in parts)) < 1e-9
+    assert relative(Total(parts[:1]).act(y), parts[0].act(y)) < 1e-9
+    assert total.needs_input
+    assert not total.homogeneous
+    alone = Total(parts[:1])
+    assert not alone.needs_input
+    assert alone.homogeneous
+
+
+def test_a_total_has_weights_where_all_parts_have_them() -> None:
+    weight = normal(D, 5)
+    idle = LeastDisturbance(direction(), normal(5), 0.0)
+    assert Total((idle, idle)).weight_update(weight) is None
+    assert Total((idle, idle)).bias_update(None, weight) is None
+    with pytest.raises(NotExpressible):
+        Total((Ablation(direction()), Clamp(direction(), -1.0, 1.0))).weight_update(weight)
+    with pytest.raises(ValueError, match="at least one"):
+        Total(())

@@ -19,6 +19,7 @@ from interp.methods.representation_engineering import narrowness as narrow
 from interp.methods.representation_engineering.contenders import (
     MAIN,
     MAKERS,
+    PARTIAL,
     RANDOM,
     Maker,
     candidates,
@@ -26,12 +27,12 @@ from interp.methods.representation_engineering.contenders import (
 from interp.methods.representation_engineering.frontier import (
     BAR,
     CLAIMS,
-    SeedRun,
     bar,
     comparisons,
     frontier,
     spread,
 )
+from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.methods.representation_engineering.splits import NAMES, splits
 from interp.study import Study
 from interp.types import WeightDelta
@@ -150,7 +151,7 @@ def near(one: WeightDelta, two: WeightDelta) -> bool:
 def test_heretics_way_is_the_direction_that_is_fitted(study: Study) -> None:
     """So that the first row of the flags is the frontier's partial ablation."""
     run = study.once("a run", lambda: SeedRun(study, 0))
-    chosen = run.chosen(flagged.ABLATION)
+    chosen = run.chosen(PARTIAL)
     rows = flagged._rows(run.maker.fitted, chosen.block)
     made = flagged._with(run.maker, chosen, rows, flagged._projected)
     assert near(made, run.maker(chosen))

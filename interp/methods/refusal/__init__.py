@@ -6,6 +6,7 @@ nothing before has seen.
 
 from __future__ import annotations
 
+from interp.methods.refusal.again import once_more
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
 from interp.methods.refusal.fit import (
     METHODS,
@@ -17,7 +18,9 @@ from interp.methods.refusal.fit import (
     pool_inputs,
     random_control,
     rebased,
+    rotated,
 )
+from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import Outcome, run
 
 __all__ = [
@@ -32,9 +35,12 @@ __all__ = [
     "build",
     "candidates",
     "choose",
+    "find_opener",
     "fit",
+    "once_more",
     "pool_inputs",
     "random_control",
     "rebased",
+    "rotated",
     "run",
 ]

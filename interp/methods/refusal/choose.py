@@ -88,7 +88,8 @@ class Selection:
         batch_size: int = BATCH,
     ) -> Selection:
         """make: for settings of another kind than :class:`Setting`, which ``fitted`` gives edits for."""
-        r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+        sides = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+        r, c = (side.by_length() for side in sides)
         base = log_softmax(first_logits(backend, c, batch_size=batch_size), -1)
 
         def from_setting(setting: Setting) -> WeightDelta:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from interp.fitting import (
 from interp.maths import unit
 from interp.operators import LeastDisturbance
 from interp.sites import Site
-from interp.types import Direction, WeightDelta
+from interp.types import Direction, LowRank, Shift, TokenBatch, Update, WeightDelta
 from interp.watching import Watch, unwatched
 
 Key = TypeVar("Key")
@@ -51,6 +51,7 @@ class Fitted:
     streams: outputs of every block per class, ``{site: [n, d_model]}``, kept so that splits can be joined.
     seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: how many requests
     the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
+    requests: those over which it was taken. opened: the same read once ``opener`` has been said.
     """
 
     directions: Mapping[int, Direction]
@@ -60,6 +61,9 @@ class Fitted:
     seen: tuple[str, ...]
     prompts: Mapping[str, str]
     refused: int | None = None
+    requests: TokenBatch | None = None
+    opened: Fitted | None = None
+    opener: str = ""
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
@@ -67,27 +71,44 @@ class Fitted:
         return known[min(round(depth * len(known)), len(known) - 1)]
 
     def joined(self, other: Fitted) -> Fitted:
-        """Both splits' activations as one fit, for a last fit once everything has been chosen."""
+        """Both splits' activations as one fit, for a last fit once everything has been chosen.
+
+        InterpError when they were read after different openers.
+        """
+        if self.opener != other.opener:
+            raise InterpError(
+                f"these fits were read after different openers, {self.opener!r} and {other.opener!r}"
+            )
         streams = tuple(_rows(a, b) for a, b in zip(self.streams, other.streams, strict=True))
         mine, theirs = self.statistics, other.statistics
+        opened = self.opened and other.opened and self.opened.joined(other.opened)
+        statistics = WriterStatistics(
+            _rows(mine.refuse, theirs.refuse),
+            _rows(mine.comply, theirs.comply),
+            _rows(mine.extra, theirs.extra),
+            _rows(mine.spoken, theirs.spoken),
+            opened.statistics if opened else None,
+        )
         return Fitted(
             directions(streams[0], streams[1], self.recipe),
-            WriterStatistics(
-                _rows(mine.refuse, theirs.refuse),
-                _rows(mine.comply, theirs.comply),
-                _rows(mine.extra, theirs.extra),
-                _rows(mine.spoken, theirs.spoken),
-            ),
+            statistics,
             (streams[0], streams[1]),
             self.recipe,
             tuple(sorted({*self.seen, *other.seen})),
             {**self.prompts, **other.prompts},
             _both_refused(self.refused, other.refused),
+            _both_requests(self.requests, other.requests),
+            opened,
+            self.opener,
         )
 
 
 def _both_refused(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else a + b
+
+
+def _both_requests(a: TokenBatch | None, b: TokenBatch | None) -> TokenBatch | None:
+    return None if a is None or b is None else a.followed_by(b)
 
 
 def _rows(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
@@ -105,6 +126,7 @@ def fit(
     pool: PromptSet | None = None,
     response_tokens: int = SPOKEN,
     behaviour_filter: bool = True,
+    opener: str = "",
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> Fitted:
@@ -114,40 +136,74 @@ def fit(
     least-disturbance edit leaves alone, not the class means. response_tokens: likewise the first
     response tokens of comply prompts. behaviour_filter: take the shift of the writers' inputs over the
     requests that the model does refuse (Arditi et al. 2406.11717, appendix A); over all of them where it
-    refuses fewer than ``FEWEST_REFUSED``.
+    refuses fewer than ``FEWEST_REFUSED``. opener: read both classes a second time once this has been said
+    (:func:`interp.methods.refusal.opener.find_opener` finds one), for edits that act there as well.
     """
     recipe = recipe or DirectionRecipe()
-    blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
-    writers = writer_sites(backend.anatomy.block_writers)
-    progress = watch("fit: activations", len(refuse) + len(comply))
+    common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
     batches = [encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply)]
-    read = [
-        capture(backend, batch, [*blocks, *writers], batch_size=batch_size, progress=progress)
-        for batch in batches
-    ]
+    read = _read(backend, batches, **common)
     extra = {} if pool is None else pool_inputs(backend, pool, chat, batch_size, watch)
     spoken: dict[str, Tensor] = {}
     if response_tokens:
+        writers = writer_sites(backend.anatomy.block_writers)
         spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
-    kept, refused = slice(None), None
+    kept, refused = torch.arange(len(refuse)), None
     if behaviour_filter:
         judged = asked(backend, batches[0], tokens=OPENING, batch_size=batch_size)
         if judged.count >= FEWEST_REFUSED:
-            kept, refused = torch.tensor(judged.refused), judged.count
+            kept, refused = torch.tensor(judged.refused).nonzero().flatten(), judged.count
     used = [refuse, comply, *([pool] if pool else [])]
-    refuse_in, comply_in = ({w.name: acts[w] for w in writers} for acts in read)
-    streams = [{s: acts[s] for s in blocks} for acts in read]
-    return Fitted(
-        directions(streams[0], streams[1], recipe),
-        WriterStatistics(
-            {n: rows[kept] for n, rows in refuse_in.items()}, comply_in, extra, spoken
-        ),
-        (streams[0], streams[1]),
-        recipe,
-        tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
-        {f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
-        refused,
+    opened = None
+    if opener:
+        said = replace(chat or ChatFormat(), prefill=(chat.prefill if chat else "") + opener)
+        after = [encode(backend.tokenizer, s.prompts, said) for s in (refuse, comply)]
+        opened = _fitted(recipe, _read(backend, after, **common), kept, after[0], {}, {}, None)
+    found = _fitted(recipe, read, kept, batches[0], extra, spoken, opened)
+    return replace(
+        found,
+        seen=tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
+        prompts={f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
+        refused=refused,
+        opener=opener,
     )
+
+
+def _read(
+    backend: Backend, batches: Sequence[TokenBatch], *, batch_size: int, watch: Watch
+) -> list[dict[Site, Tensor]]:
+    """Outputs of all blocks and inputs of all writers at the last token of both classes."""
+    blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
+    sites = [*blocks, *writer_sites(backend.anatomy.block_writers)]
+    progress = watch("fit: activations", sum(len(batch) for batch in batches))
+    return [
+        capture(backend, batch, sites, batch_size=batch_size, progress=progress)
+        for batch in batches
+    ]
+
+
+def _fitted(
+    recipe: DirectionRecipe,
+    read: Sequence[Mapping[Site, Tensor]],
+    kept: Tensor,
+    requests: TokenBatch,
+    extra: Mapping[str, Tensor],
+    spoken: Mapping[str, Tensor],
+    opened: Fitted | None,
+) -> Fitted:
+    """What was read as a fit. kept: the requests over which the shift is taken."""
+    streams = [{s: x for s, x in acts.items() if s.kind == "resid_post"} for acts in read]
+    inputs = [{s.name: x for s, x in acts.items() if s.kind != "resid_post"} for acts in read]
+    statistics = WriterStatistics(
+        {name: rows[kept] for name, rows in inputs[0].items()},
+        inputs[1],
+        extra,
+        spoken,
+        opened.statistics if opened else None,
+    )
+    found = directions(streams[0], streams[1], recipe)
+    chosen = requests.chosen(kept)
+    return Fitted(found, statistics, (streams[0], streams[1]), recipe, (), {}, None, chosen, opened)
 
 
 def pool_inputs(
@@ -167,7 +223,12 @@ def pool_inputs(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One candidate edit. strength: λ of an ablation, α of a least-disturbance edit."""
+    """One candidate edit. strength: λ of an ablation, α of a least-disturbance edit.
+
+    opened: the share that the latter removes once the opener of a refusal has been said. again: the share
+    of both strengths with which it is fitted once more, for what it leaves
+    (:func:`interp.methods.refusal.again.once_more`).
+    """
 
     method: str
     direction_block: int
@@ -178,6 +239,8 @@ class Setting:
     response_tokens: int = SPOKEN
     spoken_weight: float = 0.05
     attention: float = 1.0
+    opened: float = 0.0
+    again: float = 0.0
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))
@@ -203,12 +266,32 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
         )
     elif setting.method == "least-disturbance":
         recipe = LeastDisturbanceRecipe(
-            setting.strength, setting.ridge, blocks, setting.spoken_weight, setting.attention
+            setting.strength,
+            setting.ridge,
+            blocks,
+            setting.spoken_weight,
+            setting.attention,
+            setting.opened,
         )
-        edit = least_disturbance(backend, fitted.statistics, direction, recipe)
+        after = _direction_after(fitted, setting) if setting.opened else None
+        edit = least_disturbance(backend, fitted.statistics, direction, recipe, after)
     else:
         raise InterpError(f"no method {setting.method!r}; known: {', '.join(METHODS)}")
     return replace(edit, recipe={**edit.recipe, "direction": direction.source, **asdict(setting)})
+
+
+def _direction_after(fitted: Fitted, setting: Setting) -> Direction:
+    """The direction of the setting's block, read after the opener."""
+    if fitted.opened is None:
+        raise InterpError(
+            "this fit has not read what follows the opener of a refusal; give `opener` to fit, or "
+            "leave the share after it at 0"
+        )
+    if setting.direction_block not in fitted.opened.directions:
+        raise InterpError(
+            f"no direction after {fitted.opener!r} at block {setting.direction_block}"
+        )
+    return fitted.opened.directions[setting.direction_block]
 
 
 def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> WeightDelta:
@@ -234,6 +317,29 @@ def random_control(edit: Edit, *, seed: int = 0) -> Edit:
             drawn = unit(torch.randn(operator.unit.shape, generator=generator))
         operators[name] = replace(operator, unit=drawn)
     return Edit(operators, recipe={"method": "random direction of equal norm", "seed": seed})
+
+
+def rotated(delta: WeightDelta, *, seed: int = 0) -> WeightDelta:
+    """The control of any edit of weights: what it writes, turned by one random rotation of the stream.
+
+    Every writer's update keeps its norm, its rank and what it reads; writers that wrote one direction
+    write one other direction. Biases are turned along.
+    """
+    widths = {u.b.shape[-2] for u in delta.updates.values() if isinstance(u, LowRank)}
+    if len(widths) != 1:
+        raise InterpError("the rotated control needs updates of weights that all write one stream")
+    width = widths.pop()
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q
+
+    def turned(update: Update) -> Update:
+        if isinstance(update, Shift):
+            return Shift((update.value.double() @ turn.T).to(update.value))
+        return replace(update, b=(turn @ update.b.double()).to(update.b))
+
+    updates = {name: turned(update) for name, update in delta}
+    made = {"method": "the edit turned by a random rotation", "seed": seed}
+    return replace(delta, updates=updates, recipe={**made, "of": dict(delta.recipe)})
 
 
 def rebased(delta: WeightDelta, before: WeightDelta) -> WeightDelta:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from interp.backends.protocol import Backend
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
+from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, Setting, build, random_control
+from interp.methods.refusal import Fitted, Setting, build, once_more, rotated
 from interp.methods.refusal.choose import depth_blocks
 from interp.methods.refusal.pipeline import UPPER
 from interp.models.anatomy import BoundWriter
@@ -20,17 +21,29 @@ from interp.operators import Ablation, Affine, NormPreserving, Operator, Subspac
 from interp.types import Direction, WeightDelta
 
 MAIN = "least disturbance"
-RANDOM = "random direction"
-DEPTHS = (0.8, 0.87, 0.93)
-ATTENTION = (0.45, 1.0)
-DRAWS = 12
+FIRST_TOKEN = "least disturbance, first token alone"
+RANDOM = "random rotation"
+PARTIAL = "partial ablation"
+DEPTHS = (0.8, 0.93)
+ATTENTION = (0.0, 0.45, 1.0)
+DRAWS = 8
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
+RIDGE = 0.01
+OPENED = (
+    # strength, share after the opener, share carried by attention, share when fitted again
+    (0.5, 2.5, 0.3, 0.5),
+    (0.5, 2.5, 0.3, 0.8),
+    (0.7, 2.5, 0.3, 0.8),
+)
+"""Settings of an edit that acts after the opener as well."""
+VARIANTS = ("norms kept (columns)", "two directions")
+"""Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention: what
-    the attention writers of a least-disturbance edit carry beside 1 for the MLPs."""
+    """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention, opened,
+    again: of a least-disturbance edit, as in :class:`interp.methods.refusal.Setting`."""
 
     name: str
     block: int
@@ -38,18 +51,31 @@ class Candidate:
     strength: float = 1.0
     attention: float = 1.0
     kernels: tuple[tuple[float, float, float, float], ...] = ()
+    opened: float = 0.0
+    again: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Deltas of candidates, fitted on one split."""
+    """Deltas of candidates, fitted on one split; one that was fitted once more is kept."""
 
     backend: Backend
     fitted: Fitted
+    batch_size: int = BATCH
+    _kept: dict[Candidate, WeightDelta] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, candidate: Candidate) -> WeightDelta:
+        if candidate in self._kept:
+            return self._kept[candidate]
+        if candidate.name == RANDOM:
+            return rotated(self(replace(candidate, name=MAIN)))
         edit = MAKERS[candidate.name](self, candidate)
-        return to_delta(self.backend.model, self.backend.anatomy, edit)
+        delta = to_delta(self.backend.model, self.backend.anatomy, edit)
+        if candidate.again:
+            setting = least_setting(candidate)
+            delta = once_more(self.backend, self.fitted, setting, delta, batch_size=self.batch_size)
+            self._kept[candidate] = delta
+        return delta
 
     def direction(self, candidate: Candidate) -> Direction:
         return self.fitted.directions[candidate.block]
@@ -64,12 +90,17 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
     upper = round(UPPER * n_blocks)
     if name == "heretic's kernel":
         return list(_drawn(blocks, n_blocks))
-    if name in (MAIN, RANDOM):
+    if name == MAIN and fitted.opened is not None:
         return [
-            Candidate(name, block, upper, strength, attention)
-            for block in blocks
-            for strength in (0.8, 1.0, 1.2)
+            Candidate(name, blocks[-1], upper, strength, attention, (), opened, again)
+            for strength, opened, attention, again in OPENED
+        ]
+    if name in (MAIN, FIRST_TOKEN):
+        strengths = {0.0: (1.3, 1.6), 0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
+        return [
+            Candidate(name, blocks[-1], upper, strength, attention)
             for attention in ATTENTION
+            for strength in strengths[attention]
         ]
     first = 0 if name == "directional ablation" else upper
     return [Candidate(name, b, first, s) for b in blocks for s in (0.75, 1.0)]
@@ -174,16 +205,20 @@ def least_setting(candidate: Candidate) -> Setting:
         candidate.first,
         candidate.strength,
         attention=candidate.attention,
+        ridge=RIDGE,
+        opened=candidate.opened,
+        again=candidate.again,
     )
 
 
 MAKERS: dict[str, Callable[[Maker, Candidate], Edit]] = {
     "directional ablation": _ablation,
-    "partial ablation": _ablation,
+    PARTIAL: _ablation,
     "heretic's kernel": _heretic,
     "norms kept (columns)": _norms_kept,
     "two directions": _subspace,
     "to the comply level": _to_level,
+    FIRST_TOKEN: _least,
     MAIN: _least,
-    RANDOM: lambda maker, candidate: random_control(_least(maker, candidate)),
+    RANDOM: _least,
 }

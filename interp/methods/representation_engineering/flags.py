@@ -22,16 +22,15 @@ from interp.evaluate.refusal import asked
 from interp.fitting import capture
 from interp.methods.refusal import Fitted
 from interp.methods.refusal.fit import OPENING
-from interp.methods.representation_engineering.contenders import MAIN, Candidate, Maker
-from interp.methods.representation_engineering.frontier import RESPONSE, SeedRun
+from interp.methods.representation_engineering.contenders import MAIN, PARTIAL, Candidate, Maker
 from interp.methods.representation_engineering.paper import KEY
+from interp.methods.representation_engineering.seed_run import RESPONSE, SeedRun
 from interp.records import FigureRecord
 from interp.sites import Site
 from interp.study import Study
 from interp.types import Direction, WeightDelta
 
 PLAIN = "heretic's way"
-ABLATION = "partial ablation"
 WINSOR = 0.995
 PRESERVED = 8
 """Principal components of the comply rows that one variant leaves alone."""
@@ -68,7 +67,7 @@ DISCRIMINANT = "LDA written as it reads"
 
 def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
     """Name of a change → the edit with that change alone."""
-    chosen, maker = run.chosen(ABLATION), run.maker
+    chosen, maker = run.chosen(PARTIAL), run.maker
     rows = _rows(maker.fitted, chosen.block)
     found: dict[str, Callable[[], WeightDelta]] = {
         name: partial(_with, maker, chosen, rows, make) for name, make in ESTIMATORS.items()
@@ -144,7 +143,7 @@ def flags(study: Study) -> FigureRecord:
             "flags",
             lambda make=make: measured(run, make()),
             name=name,
-            block=run.chosen(ABLATION).block,
+            block=run.chosen(PARTIAL).block,
             prompts=run.parts.hashes,
         )
         progress(1)
@@ -168,7 +167,7 @@ def flags(study: Study) -> FigureRecord:
         },
         seeds=(0,),
         caption=(
-            f"Full ablation from block {run.chosen(ABLATION).first} on; last row: the "
+            f"Full ablation from block {run.chosen(PARTIAL).first} on; last row: the "
             "least-disturbance edit as the frontier chose it."
         ),
     )

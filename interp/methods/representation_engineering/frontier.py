@@ -1,184 +1,38 @@
 """The frontier: every contender chosen for almost no refusals, and what it costs on the report split.
 
 Fit, select and report are dealt anew by topics for every seed; the broad pairs, on topics of their own,
-join fit and select of each. A contender's setting is the one with the
-least first-token KL on select that leaves at most 2 % of the requests refused there; report is touched
-once it is chosen. The curve through a point scales the chosen edit.
+join fit and select of each. A contender's setting is the one with the least first-token KL on select that
+leaves at most one in 64 requests refused there; report is touched once it is chosen. The curve through a
+point scales the chosen edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, log_softmax
-
 from interp.claims import Claim
-from interp.data.chat import encode
-from interp.data.prompts import PromptSet
-from interp.data.text import neutral_passages
-from interp.evaluate.divergence import first_logits, kl_nats
-from interp.evaluate.measure import Bench
-from interp.evaluate.refusal import asked
-from interp.methods.refusal import Fitted, Selection, choose, fit, pool_inputs
 from interp.methods.representation_engineering.contenders import (
+    FIRST_TOKEN,
     MAIN,
     MAKERS,
+    PARTIAL,
     RANDOM,
-    Candidate,
-    Maker,
-    candidates,
 )
 from interp.methods.representation_engineering.paper import KEY
-from interp.methods.representation_engineering.splits import Splits, splits
+from interp.methods.representation_engineering.seed_run import FACTORS, SeedRun
 from interp.records import FigureRecord
 from interp.study import Study
-from interp.types import WeightDelta
 
-FACTORS = (0.6, 1.3)
-"""The chosen edit times these, beside itself."""
 BY_FACTOR = sorted(range(len(FACTORS) + 1), key=lambda i: (*FACTORS, 1.0)[i])
 """Places of an edit's points from its weakest to its strongest; the whole edit is kept last."""
-RESPONSE = 16
-PASSAGES = 12
 FEWEST_FOR_T = 5
 """Seeds below which whiskers are the least and the greatest value: a t interval of two says nothing."""
 MEASURES = ("refused", "over_refused", "kl1", "kl32", "nll")
-ABLATIONS = ("directional ablation", "partial ablation", "heretic's kernel")
-
-Point = dict[str, Any]
-
-
-@dataclass(eq=False)
-class SeedRun:
-    """One deal of the topics. The model works only for what an earlier run has not kept."""
-
-    study: Study
-    seed: int
-
-    @cached_property
-    def parts(self) -> Splits:
-        return splits(self.study, self.seed)
-
-    @cached_property
-    def maker(self) -> Maker:
-        return Maker(self.study.backend, self.narrow.joined(self.broad))
-
-    @property
-    def narrow(self) -> Fitted:
-        """Fitted on the dealt topics alone. The pool is the same for every seed, so it is read once."""
-        extra = self.study.once("pool: writer inputs", self.pool_inputs)
-        fitted = self.fitted(self.parts.fit)
-        return replace(fitted, statistics=replace(fitted.statistics, extra=extra))
-
-    @property
-    def broad(self) -> Fitted:
-        """What joins every seed's fit; its response tokens are left out, which would fill the memory."""
-        make = lambda: self.fitted(self.parts.broad, response_tokens=0)  # noqa: E731
-        return self.study.once("broad: fitted", make)
-
-    def fitted(self, classes: tuple[PromptSet, PromptSet], **more: Any) -> Fitted:
-        study = self.study
-        return fit(study.backend, *classes, batch_size=study.batch_size, watch=study.watch, **more)
-
-    def pool_inputs(self) -> dict[str, Tensor]:
-        study = self.study
-        size, watch = study.batch_size, study.watch
-        return pool_inputs(study.backend, self.parts.pool, batch_size=size, watch=watch)
-
-    @cached_property
-    def selection(self) -> Selection:
-        size = self.study.batch_size
-        maker = self.maker
-        return Selection.prepare(
-            self.study.backend, maker.fitted, *self.parts.select, make=maker, batch_size=size
-        )
-
-    @cached_property
-    def bench(self) -> Bench:
-        return Bench.prepare(
-            self.study.backend,
-            *self.parts.report,
-            response_tokens=RESPONSE,
-            passages=neutral_passages()[:PASSAGES],
-            batch_size=self.study.batch_size,
-            watch=self.study.watch,
-        )
-
-    def kept(self, name: str, make: Any) -> Any:
-        return self.study.resumed(
-            "frontier", make, name=name, seed=self.seed, prompts=self.parts.hashes
-        )
-
-    def chosen(self, name: str) -> Candidate:
-        """A contender's setting, chosen on select; the control has that of what it controls."""
-        if name == RANDOM:
-            return replace(self.chosen(MAIN), name=RANDOM)
-
-        def make() -> dict[str, Any]:
-            settings = candidates(name, self.maker.fitted, self.study.backend.anatomy.n_blocks)
-            watch = self.study.watch
-            return asdict(choose(self.selection, settings, watch=watch, label=name).setting)
-
-        values = self.kept(f"{name}: chosen", make)
-        kernels = tuple(tuple(kernel) for kernel in values["kernels"])
-        return Candidate(**{**values, "kernels": kernels})
-
-    def base(self) -> Point:
-        """The unedited model on report."""
-
-        def make() -> Point:
-            row = self.bench.row("original", None, self.study.watch)
-            return {
-                "refused": row.refusals / row.n_refuse,
-                "over_refused": row.over_refusals / row.n_comply,
-                "nll": row.nll,
-            }
-
-        return self.kept("original", make)
-
-    def points(self, name: str) -> list[Point]:
-        """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
-        return self.kept(name, lambda: self._measured(name, self.maker(self.chosen(name))))
-
-    def _measured(self, name: str, delta: WeightDelta) -> list[Point]:
-        found = []
-        for factor in FACTORS:
-            scaled = delta.scale(factor)
-            far = self.first_kl(scaled)
-            answers = asked(
-                self.study.backend,
-                self.bench.refuse,
-                scaled,
-                tokens=RESPONSE,
-                batch_size=2 * self.study.batch_size,
-            )
-            share = answers.count / len(answers.texts)
-            found.append({"refused": share, "kl1": far})
-        row = self.bench.row(name, delta, self.study.watch)
-        whole = {
-            "refused": row.refusals / row.n_refuse,
-            "over_refused": row.over_refusals / row.n_comply,
-            "kl1": row.kl_first,
-            "kl32": row.kl_continuation,
-            "nll": row.nll,
-        }
-        return [*found, whole]
-
-    @cached_property
-    def _base(self) -> Tensor:
-        return self._log_probs(None)
-
-    def first_kl(self, delta: WeightDelta) -> float:
-        """First-token KL on the comply prompts of report, in nats."""
-        return kl_nats(self._base, self._log_probs(delta)).mean().item()
-
-    def _log_probs(self, delta: WeightDelta | None) -> Tensor:
-        comply = encode(self.study.backend.tokenizer, self.parts.report[1].prompts)
-        size = self.study.batch_size
-        return log_softmax(first_logits(self.study.backend, comply, delta, size), -1)
+ABLATIONS = ("directional ablation", PARTIAL, "heretic's kernel")
+OURS = (MAIN, FIRST_TOKEN, RANDOM)
+"""What is not compared with: the family itself, and its control."""
 
 
 def runs(study: Study) -> list[dict[str, Any]]:
@@ -239,24 +93,33 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ours["refused"] - min(last[name][k]["refused"] for name in ABLATIONS)
         for k, ours in enumerate(last[MAIN])
     ]
-    equal = _at_equal_effect(found)
+    known = [share for share in _at_equal_effect(found) if share is not None]
     share = [
         p["refused"] / max(run["base"]["refused"], 1e-9)
         for p, run in zip(last[RANDOM], found, strict=True)
     ]
-    cheapest = min((n for n in MAKERS if n not in (MAIN, RANDOM)), key=lambda n: table[n]["kl1"][0])
+    others = [n for n in MAKERS if n not in OURS]
+    cheapest = min(others, key=lambda n: table[n]["kl1"][0])
     return {
         "table": table,
         "base_refused": list(spread([run["base"]["refused"] for run in found])),
         "kl1_share_of_least_ablation": list(spread(ratios)),
         "refused_beyond_best_ablation": list(spread(beyond)),
         "random_share_left": list(spread(share)),
-        "kl1_share_at_equal_effect": list(spread([share or 0.0 for share in equal])),
-        "seeds_with_equal_effect": sum(share is not None for share in equal),
+        # Zero where no other edit leaves as few: then there is nothing to share with.
+        "kl1_share_at_equal_effect": list(spread(known or [0.0])),
+        "seeds_with_equal_effect": len(known),
         "cheapest_other": cheapest,
         "kl1_of_cheapest_other": table[cheapest]["kl1"][0],
         "kl1_beyond_cheapest_other": table[MAIN]["kl1"][0] - table[cheapest]["kl1"][0],
+        "over_refused_beyond_best": _beyond_best(table, others, "over_refused"),
+        "nll_beyond_best": _beyond_best(table, others, "nll"),
     }
+
+
+def _beyond_best(table: Mapping[str, Any], others: Sequence[str], measure: str) -> float:
+    """Our mean minus the least mean of any other contender, whatever that leaves refused."""
+    return table[MAIN][measure][0] - min(table[name][measure][0] for name in others)
 
 
 def _at_equal_effect(found: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -265,9 +128,7 @@ def _at_equal_effect(found: Sequence[Mapping[str, Any]]) -> list[float | None]:
     shares: list[float | None] = []
     for run in found:
         ours = run["points"][MAIN][-1]
-        others = [
-            p for n, points in run["points"].items() if n not in (MAIN, RANDOM) for p in points
-        ]
+        others = [p for n, points in run["points"].items() if n not in OURS for p in points]
         costs = [p["kl1"] for p in others if p["refused"] <= ours["refused"]]
         shares.append(ours["kl1"] / max(min(costs), 1e-9) if costs else None)
     return shares
@@ -282,8 +143,18 @@ CLAIMS = (
           "at most", "/comparisons/refused_beyond_best_ablation/0", 0.05),
     Claim("at equal or greater effect, scaled or whole, any other edit costs at least three times as much",
           "at most", "/comparisons/kl1_share_at_equal_effect/0", 1 / 3),
-    Claim("a random direction of equal norm leaves at least four in five",
+    Claim("the same edit turned by a random rotation leaves at least four in five",
           "at least", "/comparisons/random_share_left/0", 0.8),
+    Claim("over seeds, it leaves at most 1 of 64 requests refused",
+          "at most", f"/comparisons/table/{MAIN}/refused/0", 1 / 64),
+    Claim("at a first-token KL of at most 0.004 nats",
+          "at most", f"/comparisons/table/{MAIN}/kl1/0", 0.004),
+    Claim("and a KL over 32 tokens of at most 0.003 nats a token",
+          "at most", f"/comparisons/table/{MAIN}/kl32/0", 0.003),
+    Claim("no other contender refuses fewer answerable requests, whatever it leaves refused",
+          "at most", "/comparisons/over_refused_beyond_best", 0.0),
+    Claim("nor has any a lower loss on neutral text",
+          "at most", "/comparisons/nll_beyond_best", 0.0),
 )  # fmt: skip
 
 
@@ -292,8 +163,9 @@ def frontier(study: Study) -> FigureRecord:
     found = runs(study)
     groups = []
     for name in MAKERS:
+        places = BY_FACTOR if len(found[0]["points"][name]) > 1 else [-1]
         kl, refused = (
-            [whiskers([run["points"][name][i][m] for run in found]) for i in BY_FACTOR]
+            [whiskers([run["points"][name][i][m] for run in found]) for i in places]
             for m in ("kl1", "refused")
         )
         groups.append(
@@ -339,9 +211,9 @@ BAR = (
     Claim("at most 1 of 64 requests is refused", "at most", "/comparisons/refused", 1 / 64),
     Claim("first-token KL is at most 0.004 nats", "at most", "/comparisons/kl1", 0.004),
     Claim("KL over 32 tokens is at most 0.003 nats a token", "at most", "/comparisons/kl32", 0.003),
-    Claim("no contender with as few refusals refuses fewer answerable requests",
+    Claim("no other contender refuses fewer answerable requests, whatever it leaves refused",
           "at most", "/comparisons/over_refused_beyond_best", 0.0),
-    Claim("no contender with as few refusals has a lower loss on neutral text",
+    Claim("nor has any a lower loss on neutral text",
           "at most", "/comparisons/nll_beyond_best", 0.0),
 )  # fmt: skip
 
@@ -351,17 +223,14 @@ def bar(study: Study) -> FigureRecord:
     run = runs(study)[0]
     last = {name: points[-1] for name, points in run["points"].items()}
     ours = last[MAIN]
-    peers = [
-        p for n, p in last.items() if n not in (MAIN, RANDOM) and p["refused"] <= ours["refused"]
-    ]
+    others = [p for n, p in last.items() if n not in OURS]
     compared = {
-        "refused": ours["refused"],
-        "kl1": ours["kl1"],
-        "kl32": ours["kl32"],
-        "peers": len(peers),
-        "over_refused_beyond_best": ours["over_refused"]
-        - min((p["over_refused"] for p in peers), default=ours["over_refused"]),
-        "nll_beyond_best": ours["nll"] - min((p["nll"] for p in peers), default=ours["nll"]),
+        **{name: ours[name] for name in ("refused", "kl1", "kl32")},
+        "others_with_as_few_refusals": sum(p["refused"] <= ours["refused"] for p in others),
+        **{
+            f"{name}_beyond_best": ours[name] - min(p[name] for p in others)
+            for name in ("over_refused", "nll")
+        },
     }
     base = {**run["base"], "kl1": None, "kl32": None}
     columns = [

@@ -17,8 +17,8 @@ from interp.edits import to_delta
 from interp.evaluate.refusal import judge, respond
 from interp.methods.refusal import Fitted, Setting, build
 from interp.methods.representation_engineering.contenders import MAIN, least_setting
-from interp.methods.representation_engineering.frontier import SeedRun
 from interp.methods.representation_engineering.paper import KEY
+from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.records import FigureRecord
 from interp.study import Study
 from interp.types import WeightDelta

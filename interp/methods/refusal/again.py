@@ -1,0 +1,88 @@
+"""Fit a least-disturbance edit again, on the requests that it leaves refused, until hardly any is left.
+
+One closed-form edit moves the mean of the refused requests; those far from the mean keep refusing, and a
+greater strength would disturb comply prompts by its square. The next edit moves the mean of what is left
+alone, on the edited model, and all add up: ranks add, and only as many prompts change as have to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from interp.backends.hooks import writer_sites
+from interp.backends.protocol import Backend
+from interp.edits import applied, to_delta
+from interp.errors import InterpError
+from interp.evaluate.refusal import asked
+from interp.fitting import BATCH, capture
+from interp.methods.refusal.fit import (
+    FEWEST_REFUSED,
+    OPENING,
+    Fitted,
+    Setting,
+    build,
+    rebased,
+)
+from interp.types import TokenBatch, WeightDelta
+from interp.watching import Watch, unwatched
+
+ASKED = 240
+"""Requests of the fit that are asked again at most, spread evenly over it."""
+ROUNDS = 3
+"""Times that an edit is fitted again at most."""
+
+
+def once_more(
+    backend: Backend,
+    fitted: Fitted,
+    setting: Setting,
+    delta: WeightDelta,
+    *,
+    rounds: int = ROUNDS,
+    batch_size: int = BATCH,
+    watch: Watch = unwatched,
+) -> WeightDelta:
+    """``delta`` and the edits that ``setting`` describes fitted on it, at ``setting.again`` of the strengths.
+
+    Ends after ``rounds``, or where fewer than ``FEWEST_REFUSED`` of the requests that are asked again are
+    left. The comply side stays that of the unedited model, from which a least-disturbance edit hardly moves
+    it. InterpError for a fit that has not read what follows an opener, or does not know its requests.
+    """
+    if fitted.requests is None or fitted.opened is None or fitted.opened.requests is None:
+        raise InterpError("fitting again needs the opener of a refusal; give `opener` to fit")
+    whole = len(fitted.requests)
+    left = torch.linspace(0, whole - 1, min(ASKED, whole), dtype=torch.float64).long()
+    batches = (fitted.requests, fitted.opened.requests)
+    weaker = replace(
+        setting,
+        strength=setting.again * setting.strength,
+        opened=setting.again * setting.opened,
+        again=0.0,
+    )
+    for number in range(rounds):
+        with applied(backend.model, backend.anatomy, delta):
+            progress = watch(f"fit again, {number + 1}: responses", len(left))
+            found = asked(
+                backend,
+                batches[0].chosen(left),
+                tokens=OPENING,
+                batch_size=2 * batch_size,
+                progress=progress,
+            )
+            left = left[torch.tensor(found.refused)]
+            if len(left) < FEWEST_REFUSED:
+                break
+            rows = [_inputs(backend, batch.chosen(left), batch_size) for batch in batches]
+            harder = replace(fitted, statistics=fitted.statistics.refusing(*rows))
+            further = to_delta(backend.model, backend.anatomy, build(backend, harder, weaker))
+        delta = delta.compose(rebased(further, delta))
+    return delta
+
+
+def _inputs(backend: Backend, batch: TokenBatch, batch_size: int) -> dict[str, torch.Tensor]:
+    """Inputs of every writer at the last token, ``{name: [n, d_in]}``."""
+    sites = writer_sites(backend.anatomy.block_writers)
+    found = capture(backend, batch, sites, batch_size=batch_size)
+    return {site.name: rows for site, rows in found.items()}

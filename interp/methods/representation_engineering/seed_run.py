@@ -1,0 +1,187 @@
+"""One deal of the topics into fit, select and report: edits fitted, chosen and measured on it.
+
+Everything measured is kept as it goes, so that a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, log_softmax
+
+from interp.data.chat import encode
+from interp.data.prompts import PromptSet
+from interp.data.text import neutral_passages
+from interp.evaluate.divergence import first_logits, kl_nats
+from interp.evaluate.measure import Bench
+from interp.evaluate.refusal import asked
+from interp.methods.refusal import Fitted, Selection, choose, find_opener, fit, pool_inputs
+from interp.methods.representation_engineering.contenders import (
+    MAIN,
+    PARTIAL,
+    RANDOM,
+    VARIANTS,
+    Candidate,
+    Maker,
+    candidates,
+)
+from interp.methods.representation_engineering.splits import Splits, splits
+from interp.study import Study
+from interp.types import WeightDelta
+
+FACTORS = (0.6, 1.3)
+"""The chosen edit times these, beside itself."""
+ALLOWED = 64
+"""On select one request in so many may be left refused."""
+RESPONSE = 16
+PASSAGES = 12
+
+Point = dict[str, Any]
+
+
+@dataclass(eq=False)
+class SeedRun:
+    """One deal of the topics. The model works only for what an earlier run has not kept."""
+
+    study: Study
+    seed: int
+
+    @cached_property
+    def parts(self) -> Splits:
+        return splits(self.study, self.seed)
+
+    @cached_property
+    def maker(self) -> Maker:
+        study = self.study
+        return Maker(study.backend, self.narrow.joined(self.broad), study.batch_size)
+
+    @property
+    def opener(self) -> str:
+        """What refusals open with, found on the broad pairs, whose topics are in no report split."""
+        study = self.study
+
+        def find() -> str:
+            return find_opener(study.backend, *self.parts.broad, batch_size=study.batch_size)
+
+        return study.once("opener", find)
+
+    @property
+    def narrow(self) -> Fitted:
+        """Fitted on the dealt topics alone. The pool is the same for every seed, so it is read once."""
+        extra = self.study.once("pool: writer inputs", self.pool_inputs)
+        fitted = self.fitted(self.parts.fit)
+        return replace(fitted, statistics=replace(fitted.statistics, extra=extra))
+
+    @property
+    def broad(self) -> Fitted:
+        """What joins every seed's fit; its response tokens are left out, which would fill the memory."""
+        make = lambda: self.fitted(self.parts.broad, response_tokens=0)  # noqa: E731
+        return self.study.once("broad: fitted", make)
+
+    def fitted(self, classes: tuple[PromptSet, PromptSet], **more: Any) -> Fitted:
+        study = self.study
+        common = {"batch_size": study.batch_size, "watch": study.watch, "opener": self.opener}
+        return fit(study.backend, *classes, **common, **more)
+
+    def pool_inputs(self) -> dict[str, Tensor]:
+        study = self.study
+        size, watch = study.batch_size, study.watch
+        return pool_inputs(study.backend, self.parts.pool, batch_size=size, watch=watch)
+
+    @cached_property
+    def selection(self) -> Selection:
+        size = self.study.batch_size
+        maker = self.maker
+        return Selection.prepare(
+            self.study.backend, maker.fitted, *self.parts.select, make=maker, batch_size=size
+        )
+
+    @cached_property
+    def bench(self) -> Bench:
+        return Bench.prepare(
+            self.study.backend,
+            *self.parts.report,
+            response_tokens=RESPONSE,
+            passages=neutral_passages()[:PASSAGES],
+            batch_size=self.study.batch_size,
+            watch=self.study.watch,
+        )
+
+    def kept(self, name: str, make: Any) -> Any:
+        return self.study.resumed(
+            "frontier", make, name=name, seed=self.seed, prompts=self.parts.hashes
+        )
+
+    def chosen(self, name: str) -> Candidate:
+        """A contender's setting, chosen on select; the control has that of what it controls, and a variant
+        of partial ablation that of partial ablation."""
+        if name == RANDOM:
+            return replace(self.chosen(MAIN), name=RANDOM)
+        if name in VARIANTS:
+            return replace(self.chosen(PARTIAL), name=name)
+
+        def make() -> dict[str, Any]:
+            settings = candidates(name, self.maker.fitted, self.study.backend.anatomy.n_blocks)
+            allowed, watch = len(self.selection.refuse) // ALLOWED, self.study.watch
+            choice = choose(self.selection, settings, allowed=allowed, watch=watch, label=name)
+            return asdict(choice.setting)
+
+        values = self.kept(f"{name}: chosen", make)
+        kernels = tuple(tuple(kernel) for kernel in values["kernels"])
+        return Candidate(**{**values, "kernels": kernels})
+
+    def base(self) -> Point:
+        """The unedited model on report."""
+
+        def make() -> Point:
+            row = self.bench.row("original", None, self.study.watch)
+            return {
+                "refused": row.refusals / row.n_refuse,
+                "over_refused": row.over_refusals / row.n_comply,
+                "nll": row.nll,
+            }
+
+        return self.kept("original", make)
+
+    def points(self, name: str) -> list[Point]:
+        """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
+        return self.kept(name, lambda: self._measured(name, self.maker(self.chosen(name))))
+
+    def _measured(self, name: str, delta: WeightDelta) -> list[Point]:
+        found = []
+        for factor in FACTORS if name != RANDOM else ():
+            scaled = delta.scale(factor)
+            far = self.first_kl(scaled)
+            answers = asked(
+                self.study.backend,
+                self.bench.refuse,
+                scaled,
+                tokens=RESPONSE,
+                batch_size=2 * self.study.batch_size,
+            )
+            share = answers.count / len(answers.texts)
+            found.append({"refused": share, "kl1": far})
+        row = self.bench.row(name, delta, self.study.watch)
+        whole = {
+            "refused": row.refusals / row.n_refuse,
+            "over_refused": row.over_refusals / row.n_comply,
+            "kl1": row.kl_first,
+            "kl32": row.kl_continuation,
+            "nll": row.nll,
+        }
+        return [*found, whole]
+
+    @cached_property
+    def _base(self) -> Tensor:
+        return self._log_probs(None)
+
+    def first_kl(self, delta: WeightDelta) -> float:
+        """First-token KL on the comply prompts of report, in nats."""
+        return kl_nats(self._base, self._log_probs(delta)).mean().item()
+
+    def _log_probs(self, delta: WeightDelta | None) -> Tensor:
+        comply = encode(self.study.backend.tokenizer, self.parts.report[1].prompts)
+        size = self.study.batch_size
+        return log_softmax(first_logits(self.study.backend, comply, delta, size), -1)
