@@ -72,14 +72,18 @@ def capture(
     batch_size: int = BATCH,
     progress: Progress | None = None,
 ) -> dict[Site, Tensor]:
-    """Last-token activations ``[n, d]`` of any number of prompts, a batch at a time."""
+    """Last-token activations ``[n, d]`` of any number of prompts, in their order, a batch at a time."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for chunk in batch.split(batch_size):
+    order = batch.lengths.argsort(
+        stable=True
+    )  # prompts of like length share a batch: little padding
+    for chunk in batch.chosen(order).split(batch_size):
         for site, value in backend.capture(chunk, sites, -1).items():
             parts[site].append(value)
         if progress:
             progress(len(chunk))
-    return {site: torch.cat(values) for site, values in parts.items()}
+    back = order.argsort()
+    return {site: torch.cat(values)[back.to(values[0].device)] for site, values in parts.items()}
 
 
 def directions(

@@ -268,7 +268,12 @@ class TokenBatch:
 
     def by_length(self) -> TokenBatch:
         """The rows from the shortest to the longest, so that batches of them hold little padding."""
-        return self.chosen(self.mask.sum(-1).argsort(stable=True))
+        return self.chosen(self.lengths.argsort(stable=True))
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Real tokens of every row."""
+        return self.mask.sum(-1)
 
     def split(self, size: int) -> Iterator[TokenBatch]:
         for start in range(0, len(self), size):

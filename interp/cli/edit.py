@@ -22,6 +22,10 @@ from interp.cli.options import (
 if TYPE_CHECKING:
     from interp.backends import Backend
     from interp.methods.refusal import Choice, Fitted
+    from interp.types import WeightDelta
+
+OPENED = (0.5, 0.7)
+"""Strengths that are tried where the edit acts after the opener of a refusal as well."""
 
 
 class Ridge(click.ParamType):
@@ -63,6 +67,14 @@ class Ridge(click.ParamType):
               "the one that moves left-out comply rows least")  # fmt: skip
 @click.option("--attention", type=click.FloatRange(min=0), default=1.0, show_default=True,
               help="least disturbance: what attention writers carry beside 1 for MLPs")  # fmt: skip
+@click.option("--opener", metavar="TEXT|auto",
+              help="least disturbance: move the classes once this has been said as well, which asks for "
+              "less at the first token; auto finds what the model's refusals open with")  # fmt: skip
+@click.option("--opened", type=click.FloatRange(min=0), default=2.5, show_default=True,
+              help="with --opener: share removed there")  # fmt: skip
+@click.option("--again", type=click.FloatRange(min=0), default=0.5, show_default=True,
+              help="with --opener: fit again on what is left refused, at this share of the strengths; "
+              "0 for once")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
 @click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
@@ -101,6 +113,8 @@ def command(
     if method == "least-disturbance" and values["embeddings"]:
         raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
                                "every prompt has the same embedding")  # fmt: skip
+    if method != "least-disturbance" and values["opener"]:
+        raise click.UsageError("--opener goes with --method least-disturbance")
     check_target(out, overwrite=overwrite)
     before = read_delta(delta_dir)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
@@ -109,20 +123,22 @@ def command(
 
         def run() -> tuple[Fitted, Choice]:
             pool = given.pool(select_r, select_c) if method == "least-disturbance" else None
-            fitted = _fit(given, backend, fit_r, fit_c, pool, watch)
+            opener = _opener(given, backend, fit_r, fit_c)
+            fitted = _fit(given, backend, fit_r, fit_c, pool, opener, watch)
             choice = _choose(method, given, backend, fitted, select_r, select_c, watch)
             if choice.scores:
                 # Everything is chosen: the last fit may use the prompts that chose it.
-                fitted = fitted.joined(_fit(given, backend, select_r, select_c, None, watch))
+                more = _fit(given, backend, select_r, select_c, None, opener, watch)
+                fitted = fitted.joined(more)
             return fitted, choice
 
         if before is None:
             fitted, choice = run()
-            delta = _delta(backend, fitted, choice, values["model"])
+            delta = _delta(given, backend, fitted, choice, watch)
         else:
             with applied(backend.model, backend.anatomy, before):
                 fitted, choice = run()
-                made = _delta(backend, fitted, choice, values["model"])
+                made = _delta(given, backend, fitted, choice, watch)
             delta = before.compose(refusal.rebased(made, before))
         receipt = export(
             delta, to="delta", base=backend, base_name=values["model"], out=out,
@@ -150,7 +166,27 @@ def command(
     )
 
 
-def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, pool: Any, watch: Any) -> Fitted:
+def _opener(given: Given, backend: Backend, refuse: Any, comply: Any) -> str:
+    """What --opener names or finds; a model without one is told, and edited at the first token alone."""
+    from interp.methods.refusal import find_opener
+
+    asked = given.values["opener"] or ""
+    if asked != "auto":
+        return asked
+    found = find_opener(backend, refuse, comply, chat=given.chat, batch_size=given.batch_size)
+    click.echo(f"opener: {found!r}" if found else "opener: none, refusals share no beginning")
+    return found
+
+
+def _fit(
+    given: Given,
+    backend: Backend,
+    refuse: Any,
+    comply: Any,
+    pool: Any,
+    opener: str,
+    watch: Any,
+) -> Fitted:
     from interp.fitting import DirectionRecipe
     from interp.methods.refusal import fit
 
@@ -158,7 +194,8 @@ def _fit(given: Given, backend: Backend, refuse: Any, comply: Any, pool: Any, wa
     return fit(
         backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool,
         response_tokens=given.values["response_tokens"],
-        behaviour_filter=not given.values["all_requests"], batch_size=given.batch_size, watch=watch,
+        behaviour_filter=not given.values["all_requests"], opener=opener,
+        batch_size=given.batch_size, watch=watch,
     )  # fmt: skip
 
 
@@ -177,10 +214,13 @@ def _choose(
     from interp.methods.refusal import Choice, Selection, candidates, choose
 
     v = given.values
+    strengths, more = (None if v["strength"] is None else (v["strength"],)), {}
+    if fitted.opened is not None:
+        strengths, more = strengths or OPENED, {"opened": v["opened"], "again": v["again"]}
     grid = candidates(
-        backend, fitted, method, strengths=None if v["strength"] is None else (v["strength"],),
-        ridge=v["ridge"], embeddings=v["embeddings"], response_tokens=v["response_tokens"],
-        spoken_weight=v["spoken_weight"], attention=v["attention"],
+        backend, fitted, method, strengths=strengths, ridge=v["ridge"], embeddings=v["embeddings"],
+        response_tokens=v["response_tokens"], spoken_weight=v["spoken_weight"],
+        attention=v["attention"], **more,
     )  # fmt: skip
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
     named = {k: x for k, x in named.items() if x is not None}
@@ -193,7 +233,12 @@ def _choose(
     return choose(selection, settings, watch=watch)
 
 
-def _delta(backend: Backend, fitted: Fitted, choice: Choice, name: str) -> Any:
-    from interp.methods.refusal import as_delta, build
+def _delta(
+    given: Given, backend: Backend, fitted: Fitted, choice: Choice, watch: Any
+) -> WeightDelta:
+    from interp.methods.refusal import finished
 
-    return as_delta(backend, fitted, build(backend, fitted, choice.setting), name)
+    return finished(
+        backend, fitted, choice.setting, given.values["model"], batch_size=given.batch_size,
+        watch=watch,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ nothing before has seen.
 
 from __future__ import annotations
 
-from interp.methods.refusal.again import once_more
+from interp.methods.refusal.again import finished, once_more
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
 from interp.methods.refusal.fit import (
     METHODS,
@@ -36,6 +36,7 @@ __all__ = [
     "candidates",
     "choose",
     "find_opener",
+    "finished",
     "fit",
     "once_more",
     "pool_inputs",

@@ -22,6 +22,7 @@ from interp.methods.refusal.fit import (
     OPENING,
     Fitted,
     Setting,
+    as_delta,
     build,
     rebased,
 )
@@ -32,6 +33,22 @@ ASKED = 240
 """Requests of the fit that are asked again at most, spread evenly over it."""
 ROUNDS = 3
 """Times that an edit is fitted again at most."""
+
+
+def finished(
+    backend: Backend,
+    fitted: Fitted,
+    setting: Setting,
+    model_name: str,
+    *,
+    batch_size: int = BATCH,
+    watch: Watch = unwatched,
+) -> WeightDelta:
+    """The delta that a setting describes, fitted again where it says so, with what it was fitted on."""
+    delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name)
+    if not setting.again:
+        return delta
+    return once_more(backend, fitted, setting, delta, batch_size=batch_size, watch=watch)
 
 
 def once_more(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from interp.errors import InterpError
 from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.refusal import asked
 from interp.fitting import BATCH
+from interp.methods.refusal.again import finished
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
@@ -92,7 +94,13 @@ class Selection:
         r, c = (side.by_length() for side in sides)
         base = log_softmax(first_logits(backend, c, batch_size=batch_size), -1)
 
+        @cache  # what is fitted again takes long, and both its KL and its refusals are asked for
+        def fitted_again(setting: Setting) -> WeightDelta:
+            return finished(backend, fitted, setting, "", batch_size=batch_size)
+
         def from_setting(setting: Setting) -> WeightDelta:
+            if setting.again:
+                return fitted_again(setting)
             return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
 
         return cls(backend, make or from_setting, r, c, base, batch_size=batch_size)

@@ -158,7 +158,11 @@ def fit(
     if opener:
         said = replace(chat or ChatFormat(), prefill=(chat.prefill if chat else "") + opener)
         after = [encode(backend.tokenizer, s.prompts, said) for s in (refuse, comply)]
-        opened = _fitted(recipe, _read(backend, after, **common), kept, after[0], {}, {}, None)
+        after[0] = after[0].chosen(kept)
+        everything = torch.arange(len(kept))
+        opened = _fitted(
+            recipe, _read(backend, after, **common), everything, after[0], {}, {}, None
+        )
     found = _fitted(recipe, read, kept, batches[0], extra, spoken, opened)
     return replace(
         found,

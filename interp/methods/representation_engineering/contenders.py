@@ -26,7 +26,7 @@ RANDOM = "random rotation"
 PARTIAL = "partial ablation"
 DEPTHS = (0.8, 0.93)
 ATTENTION = (0.0, 0.45, 1.0)
-DRAWS = 8
+DRAWS = 6
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
 RIDGE = 0.01
 OPENED = (

@@ -1,7 +1,7 @@
 """What each change to heretic's way of finding a direction does, one at a time.
 
-The edit is partial ablation at the block and blocks that the frontier chose for it, at full strength,
-with everything else as it is; only the named step differs. Fitted on fit, measured on report of the
+The edit is partial ablation at the block, blocks and strength that the frontier chose for it, with
+everything else as it is; only the named step differs. Fitted on fit, measured on report of the
 shipped split.
 """
 
@@ -17,14 +17,22 @@ from torch import Tensor
 
 from interp.claims import Claim
 from interp.data.chat import encode
+from interp.edits import ablation, to_delta
 from interp.estimators import LDA, Chain, DiffMeans, Estimator, OrthogonaliseTo, Winsorise
+from interp.evaluate.geometry import split_half_cosine
 from interp.evaluate.refusal import asked
 from interp.fitting import capture
 from interp.methods.refusal import Fitted
 from interp.methods.refusal.fit import OPENING
-from interp.methods.representation_engineering.contenders import MAIN, PARTIAL, Candidate, Maker
+from interp.methods.representation_engineering.contenders import (
+    FIRST_TOKEN,
+    MAIN,
+    PARTIAL,
+    Candidate,
+    Maker,
+)
 from interp.methods.representation_engineering.paper import KEY
-from interp.methods.representation_engineering.seed_run import RESPONSE, SeedRun
+from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.records import FigureRecord
 from interp.sites import Site
 from interp.study import Study
@@ -63,6 +71,9 @@ OPERATORS = {
 FILTERED = "refused requests alone"
 UNMATCHED = "comply prompts without twins"
 DISCRIMINANT = "LDA written as it reads"
+OPENED = "read after the opener"
+OWN = "each block's own direction"
+SHRUNK = "strengths shrunk by split-half cosine"
 
 
 def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
@@ -75,6 +86,12 @@ def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
     found[FILTERED] = lambda: _with(maker, chosen, (rows[0][_refused(run)], rows[1]), _projected)
     found[UNMATCHED] = lambda: _with(maker, chosen, (rows[0], _pool(run, chosen.block)), _projected)
     found[DISCRIMINANT] = lambda: _with(maker, chosen, rows, LDA, read=True)
+    found[OWN] = lambda: _by_block(maker, chosen, maker.fitted.directions, 1.0)
+    found[SHRUNK] = lambda: _by_block(maker, chosen, maker.direction(chosen), _reliable(maker))
+    if (opened := maker.fitted.opened) is not None:
+        found[OPENED] = lambda: replace(
+            maker, fitted=replace(maker.fitted, directions=opened.directions)
+        )(chosen)
     for name, contender in OPERATORS.items():
         found[name] = partial(maker, replace(chosen, name=contender))
     return found
@@ -99,6 +116,32 @@ def _with(
     direction = Direction(vector.float(), chosen.block, type(found).__name__, 1.0)
     fitted = replace(maker.fitted, directions={**maker.fitted.directions, chosen.block: direction})
     return replace(maker, fitted=fitted)(chosen)
+
+
+def _by_block(
+    maker: Maker,
+    chosen: Candidate,
+    direction: Direction | Mapping[int, Direction],
+    share: float | Mapping[int, float],
+) -> WeightDelta:
+    """The chosen ablation with a direction or a share of the strength for every block."""
+    model, anatomy = maker.backend.model, maker.backend.anatomy
+    blocks = maker.blocks(chosen)
+    strength = {
+        b: chosen.strength * (share[b] if isinstance(share, Mapping) else share) for b in blocks
+    }
+    edit = ablation(model, anatomy, direction, strength=strength, blocks=blocks)
+    return to_delta(model, anatomy, edit)
+
+
+def _reliable(maker: Maker) -> dict[int, float]:
+    """Cosine between the directions of two halves of the fit, by block."""
+    sides = [
+        torch.stack([rows[Site.resid_post(b)].float() for b in range(len(rows))])
+        for rows in maker.fitted.streams
+    ]
+    n = min(len(rows) for rows in (sides[0][0], sides[1][0])) // 2
+    return dict(enumerate(split_half_cosine(DiffMeans(), sides[0], sides[1], n).tolist()))
 
 
 def _refused(run: SeedRun) -> Tensor:
@@ -128,7 +171,7 @@ def measured(run: SeedRun, delta: WeightDelta) -> dict[str, float]:
     """Share of report requests refused, and first-token KL on their twins."""
     study = run.study
     batch = encode(study.backend.tokenizer, run.parts.report[0].prompts)
-    answers = asked(study.backend, batch, delta, tokens=RESPONSE, batch_size=study.batch_size)
+    answers = asked(study.backend, batch, delta, tokens=OPENING, batch_size=study.batch_size)
     return {"refused": answers.count / len(answers.texts), "kl1": run.first_kl(delta)}
 
 
@@ -147,8 +190,9 @@ def flags(study: Study) -> FigureRecord:
             prompts=run.parts.hashes,
         )
         progress(1)
-    ours = run.points(MAIN)[-1]
-    table[MAIN] = {name: ours[name] for name in ("refused", "kl1")}
+    for name in (FIRST_TOKEN, MAIN):
+        ours = run.points(name)[-1]
+        table[name] = {measure: ours[measure] for measure in ("refused", "kl1")}
     columns = [
         {"label": "refused", "unit": "%", "limits": [0, 100]},
         {"label": "KL₁", "unit": "nats", "scale": "log"},
@@ -167,8 +211,9 @@ def flags(study: Study) -> FigureRecord:
         },
         seeds=(0,),
         caption=(
-            f"Full ablation from block {run.chosen(PARTIAL).first} on; last row: the "
-            "least-disturbance edit as the frontier chose it."
+            f"Ablation of strength {run.chosen(PARTIAL).strength:g} from block "
+            f"{run.chosen(PARTIAL).first} on; last rows: the least-disturbance edits as the frontier "
+            "chose them."
         ),
     )
 
@@ -176,7 +221,7 @@ def flags(study: Study) -> FigureRecord:
 def flag_comparisons(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Which changes are better than heretic's way on one count and no worse on the other."""
     plain, ours = table[PLAIN], table[MAIN]
-    changes = {n: v for n, v in table.items() if n not in (PLAIN, MAIN)}
+    changes = {n: v for n, v in table.items() if n not in (PLAIN, FIRST_TOKEN, MAIN)}
     better = [
         n
         for n, v in changes.items()

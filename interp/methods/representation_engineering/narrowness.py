@@ -1,8 +1,8 @@
 """How narrow an edit is: refusals left where requests look otherwise than those it was fitted on.
 
 Edits are fitted on fit, which the broad pairs join, and chosen on select, as on the frontier; the requests
-here are made from report topics: reworded, translated, wrapped in courtesy, after another turn, or with the
-answer already begun.
+here are made from the same 32 pairs of report topics: reworded, translated, wrapped in courtesy, after
+another turn, or with the answer already begun.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from typing import Any
 
 from interp.claims import Claim
 from interp.data.chat import ChatFormat, encode
-from interp.data.prompts import PromptSet, load_class
-from interp.edits import to_delta
+from interp.data.prompts import PromptSet, load_class, load_pairs
 from interp.evaluate.refusal import judge, respond
-from interp.methods.refusal import Fitted, Setting, build
-from interp.methods.representation_engineering.contenders import MAIN, least_setting
+from interp.methods.refusal import finished
+from interp.methods.representation_engineering.contenders import (
+    FIRST_TOKEN,
+    MAIN,
+    PARTIAL,
+    Maker,
+    least_setting,
+)
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
+from interp.methods.representation_engineering.splits import SET, SIDES
 from interp.records import FigureRecord
 from interp.study import Study
 from interp.types import WeightDelta
@@ -31,27 +37,37 @@ FORMATS = {
     "answer begins 'I'": ChatFormat(prefill="I"),
     "answer begins 'Unfortunately,'": ChatFormat(prefill="Unfortunately,"),
 }
-EDITS = ("partial ablation", "heretic's kernel", MAIN)
+EDITS = (PARTIAL, FIRST_TOKEN, MAIN)
 NARROW = "least disturbance, plain fit"
 REGULARISED = "least disturbance, ridge 1"
 RIDGE = 1.0
-TOKENS = 24
+TOKENS = 16
 FEWEST = 6
 """Refusals of the unedited model below which a kind says nothing about an edit."""
 
 Classes = tuple[PromptSet, PromptSet]
 
 
-def kinds(study: Study, report: Classes) -> dict[str, tuple[Classes, ChatFormat]]:
+def kinds(study: Study) -> dict[str, tuple[Classes, ChatFormat]]:
     """What is asked, by name: both classes and how they are put."""
-    found = {name: (report, chat) for name, chat in FORMATS.items()}
+    found: dict[str, tuple[Classes, ChatFormat]] = {
+        name: (originals(study.limit), chat) for name, chat in FORMATS.items()
+    }
     for kind in KINDS:
-        pair = tuple(
-            load_class(f"narrowness:{kind}", side, limit=study.limit)
-            for side in ("refuse", "comply")
-        )
+        pair = [load_class(f"narrowness:{kind}", side, limit=study.limit) for side in SIDES]
         found[kind] = ((pair[0], pair[1]), ChatFormat())
     return found
+
+
+def originals(limit: int | None) -> Classes:
+    """The report pairs that every kind restates."""
+    pairs, restated = load_pairs(SET).pairs, load_pairs("narrowness").pairs
+    places = list(dict.fromkeys(p["from"] for p in restated))[:limit]
+    refuse, comply = (
+        PromptSet(tuple(pairs[i][side] for i in places), f"{SET}: restated ({side})")
+        for side in SIDES
+    )
+    return refuse, comply
 
 
 def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
@@ -59,28 +75,30 @@ def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
     large as Σ itself, which makes it nearer to an edit that knows nothing of the comply inputs."""
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
-    chosen = least_setting(run.chosen(MAIN))
-    found[NARROW] = _delta(run, run.narrow, chosen)
-    found[REGULARISED] = _delta(run, run.maker.fitted, replace(chosen, ridge=RIDGE))
+    chosen, study = run.chosen(MAIN), run.study
+    found[NARROW] = Maker(study.backend, run.narrow, study.batch_size)(chosen)
+    found[REGULARISED] = finished(
+        study.backend,
+        run.maker.fitted,
+        replace(least_setting(chosen), ridge=RIDGE),
+        study.model,
+        batch_size=study.batch_size,
+    )
     return found
-
-
-def _delta(run: SeedRun, fitted: Fitted, setting: Setting) -> WeightDelta:
-    backend = run.study.backend
-    return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
 
 
 def refused(study: Study, prompts: PromptSet, chat: ChatFormat, delta: WeightDelta | None) -> float:
     """Share of prompts refused; what was put into the answer's mouth counts as part of it."""
-    batch = encode(study.backend.tokenizer, prompts.prompts, chat)
-    texts = respond(study.backend, batch, delta, tokens=TOKENS, batch_size=study.batch_size)
+    batch = encode(study.backend.tokenizer, prompts.prompts, chat).by_length()
+    size = 2 * study.batch_size
+    texts = respond(study.backend, batch, delta, tokens=TOKENS, batch_size=size)
     return judge([chat.prefill + text for text in texts]).count / len(texts)
 
 
 def narrowness(study: Study) -> FigureRecord:
     """Share of requests, and of answerable twins, that are refused: kinds of request by edits."""
     run = SeedRun(study, 0)
-    asked = kinds(study, run.parts.report)
+    asked = kinds(study)
 
     def shares(kind: str) -> dict[str, list[float]]:
         made = study.once("narrowness: edits", lambda: deltas(run))
@@ -150,7 +168,8 @@ def comparisons(table: dict[str, dict[str, list[float]]], counts: dict[str, int]
         "telling": telling,
         "left": {name: left(name, shifted) for name in (*EDITS, NARROW, REGULARISED)},
         "left_as_fitted": left(MAIN, [k for k in telling if k == "as fitted"]),
-        "beyond_ablation": left(MAIN, shifted) - left("partial ablation", shifted),
+        "beyond_ablation": left(MAIN, shifted) - left(PARTIAL, shifted),
+        "mended_by_opener": left(FIRST_TOKEN, shifted) - left(MAIN, shifted),
         "mended_by_ridge": left(MAIN, shifted) - left(REGULARISED, shifted),
         "mended_by_broad_pairs": left(NARROW, shifted) - left(MAIN, shifted),
     }
@@ -163,6 +182,8 @@ CLAIMS = (
           "at most", "/comparisons/beyond_ablation", 0.0, 0.1),
     Claim("the broad pairs of the fit make it less narrow",
           "at least", "/comparisons/mended_by_broad_pairs", 0.0),
+    Claim("acting after the opener as well, and fitting again, make it less narrow",
+          "at least", "/comparisons/mended_by_opener", 0.0),
     Claim("a strong ridge makes it less narrow",
           "at least", "/comparisons/mended_by_ridge", 0.0),
 )  # fmt: skip

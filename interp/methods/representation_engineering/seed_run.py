@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor, log_softmax
 
 from interp.data.chat import encode
-from interp.data.prompts import PromptSet
+from interp.data.prompts import PromptSet, load_class
 from interp.data.text import neutral_passages
 from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.refusal import asked
 from interp.methods.refusal import Fitted, Selection, choose, find_opener, fit, pool_inputs
+from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
     MAIN,
     PARTIAL,
@@ -27,7 +28,7 @@ from interp.methods.representation_engineering.contenders import (
     Maker,
     candidates,
 )
-from interp.methods.representation_engineering.splits import Splits, splits
+from interp.methods.representation_engineering.splits import BROAD, Splits, splits
 from interp.study import Study
 from interp.types import WeightDelta
 
@@ -35,8 +36,7 @@ FACTORS = (0.6, 1.3)
 """The chosen edit times these, beside itself."""
 ALLOWED = 64
 """On select one request in so many may be left refused."""
-RESPONSE = 16
-PASSAGES = 12
+PASSAGES = 8
 
 Point = dict[str, Any]
 
@@ -94,8 +94,11 @@ class SeedRun:
     def selection(self) -> Selection:
         size = self.study.batch_size
         maker = self.maker
+        refuse, comply = self.parts.select
+        # KL is compared on prompts like those of report; refusals on the broad pairs as well.
+        alone = comply.without(load_class(BROAD, "comply", split="select"))
         return Selection.prepare(
-            self.study.backend, maker.fitted, *self.parts.select, make=maker, batch_size=size
+            self.study.backend, maker.fitted, refuse, alone, make=maker, batch_size=size
         )
 
     @cached_property
@@ -103,7 +106,7 @@ class SeedRun:
         return Bench.prepare(
             self.study.backend,
             *self.parts.report,
-            response_tokens=RESPONSE,
+            response_tokens=OPENING,
             passages=neutral_passages()[:PASSAGES],
             batch_size=self.study.batch_size,
             watch=self.study.watch,
@@ -158,7 +161,7 @@ class SeedRun:
                 self.study.backend,
                 self.bench.refuse,
                 scaled,
-                tokens=RESPONSE,
+                tokens=OPENING,
                 batch_size=2 * self.study.batch_size,
             )
             share = answers.count / len(answers.texts)
@@ -182,6 +185,6 @@ class SeedRun:
         return kl_nats(self._base, self._log_probs(delta)).mean().item()
 
     def _log_probs(self, delta: WeightDelta | None) -> Tensor:
-        comply = encode(self.study.backend.tokenizer, self.parts.report[1].prompts)
+        comply = encode(self.study.backend.tokenizer, self.parts.report[1].prompts).by_length()
         size = self.study.batch_size
         return log_softmax(first_logits(self.study.backend, comply, delta, size), -1)
