@@ -200,3 +200,15 @@ def test_extended_appends_real_tokens() -> None:
     assert longer.ids.tolist() == [[1, 2, 3, 8, 9], [0, 0, 6, 6, 7]]
     assert longer.mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
     assert longer.to("cpu").ids.device.type == "cpu"
+
+
+def test_rows_are_chosen_and_sorted_without_the_padding_that_none_needs() -> None:
+    batch = padded(5, 2, 3)
+    assert batch.lengths.tolist() == [5, 2, 3]
+    few = batch.chosen(torch.tensor([2, 1]))
+    assert few.ids.shape == (2, 3)
+    assert torch.equal(few.ids[0], batch.ids[2, -3:])
+    assert torch.equal(batch.chosen(torch.tensor([False, True, True])).ids, few.ids.flip(0))
+    ordered = batch.by_length()
+    assert ordered.lengths.tolist() == [2, 3, 5]
+    assert torch.equal(ordered.ids[2], batch.ids[0])

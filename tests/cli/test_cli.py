@@ -118,6 +118,23 @@ def test_edit_chooses_when_nothing_is_named(
     capsys.readouterr()
 
 
+def test_edit_acts_after_an_opener_as_well(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from interp.export import load_delta
+
+    named = (
+        "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
+        "--first-block", 0, "--strength", 0.5,
+    )  # fmt: skip
+    assert call(*named, "--opener", "I'm", "--again", 0, "--out", tmp_path / "both") == 0
+    assert load_delta(tmp_path / "both").rank == 2
+    assert call(*named, "--opener", "auto", "--out", tmp_path / "auto") == 0
+    assert "opener: " in capsys.readouterr().out
+    assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
+    assert "goes with --method least-disturbance" in capsys.readouterr().err
+
+
 def test_edit_on_top_of_an_edit(
     chat_dir: Path, prompts: list[str], delta: Path, tmp_path: Path
 ) -> None:

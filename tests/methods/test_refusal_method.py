@@ -67,7 +67,7 @@ class Scripted:
     def kl(self, setting: Setting) -> float:
         return self.scores[setting.direction_block][0]
 
-    def refusals(self, setting: Setting) -> int:
+    def refusals(self, setting: Setting, enough: int | None = None) -> int:
         self.asked.append(setting.direction_block)
         return self.scores[setting.direction_block][1]
 

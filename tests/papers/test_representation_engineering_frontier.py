@@ -12,21 +12,27 @@ import pytest
 import torch
 
 from interp.claims import Claim
-from interp.data.prompts import load_pairs
+from interp.data.prompts import PromptSet, load_pairs
+from interp.errors import InterpError
 from interp.figures import draw
+from interp.methods.refusal import fit
 from interp.methods.representation_engineering import flags as flagged
 from interp.methods.representation_engineering import narrowness as narrow
 from interp.methods.representation_engineering.contenders import (
+    FIRST_TOKEN,
     MAIN,
     MAKERS,
     PARTIAL,
     RANDOM,
+    VARIANTS,
+    Candidate,
     Maker,
     candidates,
 )
 from interp.methods.representation_engineering.frontier import (
     BAR,
     CLAIMS,
+    EVERYWHERE,
     bar,
     comparisons,
     frontier,
@@ -75,6 +81,34 @@ def test_seed_zero_is_the_shipped_split_and_others_differ() -> None:
 # --- contenders ----------------------------------------------------------------------------------
 
 
+def test_prompts_read_once_give_the_fit_of_any_deal(study: Study) -> None:
+    """What was read of all pairs and taken apart is what reading the dealt pairs gives."""
+    backend = study.backend
+    pairs = [load_pairs("capability").side(side, "all") for side in ("refuse", "comply")]
+    sides = [PromptSet(p.prompts[:14], p.source) for p in pairs]
+    rows = torch.tensor([12, 3, 5, 7])
+    common = {"response_tokens": 2, "opener": "I'"}
+    apart = fit(backend, *sides, **common).of_pairs(rows)
+    dealt = [PromptSet(tuple(p.prompts[i] for i in rows), "dealt") for p in sides]
+    alone = fit(backend, *dealt, **common)
+    for one, two in ((apart, alone), (apart.opened, alone.opened)):
+        for mine, theirs in zip(one.streams, two.streams, strict=True):
+            for site, values in mine.items():
+                assert_same_rows(values, theirs[site])
+        for part in ("refuse", "comply", "spoken"):
+            for name, values in getattr(one.statistics, part).items():
+                assert_same_rows(values, getattr(two.statistics, part)[name])
+    assert len(apart.requests) == 4
+    with pytest.raises(InterpError, match="taken apart"):
+        apart.of_pairs(rows)
+
+
+def assert_same_rows(one: torch.Tensor, two: torch.Tensor) -> None:
+    """The same rows in any order: the shift and Σ do not depend on it."""
+    torch.testing.assert_close(one.sum(0), two.sum(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one.T @ one, two.T @ two, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_contender_edits_and_stays_where_it_should(name: str, study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
@@ -96,6 +130,44 @@ def test_the_control_has_the_norm_of_what_it_controls(study: Study) -> None:
     assert control.norm() == pytest.approx(ours.norm(), rel=1e-4)
 
 
+def opened(study: Study, monkeypatch: pytest.MonkeyPatch) -> SeedRun:
+    """A deal whose model opens its refusals with two bytes."""
+    monkeypatch.setattr(
+        "interp.methods.representation_engineering.seed_run.find_opener", lambda *a, **k: "I'"
+    )
+    return SeedRun(Study("tiny:llama", limit=6, seeds=2), 0)
+
+
+def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened(study, monkeypatch)
+    settings = candidates(MAIN, run.maker.fitted, study.backend.anatomy.n_blocks)
+    assert all(s.opened and s.again for s in settings)
+    asked: list[Candidate] = []
+
+    def again(backend: Any, fitted: Any, setting: Any, delta: WeightDelta, **_: Any) -> WeightDelta:
+        asked.append(setting)
+        return delta.compose(delta.scale(0.5))
+
+    monkeypatch.setattr("interp.methods.representation_engineering.contenders.once_more", again)
+    made = run.maker(settings[0])
+    assert made.rank == 4
+    assert run.maker(settings[0]) is made
+    control = run.maker(replace(settings[0], name=RANDOM))
+    assert control.norm() == pytest.approx(made.norm(), rel=1e-4)
+    assert len(asked) == 1
+    first = candidates(FIRST_TOKEN, run.maker.fitted, study.backend.anatomy.n_blocks)
+    assert run.maker(first[0]).rank == 1
+    assert flagged.OPENED in flagged.variants(run)
+
+
+def test_variants_of_partial_ablation_are_made_at_its_setting(study: Study) -> None:
+    run = study.once("a run", lambda: SeedRun(study, 0))
+    for name in VARIANTS:
+        assert run.chosen(name) == replace(run.chosen(PARTIAL), name=name)
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
@@ -105,8 +177,11 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(
     record = frontier(study)
     draw(record)
     assert record.seeds == (0, 1)
-    assert [g["label"] for g in record.series["groups"]] == list(MAKERS)
-    draw(bar(study))
+    assert [g["label"] for g in record.series["groups"]] == list(EVERYWHERE)
+    one = bar(study)
+    draw(one)
+    assert [row["label"] for row in one.series["rows"]] == ["original", *MAKERS]
+    assert set(record.series["comparisons"]["table"][MAIN]) > {"kl32", "nll", "over_refused"}
 
     def fail(self: Any, name: str, delta: Any) -> None:
         raise AssertionError("measured again")
@@ -134,9 +209,9 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     draw(record)
     names = [row["label"] for row in record.series["rows"]]
     assert names[0] == flagged.PLAIN
-    assert names[-1] == MAIN
+    assert names[-2:] == [FIRST_TOKEN, MAIN]
     made = {name: make() for name, make in study.once("flags: edits", dict).items()}
-    assert set(names) == {*made, MAIN}
+    assert set(names) == {*made, FIRST_TOKEN, MAIN}
     plain = made.pop(flagged.PLAIN)
     same = [n for n, delta in made.items() if n != flagged.FILTERED and near(plain, delta)]
     assert same == []
@@ -193,12 +268,23 @@ def holds(claims: tuple[Claim, ...], found: list[dict[str, Any]]) -> list[bool]:
     return [c.outcome({"comparisons": comparisons(found)}).holds for c in claims]
 
 
+def failing(found: list[dict[str, Any]]) -> list[int]:
+    return [i for i, held in enumerate(holds(CLAIMS, found), 1) if not held]
+
+
 def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
-    assert holds(CLAIMS, runs((0.02, 0.01))) == [True] * 5
-    assert holds(CLAIMS, runs((0.02, 0.2))) == [False, False, True, False, True]
-    assert holds(CLAIMS, runs((0.02, 0.05))) == [True, False, True, False, True]
-    assert holds(CLAIMS, runs((0.2, 0.01))) == [True, True, False, True, True]
-    assert holds(CLAIMS, runs((0.02, 0.01), random=0.3)) == [True, True, True, True, False]
+    assert len(CLAIMS) == 8
+    assert failing(runs((1 / 64, 0.004))) == []
+    assert failing(runs((0.02, 0.2))) == [1, 2, 4, 6, 7, 8]
+    assert failing(runs((0.02, 0.05))) == [2, 4, 6, 7, 8]
+    assert failing(runs((0.2, 0.004))) == [3, 6]
+    assert failing(runs((0.015, 0.005))) == [7]
+    assert failing(runs((0.015, 0.004), random=0.3)) == [5]
+    alone = runs((0.015, 0.004))
+    for run in alone:  # the family and its control are not compared with
+        for name in (FIRST_TOKEN, RANDOM):
+            run["points"][name][-1] |= {"nll": 1.0, "kl1": 0.0}
+    assert failing(alone) == []
 
 
 def test_equal_effect_counts_scaled_edits_and_none_that_leave_more() -> None:
@@ -231,8 +317,7 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
     assert judged((1 / 64, 0.004)) == [True] * 5
     assert judged((2 / 64, 0.003)) == [False, True, True, True, True]
     assert judged((1 / 64, 0.007)) == [True, False, False, True, True]
-    # Only those that leave as few refusals are compared: at 3/64 the others' 0.02 counts.
-    assert judged((3 / 64, 0.001), other_nll=3.6) == [False, True, True, True, False]
+    assert judged((1 / 64, 0.001), other_nll=3.6) == [True, True, True, True, False]
 
 
 def test_the_interval_is_that_of_students_t() -> None:
@@ -254,10 +339,10 @@ def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
 @pytest.mark.parametrize(
     ("main", "other", "expected"),
     [
-        (0.05, 0.05, [True, True, True, True]),
-        (0.4, 0.05, [False, False, False, True]),
-        (0.15, 0.05, [True, False, False, True]),
-        (0.05, 0.2, [True, True, True, False]),
+        (0.05, 0.05, [True, True, True, True, True]),
+        (0.4, 0.05, [False, False, False, False, True]),
+        (0.15, 0.05, [True, False, False, False, True]),
+        (0.05, 0.2, [True, True, True, True, False]),
     ],
 )
 def test_narrowness_is_judged_on_kinds_that_the_model_refuses(

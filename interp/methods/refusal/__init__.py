@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from interp.methods.refusal.again import finished, once_more
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
+from interp.methods.refusal.controls import random_control, rotated
 from interp.methods.refusal.fit import (
     METHODS,
     Fitted,
@@ -16,9 +17,7 @@ from interp.methods.refusal.fit import (
     build,
     fit,
     pool_inputs,
-    random_control,
     rebased,
-    rotated,
 )
 from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import Outcome, run

@@ -29,7 +29,7 @@ from interp.methods.refusal.fit import (
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
-ASKED = 240
+ASKED = 160
 """Requests of the fit that are asked again at most, spread evenly over it."""
 ROUNDS = 3
 """Times that an edit is fitted again at most."""
@@ -71,6 +71,9 @@ def once_more(
         raise InterpError("fitting again needs the opener of a refusal; give `opener` to fit")
     whole = len(fitted.requests)
     left = torch.linspace(0, whole - 1, min(ASKED, whole), dtype=torch.float64).long()
+    left = left[
+        fitted.requests.lengths[left].argsort()
+    ]  # batches of like length hold little padding
     batches = (fitted.requests, fitted.opened.requests)
     weaker = replace(
         setting,

@@ -33,7 +33,8 @@ ALMOST_NONE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A candidate on the select split; refusals is None when it was not worth generating."""
+    """A candidate on the select split. refusals: None when it was not worth generating; counting stops
+    once a candidate can no longer be chosen, so that of such a one it is a lower bound."""
 
     setting: Any
     kl_first: float
@@ -61,7 +62,7 @@ class Scores(Protocol):
 
     def kl(self, setting: Any) -> float: ...
 
-    def refusals(self, setting: Any) -> int: ...
+    def refusals(self, setting: Any, enough: int | None = None) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,10 +111,16 @@ class Selection:
         logits = first_logits(self.backend, self.comply, self.make(setting), self.batch_size)
         return kl_nats(self.base, log_softmax(logits, -1)).mean().item()
 
-    def refusals(self, setting: Any) -> int:
-        made = self.make(setting)
-        size = self.batch_size
-        return asked(self.backend, self.refuse, made, tokens=self.tokens, batch_size=size).count
+    def refusals(self, setting: Any, enough: int | None = None) -> int:
+        """Requests refused; counting may stop once there are more than ``enough``."""
+        made, count = self.make(setting), 0
+        for part in self.refuse.split(self.batch_size):
+            count += asked(
+                self.backend, part, made, tokens=self.tokens, batch_size=self.batch_size
+            ).count
+            if enough is not None and count > enough:
+                break
+        return count
 
 
 def choose(
@@ -147,7 +154,9 @@ def choose(
     for kl, setting in ranked:
         count = None
         if best is None or best[0] > allowed:
-            count = selection.refusals(setting)
+            # Neither good enough nor the best so far: no need to know how bad.
+            enough = None if best is None else max(allowed, best[0])
+            count = selection.refusals(setting, enough)
             if best is None or count < best[0]:
                 best = (count, setting)
         scores.append(Scored(setting, kl, count, len(selection.refuse)))

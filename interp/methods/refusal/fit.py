@@ -26,10 +26,8 @@ from interp.fitting import (
     least_disturbance,
     response_statistics,
 )
-from interp.maths import unit
-from interp.operators import LeastDisturbance
 from interp.sites import Site
-from interp.types import Direction, LowRank, Shift, TokenBatch, Update, WeightDelta
+from interp.types import Direction, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
 Key = TypeVar("Key")
@@ -51,7 +49,8 @@ class Fitted:
     streams: outputs of every block per class, ``{site: [n, d_model]}``, kept so that splits can be joined.
     seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: how many requests
     the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
-    requests: those over which it was taken. opened: the same read once ``opener`` has been said.
+    requests: those over which it was taken; kept: their places among all. opened: the same read once
+    ``opener`` has been said.
     """
 
     directions: Mapping[int, Direction]
@@ -64,6 +63,7 @@ class Fitted:
     requests: TokenBatch | None = None
     opened: Fitted | None = None
     opener: str = ""
+    kept: Tensor | None = None
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
@@ -101,6 +101,57 @@ class Fitted:
             opened,
             self.opener,
         )
+
+    def of_pairs(self, rows: Tensor) -> Fitted:
+        """The fit of some of the pairs alone, from what was read of all; prompts stay those of all.
+
+        rows: their places. InterpError for a joined fit, which does not know the places of its requests.
+        """
+        if self.kept is None or self.requests is None:
+            raise InterpError("a joined fit cannot be taken apart; take the parts before joining")
+        stays = torch.isin(self.kept, rows).nonzero().flatten()
+        stats = self.statistics
+        tokens = {n: len(x) // len(stats.comply[n]) for n, x in stats.spoken.items()}
+        opened = None
+        if self.opened is not None:
+            # Only the requests of the shift were read after the opener: each is its own place there.
+            opened = _taken(self.opened, stays, stays, rows, {}, None)
+        spoken = {
+            n: x.unflatten(0, (-1, tokens[n]))[rows].flatten(0, 1) for n, x in stats.spoken.items()
+        }
+        found = _taken(self, rows, stays, rows, spoken, opened)
+        return replace(found, refused=None if self.refused is None else len(stays))
+
+
+def _taken(
+    whole: Fitted,
+    refuse: Tensor,
+    stays: Tensor,
+    comply: Tensor,
+    spoken: Mapping[str, Tensor],
+    opened: Fitted | None,
+) -> Fitted:
+    """Some rows of a fit. refuse, comply: of the streams; stays: of the requests of the shift."""
+    streams = (
+        {site: rows[refuse] for site, rows in whole.streams[0].items()},
+        {site: rows[comply] for site, rows in whole.streams[1].items()},
+    )
+    statistics = WriterStatistics(
+        {name: rows[stays] for name, rows in whole.statistics.refuse.items()},
+        {name: rows[comply] for name, rows in whole.statistics.comply.items()},
+        whole.statistics.extra,
+        spoken,
+        opened.statistics if opened else None,
+    )
+    return replace(
+        whole,
+        directions=directions(streams[0], streams[1], whole.recipe),
+        statistics=statistics,
+        streams=streams,
+        requests=whole.requests and whole.requests.chosen(stays),
+        opened=opened,
+        kept=None,
+    )
 
 
 def _both_refused(a: int | None, b: int | None) -> int | None:
@@ -170,6 +221,7 @@ def fit(
         prompts={f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
         refused=refused,
         opener=opener,
+        kept=kept,
     )
 
 
@@ -307,43 +359,6 @@ def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> W
         "refused_in_fit": fitted.refused,
     }
     return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
-
-
-def random_control(edit: Edit, *, seed: int = 0) -> Edit:
-    """The same least-disturbance updates along a random direction: equal norm at every writer."""
-    generator = torch.Generator().manual_seed(seed)
-    operators = {}
-    drawn: torch.Tensor | None = None
-    for name, operator in edit.writers.items():
-        if not isinstance(operator, LeastDisturbance):
-            raise InterpError("the equal-norm control is defined for least-disturbance edits")
-        if drawn is None:
-            drawn = unit(torch.randn(operator.unit.shape, generator=generator))
-        operators[name] = replace(operator, unit=drawn)
-    return Edit(operators, recipe={"method": "random direction of equal norm", "seed": seed})
-
-
-def rotated(delta: WeightDelta, *, seed: int = 0) -> WeightDelta:
-    """The control of any edit of weights: what it writes, turned by one random rotation of the stream.
-
-    Every writer's update keeps its norm, its rank and what it reads; writers that wrote one direction
-    write one other direction. Biases are turned along.
-    """
-    widths = {u.b.shape[-2] for u in delta.updates.values() if isinstance(u, LowRank)}
-    if len(widths) != 1:
-        raise InterpError("the rotated control needs updates of weights that all write one stream")
-    width = widths.pop()
-    generator = torch.Generator().manual_seed(seed)
-    turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q
-
-    def turned(update: Update) -> Update:
-        if isinstance(update, Shift):
-            return Shift((update.value.double() @ turn.T).to(update.value))
-        return replace(update, b=(turn @ update.b.double()).to(update.b))
-
-    updates = {name: turned(update) for name, update in delta}
-    made = {"method": "the edit turned by a random rotation", "seed": seed}
-    return replace(delta, updates=updates, recipe={**made, "of": dict(delta.recipe)})
 
 
 def rebased(delta: WeightDelta, before: WeightDelta) -> WeightDelta:

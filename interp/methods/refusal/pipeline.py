@@ -22,7 +22,8 @@ from interp.figures import render
 from interp.fitting import BATCH
 from interp.methods.refusal.card import MAIN, report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
-from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit, random_control
+from interp.methods.refusal.controls import random_control
+from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit
 from interp.records import FigureRecord, Provenance
 from interp.watching import Watch, unwatched
 

@@ -25,15 +25,15 @@ FIRST_TOKEN = "least disturbance, first token alone"
 RANDOM = "random rotation"
 PARTIAL = "partial ablation"
 DEPTHS = (0.8, 0.93)
-ATTENTION = (0.0, 0.45, 1.0)
-DRAWS = 6
+ATTENTION = (0.45, 1.0)
+DRAWS = 5
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
 RIDGE = 0.01
 OPENED = (
     # strength, share after the opener, share carried by attention, share when fitted again
-    (0.5, 2.5, 0.3, 0.5),
-    (0.5, 2.5, 0.3, 0.8),
     (0.7, 2.5, 0.3, 0.8),
+    (0.9, 3.0, 0.3, 0.8),
+    (0.8, 3.0, 0.6, 1.0),
 )
 """Settings of an edit that acts after the opener as well."""
 VARIANTS = ("norms kept (columns)", "two directions")
@@ -96,7 +96,7 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
             for strength, opened, attention, again in OPENED
         ]
     if name in (MAIN, FIRST_TOKEN):
-        strengths = {0.0: (1.3, 1.6), 0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
+        strengths = {0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
         return [
             Candidate(name, blocks[-1], upper, strength, attention)
             for attention in ATTENTION

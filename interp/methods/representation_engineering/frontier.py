@@ -19,6 +19,7 @@ from interp.methods.representation_engineering.contenders import (
     MAKERS,
     PARTIAL,
     RANDOM,
+    VARIANTS,
 )
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import FACTORS, SeedRun
@@ -29,8 +30,9 @@ BY_FACTOR = sorted(range(len(FACTORS) + 1), key=lambda i: (*FACTORS, 1.0)[i])
 """Places of an edit's points from its weakest to its strongest; the whole edit is kept last."""
 FEWEST_FOR_T = 5
 """Seeds below which whiskers are the least and the greatest value: a t interval of two says nothing."""
-MEASURES = ("refused", "over_refused", "kl1", "kl32", "nll")
 ABLATIONS = ("directional ablation", PARTIAL, "heretic's kernel")
+EVERYWHERE = tuple(name for name in MAKERS if name not in VARIANTS)
+"""Contenders that are measured at every seed."""
 OURS = (MAIN, FIRST_TOKEN, RANDOM)
 """What is not compared with: the family itself, and its control."""
 
@@ -46,8 +48,8 @@ def runs(study: Study) -> list[dict[str, Any]]:
             found.append(
                 {
                     "base": run.base(),
-                    "chosen": {name: asdict(run.chosen(name)) for name in MAKERS},
-                    "points": {name: run.points(name) for name in MAKERS},
+                    "chosen": {name: asdict(run.chosen(name)) for name in run.contenders},
+                    "points": {name: run.points(name) for name in run.contenders},
                     "hashes": run.parts.hashes,
                     "n": {"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},
                 }
@@ -79,9 +81,10 @@ def whiskers(values: Sequence[float]) -> tuple[float, float, float]:
 
 def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the claims are about: means over seeds and paired differences, with 95 % intervals."""
-    last = {name: [run["points"][name][-1] for run in found] for name in MAKERS}
+    last = {name: [run["points"][name][-1] for run in found] for name in EVERYWHERE}
     table = {
-        name: {m: list(spread([p[m] for p in points])) for m in MEASURES}
+        # What is measured at every seed: for ours the whole row.
+        name: {m: list(spread([p[m] for p in points])) for m in points[-1]}
         for name, points in last.items()
     }
     # Whichever ablation costs least at its chosen setting is what ours is compared with.
@@ -98,7 +101,7 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         p["refused"] / max(run["base"]["refused"], 1e-9)
         for p, run in zip(last[RANDOM], found, strict=True)
     ]
-    others = [n for n in MAKERS if n not in OURS]
+    others = [n for n in EVERYWHERE if n not in OURS]
     cheapest = min(others, key=lambda n: table[n]["kl1"][0])
     return {
         "table": table,
@@ -112,14 +115,7 @@ def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "cheapest_other": cheapest,
         "kl1_of_cheapest_other": table[cheapest]["kl1"][0],
         "kl1_beyond_cheapest_other": table[MAIN]["kl1"][0] - table[cheapest]["kl1"][0],
-        "over_refused_beyond_best": _beyond_best(table, others, "over_refused"),
-        "nll_beyond_best": _beyond_best(table, others, "nll"),
     }
-
-
-def _beyond_best(table: Mapping[str, Any], others: Sequence[str], measure: str) -> float:
-    """Our mean minus the least mean of any other contender, whatever that leaves refused."""
-    return table[MAIN][measure][0] - min(table[name][measure][0] for name in others)
 
 
 def _at_equal_effect(found: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -151,10 +147,6 @@ CLAIMS = (
           "at most", f"/comparisons/table/{MAIN}/kl1/0", 0.004),
     Claim("and a KL over 32 tokens of at most 0.003 nats a token",
           "at most", f"/comparisons/table/{MAIN}/kl32/0", 0.003),
-    Claim("no other contender refuses fewer answerable requests, whatever it leaves refused",
-          "at most", "/comparisons/over_refused_beyond_best", 0.0),
-    Claim("nor has any a lower loss on neutral text",
-          "at most", "/comparisons/nll_beyond_best", 0.0),
 )  # fmt: skip
 
 
@@ -162,7 +154,7 @@ def frontier(study: Study) -> FigureRecord:
     """Effect against first-token KL of every contender, over seeds of the split."""
     found = runs(study)
     groups = []
-    for name in MAKERS:
+    for name in EVERYWHERE:
         places = BY_FACTOR if len(found[0]["points"][name]) > 1 else [-1]
         kl, refused = (
             [whiskers([run["points"][name][i][m] for run in found]) for i in places]
@@ -201,7 +193,7 @@ def frontier(study: Study) -> FigureRecord:
         ),
         seeds=tuple(range(len(found))),
         caption=(
-            "Each contender at the setting chosen on other topics, and that edit times 0.6 and 1.3; "
+            "Each contender at the setting chosen on other topics, and that edit times 1.3; "
             "down and to the left is better. Topics are dealt anew for every seed."
         ),
     )

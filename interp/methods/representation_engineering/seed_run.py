@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, log_softmax
 
 from interp.data.chat import encode
-from interp.data.prompts import PromptSet, load_class
+from interp.data.prompts import PromptSet, load_class, load_pairs
 from interp.data.text import neutral_passages
 from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.measure import Bench
@@ -21,6 +22,7 @@ from interp.methods.refusal import Fitted, Selection, choose, find_opener, fit, 
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
     MAIN,
+    MAKERS,
     PARTIAL,
     RANDOM,
     VARIANTS,
@@ -28,12 +30,14 @@ from interp.methods.representation_engineering.contenders import (
     Maker,
     candidates,
 )
-from interp.methods.representation_engineering.splits import BROAD, Splits, splits
+from interp.methods.representation_engineering.splits import BROAD, SET, SIDES, Splits, splits
 from interp.study import Study
 from interp.types import WeightDelta
 
-FACTORS = (0.6, 1.3)
+FACTORS = (1.3,)
 """The chosen edit times these, beside itself."""
+FULL = 0
+"""The seed at which every contender's whole row is measured; elsewhere ours alone has one."""
 ALLOWED = 64
 """On select one request in so many may be left refused."""
 PASSAGES = 8
@@ -69,9 +73,17 @@ class SeedRun:
 
     @property
     def narrow(self) -> Fitted:
-        """Fitted on the dealt topics alone. The pool is the same for every seed, so it is read once."""
-        extra = self.study.once("pool: writer inputs", self.pool_inputs)
-        fitted = self.fitted(self.parts.fit)
+        """Fitted on the dealt topics alone. Prompts are read once, whatever topics are dealt."""
+        study = self.study
+        extra = study.once("pool: writer inputs", self.pool_inputs)
+        if study.limit:
+            fitted = self.fitted(self.parts.fit)
+        else:
+            pairs = load_pairs(SET)
+            whole = tuple(pairs.side(side, "all") for side in SIDES)
+            read = study.once("pairs: fitted", lambda: self.fitted((whole[0], whole[1])))
+            places = {prompt: place for place, prompt in enumerate(whole[0].prompts)}
+            fitted = read.of_pairs(torch.tensor([places[p] for p in self.parts.fit[0].prompts]))
         return replace(fitted, statistics=replace(fitted.statistics, extra=extra))
 
     @property
@@ -152,20 +164,16 @@ class SeedRun:
         """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
         return self.kept(name, lambda: self._measured(name, self.maker(self.chosen(name))))
 
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Those of this deal; variants of partial ablation are measured on the shipped split alone."""
+        return tuple(name for name in MAKERS if self.seed == FULL or name not in VARIANTS)
+
     def _measured(self, name: str, delta: WeightDelta) -> list[Point]:
-        found = []
-        for factor in FACTORS if name != RANDOM else ():
-            scaled = delta.scale(factor)
-            far = self.first_kl(scaled)
-            answers = asked(
-                self.study.backend,
-                self.bench.refuse,
-                scaled,
-                tokens=OPENING,
-                batch_size=2 * self.study.batch_size,
-            )
-            share = answers.count / len(answers.texts)
-            found.append({"refused": share, "kl1": far})
+        factors = () if name == RANDOM else FACTORS
+        found = [self._short(delta.scale(factor)) for factor in factors]
+        if self.seed != FULL and name != MAIN:
+            return [*found, self._short(delta)]
         row = self.bench.row(name, delta, self.study.watch)
         whole = {
             "refused": row.refusals / row.n_refuse,
@@ -175,6 +183,13 @@ class SeedRun:
             "nll": row.nll,
         }
         return [*found, whole]
+
+    def _short(self, delta: WeightDelta) -> Point:
+        """What is left refused on report, and first-token KL there."""
+        study, size = self.study, 2 * self.study.batch_size
+        batch = self.bench.refuse
+        answers = asked(study.backend, batch, delta, tokens=OPENING, batch_size=size)
+        return {"refused": answers.count / len(batch), "kl1": self.first_kl(delta)}
 
     @cached_property
     def _base(self) -> Tensor:
