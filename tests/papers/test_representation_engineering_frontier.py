@@ -181,7 +181,6 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(
     one = bar(study)
     draw(one)
     assert [row["label"] for row in one.series["rows"]] == ["original", *MAKERS]
-    assert set(record.series["comparisons"]["table"][MAIN]) > {"kl32", "nll", "over_refused"}
 
     def fail(self: Any, name: str, delta: Any) -> None:
         raise AssertionError("measured again")
@@ -273,10 +272,10 @@ def failing(found: list[dict[str, Any]]) -> list[int]:
 
 
 def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
-    assert len(CLAIMS) == 8
+    assert len(CLAIMS) == 7
     assert failing(runs((1 / 64, 0.004))) == []
-    assert failing(runs((0.02, 0.2))) == [1, 2, 4, 6, 7, 8]
-    assert failing(runs((0.02, 0.05))) == [2, 4, 6, 7, 8]
+    assert failing(runs((0.02, 0.2))) == [1, 2, 4, 6, 7]
+    assert failing(runs((0.02, 0.05))) == [2, 4, 6, 7]
     assert failing(runs((0.2, 0.004))) == [3, 6]
     assert failing(runs((0.015, 0.005))) == [7]
     assert failing(runs((0.015, 0.004), random=0.3)) == [5]

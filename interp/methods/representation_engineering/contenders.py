@@ -24,20 +24,22 @@ MAIN = "least disturbance"
 FIRST_TOKEN = "least disturbance, first token alone"
 RANDOM = "random rotation"
 PARTIAL = "partial ablation"
+LEVEL = "to the comply level"
 DEPTHS = (0.8, 0.93)
 ATTENTION = (0.45, 1.0)
-DRAWS = 5
+DRAWS = 4
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
 RIDGE = 0.01
 OPENED = (
     # strength, share after the opener, share carried by attention, share when fitted again
-    (0.7, 2.5, 0.3, 0.8),
     (0.9, 3.0, 0.3, 0.8),
     (0.8, 3.0, 0.6, 1.0),
 )
 """Settings of an edit that acts after the opener as well."""
 VARIANTS = ("norms kept (columns)", "two directions")
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
+SHIPPED = (*VARIANTS, FIRST_TOKEN)
+"""Contenders that are measured on the shipped split alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
             for strength in strengths[attention]
         ]
     first = 0 if name == "directional ablation" else upper
-    return [Candidate(name, b, first, s) for b in blocks for s in (0.75, 1.0)]
+    tried = blocks if name == LEVEL else blocks[-1:]
+    return [Candidate(name, b, first, s) for b in tried for s in (0.75, 1.0)]
 
 
 def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Candidate]:
@@ -217,7 +220,7 @@ MAKERS: dict[str, Callable[[Maker, Candidate], Edit]] = {
     "heretic's kernel": _heretic,
     "norms kept (columns)": _norms_kept,
     "two directions": _subspace,
-    "to the comply level": _to_level,
+    LEVEL: _to_level,
     FIRST_TOKEN: _least,
     MAIN: _least,
     RANDOM: _least,

@@ -25,6 +25,7 @@ from interp.methods.representation_engineering.contenders import (
     MAKERS,
     PARTIAL,
     RANDOM,
+    SHIPPED,
     VARIANTS,
     Candidate,
     Maker,
@@ -37,7 +38,7 @@ from interp.types import WeightDelta
 FACTORS = (1.3,)
 """The chosen edit times these, beside itself."""
 FULL = 0
-"""The seed at which every contender's whole row is measured; elsewhere ours alone has one."""
+"""The shipped split, where whole rows are measured; elsewhere refusals and first-token KL are."""
 ALLOWED = 64
 """On select one request in so many may be left refused."""
 PASSAGES = 8
@@ -151,6 +152,8 @@ class SeedRun:
         """The unedited model on report."""
 
         def make() -> Point:
+            if self.seed != FULL:
+                return self._short(None)
             row = self.bench.row("original", None, self.study.watch)
             return {
                 "refused": row.refusals / row.n_refuse,
@@ -166,13 +169,13 @@ class SeedRun:
 
     @property
     def contenders(self) -> tuple[str, ...]:
-        """Those of this deal; variants of partial ablation are measured on the shipped split alone."""
-        return tuple(name for name in MAKERS if self.seed == FULL or name not in VARIANTS)
+        """Those of this deal."""
+        return tuple(name for name in MAKERS if self.seed == FULL or name not in SHIPPED)
 
     def _measured(self, name: str, delta: WeightDelta) -> list[Point]:
         factors = () if name == RANDOM else FACTORS
         found = [self._short(delta.scale(factor)) for factor in factors]
-        if self.seed != FULL and name != MAIN:
+        if self.seed != FULL:
             return [*found, self._short(delta)]
         row = self.bench.row(name, delta, self.study.watch)
         whole = {
@@ -184,12 +187,13 @@ class SeedRun:
         }
         return [*found, whole]
 
-    def _short(self, delta: WeightDelta) -> Point:
-        """What is left refused on report, and first-token KL there."""
+    def _short(self, delta: WeightDelta | None) -> Point:
+        """What is left refused on report, and the first-token KL of an edit there."""
         study, size = self.study, 2 * self.study.batch_size
-        batch = self.bench.refuse
+        batch = encode(study.backend.tokenizer, self.parts.report[0].prompts)
         answers = asked(study.backend, batch, delta, tokens=OPENING, batch_size=size)
-        return {"refused": answers.count / len(batch), "kl1": self.first_kl(delta)}
+        point = {"refused": answers.count / len(batch)}
+        return point if delta is None else {**point, "kl1": self.first_kl(delta)}
 
     @cached_property
     def _base(self) -> Tensor:
