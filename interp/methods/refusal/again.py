@@ -71,9 +71,8 @@ def once_more(
         raise InterpError("fitting again needs the opener of a refusal; give `opener` to fit")
     whole = len(fitted.requests)
     left = torch.linspace(0, whole - 1, min(ASKED, whole), dtype=torch.float64).long()
-    left = left[
-        fitted.requests.lengths[left].argsort()
-    ]  # batches of like length hold little padding
+    # Batches of like length hold little padding.
+    left = left[fitted.requests.lengths[left].argsort()]
     batches = (fitted.requests, fitted.opened.requests)
     weaker = replace(
         setting,

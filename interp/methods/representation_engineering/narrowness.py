@@ -41,7 +41,7 @@ EDITS = (PARTIAL, FIRST_TOKEN, MAIN)
 NARROW = "least disturbance, plain fit"
 REGULARISED = "least disturbance, ridge 1"
 RIDGE = 1.0
-TOKENS = 16
+TOKENS = 12
 FEWEST = 6
 """Refusals of the unedited model below which a kind says nothing about an edit."""
 
