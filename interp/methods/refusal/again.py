@@ -31,7 +31,7 @@ from interp.watching import Watch, unwatched
 
 ASKED = 160
 """Requests of the fit that are asked again at most, spread evenly over it."""
-ROUNDS = 3
+ROUNDS = 2
 """Times that an edit is fitted again at most."""
 
 
@@ -63,8 +63,9 @@ def once_more(
 ) -> WeightDelta:
     """``delta`` and the edits that ``setting`` describes fitted on it, at ``setting.again`` of the strengths.
 
-    Ends after ``rounds``, or where fewer than ``FEWEST_REFUSED`` of the requests that are asked again are
-    left. The comply side stays that of the unedited model, from which a least-disturbance edit hardly moves
+    At the first token the next edit moves the mean of those whose response still begins with the opener,
+    refused or not; after the opener, that of those still refused. Ends after ``rounds``, or where fewer
+    than ``FEWEST_REFUSED`` of the requests that are asked again are refused. The comply side stays that of the unedited model, from which a least-disturbance edit hardly moves
     it. InterpError for a fit that has not read what follows an opener, or does not know its requests.
     """
     if fitted.requests is None or fitted.opened is None or fitted.opened.requests is None:
@@ -90,10 +91,16 @@ def once_more(
                 batch_size=2 * batch_size,
                 progress=progress,
             )
-            left = left[torch.tensor(found.refused)]
-            if len(left) < FEWEST_REFUSED:
+            if found.count < FEWEST_REFUSED:
                 break
-            rows = [_inputs(backend, batch.chosen(left), batch_size) for batch in batches]
+            refused = torch.tensor(found.refused)
+            begun = torch.tensor([t.lstrip().startswith(fitted.opener) for t in found.texts])
+            places = (left[refused | begun], left[refused])
+            rows = [
+                _inputs(backend, batch.chosen(place), batch_size)
+                for batch, place in zip(batches, places, strict=True)
+            ]
+            left = places[0]
             harder = replace(fitted, statistics=fitted.statistics.refusing(*rows))
             further = to_delta(backend.model, backend.anatomy, build(backend, harder, weaker))
         delta = delta.compose(rebased(further, delta))

@@ -32,8 +32,8 @@ DRAWS = 4
 RIDGE = 0.01
 OPENED = (
     # strength, share after the opener, share carried by attention, share when fitted again
-    (0.9, 3.0, 0.3, 0.8),
-    (0.8, 3.0, 0.6, 1.0),
+    (0.5, 2.5, 0.3, 0.7),
+    (0.6, 2.5, 0.3, 0.9),
 )
 """Settings of an edit that acts after the opener as well."""
 VARIANTS = ("norms kept (columns)", "two directions")
