@@ -227,7 +227,7 @@ def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
     first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
     asked_for = answers(monkeypatch, 4, 3, 1)
     found = once_more(backend, twice, setting, first)
-    assert asked_for == [6, 4, 3]
+    assert asked_for == [6, 4]
     assert found.rank == 6  # two for the first edit and for each round
     assert found.base == first.base
     asked_for = answers(monkeypatch, 4, 4)
@@ -235,6 +235,26 @@ def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
     assert asked_for == [6]
     answers(monkeypatch, 1)
     assert once_more(backend, twice, setting, first) is first
+
+
+def test_what_only_begins_as_a_refusal_counts_at_the_first_token_alone(
+    backend: Backend, twice: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
+    first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+    answers(monkeypatch)
+    texts = (" I'm sorry", " I'm sorry", "I'm here", "I'm glad", "Here", "There")
+    judged = Judged(texts, (True, True, False, False, False, False))
+    monkeypatch.setattr("interp.methods.refusal.again.asked", lambda *a, **k: judged)
+    read: list[int] = []
+
+    def inputs(b: Backend, batch: TokenBatch, size: int) -> dict[str, torch.Tensor]:
+        read.append(len(batch))
+        return {w.name: torch.ones(len(batch), w.d_in) for w in b.anatomy.block_writers}
+
+    monkeypatch.setattr("interp.methods.refusal.again._inputs", inputs)
+    once_more(backend, twice, setting, first, rounds=1)
+    assert read == [4, 2]
 
 
 def test_fitting_again_moves_the_mean_of_what_is_left(

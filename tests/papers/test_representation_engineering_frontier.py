@@ -212,8 +212,22 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     made = {name: make() for name, make in study.once("flags: edits", dict).items()}
     assert set(names) == {*made, FIRST_TOKEN, MAIN}
     plain = made.pop(flagged.PLAIN)
-    same = [n for n, delta in made.items() if n != flagged.FILTERED and near(plain, delta)]
-    assert same == []
+    # The tiny model refuses nothing, and one block of it is edited.
+    idle = (flagged.FILTERED, flagged.OWN)
+    assert [n for n, delta in made.items() if n not in idle and near(plain, delta)] == []
+
+
+def test_a_direction_and_a_strength_for_every_block(study: Study) -> None:
+    run = study.once("a run", lambda: SeedRun(study, 0))
+    maker, whole = run.maker, replace(run.chosen(PARTIAL), first=0)
+    own = flagged._by_block(maker, whole, maker.fitted.directions, 1.0)
+    assert not near(own, maker(whole))
+    assert near(flagged._by_block(maker, whole, maker.direction(whole), 1.0), maker(whole))
+    reliable = flagged._reliable(maker)
+    assert set(reliable) == set(range(study.backend.anatomy.n_blocks))
+    assert all(-1.0 <= value <= 1.0 + 1e-6 for value in reliable.values())
+    shrunk = flagged._by_block(maker, whole, maker.direction(whole), reliable)
+    assert shrunk.norm() < maker(whole).norm()
 
 
 def near(one: WeightDelta, two: WeightDelta) -> bool:

@@ -65,8 +65,9 @@ def once_more(
 
     At the first token the next edit moves the mean of those whose response still begins with the opener,
     refused or not; after the opener, that of those still refused. Ends after ``rounds``, or where fewer
-    than ``FEWEST_REFUSED`` of the requests that are asked again are refused. The comply side stays that of the unedited model, from which a least-disturbance edit hardly moves
-    it. InterpError for a fit that has not read what follows an opener, or does not know its requests.
+    than ``FEWEST_REFUSED`` of the requests that are asked again are refused. The comply side stays that of
+    the unedited model, from which a least-disturbance edit hardly moves it. InterpError for a fit that has
+    not read what follows an opener, or does not know its requests.
     """
     if fitted.requests is None or fitted.opened is None or fitted.opened.requests is None:
         raise InterpError("fitting again needs the opener of a refusal; give `opener` to fit")
