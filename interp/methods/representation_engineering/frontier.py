@@ -171,7 +171,7 @@ def frontier(study: Study) -> FigureRecord:
         )
     series = {
         "x": {"label": "first-token KL on answerable requests", "unit": "nats", "scale": "log"},
-        "y": {"label": "requests still refused", "unit": "%", "limits": [0, 80]},
+        "y": {"label": "requests still refused", "unit": "%", "limits": [-2, 60]},
         "groups": groups,
         "comparisons": comparisons(found),
         "chosen": [run["chosen"] for run in found],

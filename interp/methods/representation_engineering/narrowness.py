@@ -1,7 +1,7 @@
 """How narrow an edit is: refusals left where requests look otherwise than those it was fitted on.
 
 Edits are fitted on fit, which the broad pairs join, and chosen on select, as on the frontier; the requests
-here are made from the same 32 pairs of report topics: reworded, translated, wrapped in courtesy, after
+here are made from the same pairs of report topics: reworded, translated, wrapped in courtesy, after
 another turn, or with the answer already begun.
 """
 
@@ -42,6 +42,8 @@ NARROW = "least disturbance, plain fit"
 REGULARISED = "least disturbance, ridge 1"
 RIDGE = 1.0
 TOKENS = 12
+EVERY = 2
+"""Of the pairs that every kind restates every second one is asked: two of each report topic."""
 FEWEST = 6
 """Refusals of the unedited model below which a kind says nothing about an edit."""
 
@@ -54,7 +56,8 @@ def kinds(study: Study) -> dict[str, tuple[Classes, ChatFormat]]:
         name: (originals(study.limit), chat) for name, chat in FORMATS.items()
     }
     for kind in KINDS:
-        pair = [load_class(f"narrowness:{kind}", side, limit=study.limit) for side in SIDES]
+        whole = [load_class(f"narrowness:{kind}", side) for side in SIDES]
+        pair = [PromptSet(p.prompts[::EVERY][: study.limit], p.source) for p in whole]
         found[kind] = ((pair[0], pair[1]), ChatFormat())
     return found
 
@@ -62,7 +65,7 @@ def kinds(study: Study) -> dict[str, tuple[Classes, ChatFormat]]:
 def originals(limit: int | None) -> Classes:
     """The report pairs that every kind restates."""
     pairs, restated = load_pairs(SET).pairs, load_pairs("narrowness").pairs
-    places = list(dict.fromkeys(p["from"] for p in restated))[:limit]
+    places = list(dict.fromkeys(p["from"] for p in restated))[::EVERY][:limit]
     refuse, comply = (
         PromptSet(tuple(pairs[i][side] for i in places), f"{SET}: restated ({side})")
         for side in SIDES
