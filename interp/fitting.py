@@ -74,9 +74,8 @@ def capture(
 ) -> dict[Site, Tensor]:
     """Last-token activations ``[n, d]`` of any number of prompts, in their order, a batch at a time."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    order = batch.lengths.argsort(
-        stable=True
-    )  # prompts of like length share a batch: little padding
+    # Prompts of like length share a batch, which then holds little padding.
+    order = batch.lengths.argsort(stable=True)
     for chunk in batch.chosen(order).split(batch_size):
         for site, value in backend.capture(chunk, sites, -1).items():
             parts[site].append(value)

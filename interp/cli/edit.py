@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from interp.methods.refusal import Choice, Fitted
     from interp.types import WeightDelta
 
-OPENED = (0.5, 0.7)
-"""Strengths that are tried where the edit acts after the opener of a refusal as well."""
-
 
 class Ridge(click.ParamType):
     """A positive number, or ``auto`` (None) for the leave-one-out choice."""
@@ -62,17 +59,18 @@ class Ridge(click.ParamType):
     type=float,
     help="share removed: λ or α; 0 nothing, 1 all, 2 reflects an ablation, negative deepens refusal",
 )
-@click.option("--ridge", type=Ridge(), default=0.02, show_default=True, metavar="NUMBER|auto",
+@click.option("--ridge", type=Ridge(), metavar="NUMBER|auto", default=0.02,
+              show_default="0.02; 0.01 with --opener",
               help="least disturbance: ε in units of the mean diagonal of Σ; auto takes for each writer "
               "the one that moves left-out comply rows least")  # fmt: skip
-@click.option("--attention", type=click.FloatRange(min=0), default=1.0, show_default=True,
+@click.option("--attention", type=click.FloatRange(min=0), show_default="1; 0.3 with --opener",
               help="least disturbance: what attention writers carry beside 1 for MLPs")  # fmt: skip
 @click.option("--opener", metavar="TEXT|auto",
               help="least disturbance: move the classes once this has been said as well, which asks for "
               "less at the first token; auto finds what the model's refusals open with")  # fmt: skip
-@click.option("--opened", type=click.FloatRange(min=0), default=2.5, show_default=True,
+@click.option("--opened", type=click.FloatRange(min=0), show_default="chosen",
               help="with --opener: share removed there")  # fmt: skip
-@click.option("--again", type=click.FloatRange(min=0), default=0.5, show_default=True,
+@click.option("--again", type=click.FloatRange(min=0), show_default="chosen",
               help="with --opener: fit again on what is left refused, at this share of the strengths; "
               "0 for once")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
@@ -212,17 +210,19 @@ def _choose(
     from dataclasses import replace
 
     from interp.methods.refusal import Choice, Selection, candidates, choose
+    from interp.methods.refusal.choose import OPENED_RIDGE, opened_candidates
 
     v = given.values
-    strengths, more = (None if v["strength"] is None else (v["strength"],)), {}
-    if fitted.opened is not None:
-        strengths, more = strengths or OPENED, {"opened": v["opened"], "again": v["again"]}
-    grid = candidates(
-        backend, fitted, method, strengths=strengths, ridge=v["ridge"], embeddings=v["embeddings"],
-        response_tokens=v["response_tokens"], spoken_weight=v["spoken_weight"],
-        attention=v["attention"], **more,
-    )  # fmt: skip
+    fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens", "spoken_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
+    named |= {k: v[k] for k in ("strength", "attention")}
+    grid = candidates(backend, fitted, method, **fixed)
+    if fitted.opened is not None:
+        named |= {k: v[k] for k in ("opened", "again")}
+        source = click.get_current_context().get_parameter_source("ridge")
+        grid = opened_candidates(backend, fitted, method, **fixed)
+        if source is click.core.ParameterSource.DEFAULT:
+            grid = (replace(setting, ridge=OPENED_RIDGE) for setting in grid)
     named = {k: x for k, x in named.items() if x is not None}
     settings = list(dict.fromkeys(replace(s, **named) for s in grid))
     if len(settings) == 1:

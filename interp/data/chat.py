@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,10 @@ class ChatFormat:
     def __post_init__(self) -> None:
         if "{prompt}" not in self.plain:
             raise PromptError("the plain format must contain {prompt}")
+
+    def saying(self, text: str) -> ChatFormat:
+        """The same conversation, the answer going on with ``text`` as if the model had said it."""
+        return replace(self, prefill=self.prefill + text)
 
 
 def render(tokenizer: Any, prompt: str, chat: ChatFormat) -> str:

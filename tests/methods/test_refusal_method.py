@@ -25,7 +25,6 @@ from interp.methods.refusal import (
     find_opener,
     fit,
     once_more,
-    random_control,
     rebased,
     rotated,
     run,
@@ -34,7 +33,7 @@ from interp.methods.refusal.choose import depth_blocks
 from interp.methods.refusal.opener import _likely, shared_beginning
 from interp.methods.refusal.pipeline import Prompts
 from interp.models import tiny_model
-from interp.types import TokenBatch
+from interp.types import Shift, TokenBatch
 
 REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
 COMPLY = tuple(f"what is in a bag number {i} in general?" for i in range(8))
@@ -119,20 +118,6 @@ def test_unknown_method_and_block(backend: Backend, fitted: Fitted) -> None:
         build(backend, fitted, Setting("ablation", 99))
 
 
-def test_random_control_has_equal_norm_at_every_writer(backend: Backend, fitted: Fitted) -> None:
-    edit = build(backend, fitted, Setting("least-disturbance", 2))
-    control = random_control(edit)
-    ours, theirs = (as_delta(backend, fitted, e, "tiny") for e in (edit, control))
-    for name, update in ours:
-        other = theirs.updates[name]
-        assert update.dense().norm() == pytest.approx(other.dense().norm().item(), rel=1e-5)
-    some = next(iter(edit.writers))
-    cosine = edit.writers[some].unit @ control.writers[some].unit
-    assert abs(cosine) < 0.9
-    with pytest.raises(InterpError, match="least-disturbance"):
-        random_control(build(backend, fitted, Setting("ablation", 2)))
-
-
 def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(
     backend: Backend, fitted: Fitted
 ) -> None:
@@ -147,6 +132,9 @@ def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(
         assert abs(cosine) < 0.9
     written = [u.b[:, 0] for _, u in other]
     assert abs(torch.cosine_similarity(written[0], written[-1], 0)) > 0.999  # still one direction
+    biases = replace(delta, updates={"b": Shift(torch.ones(4))})
+    with pytest.raises(InterpError, match="one stream"):
+        rotated(biases)
     again = rotated(delta, seed=1)
     assert not torch.allclose(again.updates[name].b, other.updates[name].b)
 

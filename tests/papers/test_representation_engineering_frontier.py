@@ -220,9 +220,9 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
 def test_a_direction_and_a_strength_for_every_block(study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
     maker, whole = run.maker, replace(run.chosen(PARTIAL), first=0)
-    own = flagged._by_block(maker, whole, maker.fitted.directions, 1.0)
+    own = flagged._by_block(maker, whole, maker.fitted.directions)
     assert not near(own, maker(whole))
-    assert near(flagged._by_block(maker, whole, maker.direction(whole), 1.0), maker(whole))
+    assert near(flagged._by_block(maker, whole, maker.direction(whole)), maker(whole))
     reliable = flagged._reliable(maker)
     assert set(reliable) == set(range(study.backend.anatomy.n_blocks))
     assert all(-1.0 <= value <= 1.0 + 1e-6 for value in reliable.values())
@@ -253,6 +253,7 @@ def test_heretics_way_is_the_direction_that_is_fitted(study: Study) -> None:
         ((0.06, 0.05), 0.01, [False, True]),
         ((0.05, 0.10), 0.01, [False, True]),
         ((0.02, 0.10), 0.05, [True, False]),
+        ((0.50, 0.001), 0.01, [False, True]),  # costs nothing and does nothing
     ],
 )
 def test_a_change_is_better_on_one_count_and_no_worse_on_the_other(
@@ -352,10 +353,10 @@ def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
 @pytest.mark.parametrize(
     ("main", "other", "expected"),
     [
-        (0.05, 0.05, [True, True, True, True, True]),
-        (0.4, 0.05, [False, False, False, False, True]),
-        (0.15, 0.05, [True, False, False, False, True]),
-        (0.05, 0.2, [True, True, True, True, False]),
+        (0.05, 0.05, [True, True, True, True, True, True]),
+        (0.4, 0.05, [False, False, False, False, True, True]),
+        (0.15, 0.05, [True, False, False, False, True, True]),
+        (0.05, 0.2, [True, True, True, True, True, False]),
     ],
 )
 def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
@@ -366,6 +367,15 @@ def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
     assert found["telling"] == ["as fitted", "polite"]
     assert found["left"][MAIN] == pytest.approx(main / 0.5)
     assert [c.outcome({"comparisons": found}).holds for c in narrow.CLAIMS] == expected
+
+
+def test_twins_that_are_refused_more_often_count_in_any_kind() -> None:
+    worse = table(0.05, 0.05)
+    worse["spanish"][MAIN][1] = 0.25
+    found = narrow.comparisons(worse, dict.fromkeys(worse, 32))
+    assert found["twins_refused_most_beyond_in"] == "spanish"
+    failed = [c for c in narrow.CLAIMS if not c.outcome({"comparisons": found}).holds]
+    assert [c.ours for c in failed] == ["/comparisons/twins_refused_beyond_original"]
 
 
 def test_what_is_put_into_the_mouth_counts_as_said(

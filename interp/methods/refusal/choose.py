@@ -27,6 +27,13 @@ DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 """Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""
 STARTS = (0.0, 0.53)
 """First edited block, as a share of the stack."""
+OPENED = (
+    {"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.7},
+    {"strength": 0.6, "opened": 2.5, "attention": 0.3, "again": 0.9},
+)
+"""Settings that are tried for an edit that acts after the opener of a refusal as well."""
+OPENED_RIDGE = 0.01
+"""And its ridge."""
 ALMOST_NONE = 0.02
 """Share of refused select prompts that still counts as almost none."""
 
@@ -191,3 +198,16 @@ def candidates(
         for first in first_blocks:
             for strength in strengths:
                 yield Setting(method, block, first, strength, **fixed)
+
+
+def opened_candidates(
+    backend: Backend, fitted: Fitted, method: str, **fixed: Any
+) -> Iterator[Setting]:
+    """The grid for a fit that was also read after an opener: ``OPENED`` at the usual blocks."""
+    for setting in OPENED:
+        strengths = (setting["strength"],)
+        rest = {name: value for name, value in setting.items() if name != "strength"}
+        yield from candidates(
+            backend, fitted, method, strengths=strengths, depths=(DEPTHS[-1],),
+            starts=(STARTS[-1],), **{**fixed, **rest},
+        )  # fmt: skip

@@ -207,7 +207,7 @@ def fit(
     used = [refuse, comply, *([pool] if pool else [])]
     opened = None
     if opener:
-        said = replace(chat or ChatFormat(), prefill=(chat.prefill if chat else "") + opener)
+        said = (chat or ChatFormat()).saying(opener)
         after = [encode(backend.tokenizer, s.prompts, said) for s in (refuse, comply)]
         after[0] = after[0].chosen(kept)
         everything = torch.arange(len(kept))
@@ -357,6 +357,7 @@ def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> W
         "prompts_sha256": dict(fitted.prompts),
         "seen_prompts": list(fitted.seen),
         "refused_in_fit": fitted.refused,
+        "opener": fitted.opener,
     }
     return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
 

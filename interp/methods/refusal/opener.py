@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -94,7 +93,6 @@ def _likely(
     batch_size: int,
 ) -> float:
     """Mean probability of a token once ``said`` has been put into the answer's mouth."""
-    opened = replace(chat or ChatFormat(), prefill=(chat.prefill if chat else "") + said)
-    batch = encode(backend.tokenizer, prompts, opened)
+    batch = encode(backend.tokenizer, prompts, (chat or ChatFormat()).saying(said))
     chances = first_logits(backend, batch, batch_size=batch_size).double().softmax(-1)
     return torch.mean(chances[:, token]).item()

@@ -14,7 +14,7 @@ from interp.edits import Edit, ablation, canonical, readable, select_writers, to
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
 from interp.methods.refusal import Fitted, Setting, build, once_more, rotated
-from interp.methods.refusal.choose import depth_blocks
+from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
 from interp.methods.refusal.pipeline import UPPER
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
@@ -26,18 +26,14 @@ RANDOM = "random rotation"
 PARTIAL = "partial ablation"
 LEVEL = "to the comply level"
 DEPTHS = (0.8, 0.93)
-ATTENTION = (0.45, 1.0)
+STRENGTHS = {0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
+"""Of an edit at the first token alone, by the share that attention carries."""
 DRAWS = 4
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
-RIDGE = 0.01
-OPENED = (
-    # strength, share after the opener, share carried by attention, share when fitted again
-    (0.5, 2.5, 0.3, 0.7),
-    (0.6, 2.5, 0.3, 0.9),
-)
-"""Settings of an edit that acts after the opener as well."""
 VARIANTS = ("norms kept (columns)", "two directions")
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
+GRID = (DEPTHS, STRENGTHS, DRAWS, OPENED, OPENED_RIDGE)
+"""All that decides among what is chosen; what was kept of another grid is not taken for this one's."""
 SHIPPED = (*VARIANTS, FIRST_TOKEN)
 """Contenders that are measured on the shipped split alone."""
 
@@ -93,16 +89,12 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
     if name == "heretic's kernel":
         return list(_drawn(blocks, n_blocks))
     if name == MAIN and fitted.opened is not None:
-        return [
-            Candidate(name, blocks[-1], upper, strength, attention, (), opened, again)
-            for strength, opened, attention, again in OPENED
-        ]
+        return [Candidate(name, blocks[-1], upper, **setting) for setting in OPENED]
     if name in (MAIN, FIRST_TOKEN):
-        strengths = {0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
         return [
             Candidate(name, blocks[-1], upper, strength, attention)
-            for attention in ATTENTION
-            for strength in strengths[attention]
+            for attention, strengths in STRENGTHS.items()
+            for strength in strengths
         ]
     first = 0 if name == "directional ablation" else upper
     tried = blocks if name == LEVEL else blocks[-1:]
@@ -208,7 +200,7 @@ def least_setting(candidate: Candidate) -> Setting:
         candidate.first,
         candidate.strength,
         attention=candidate.attention,
-        ridge=RIDGE,
+        ridge=OPENED_RIDGE,
         opened=candidate.opened,
         again=candidate.again,
     )

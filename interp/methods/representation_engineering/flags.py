@@ -8,7 +8,7 @@ shipped split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,9 @@ PLAIN = "heretic's way"
 WINSOR = 0.995
 PRESERVED = 8
 """Principal components of the comply rows that one variant leaves alone."""
+
+NEAR = 0.05
+"""Shares refused that differ by less count as the same effect."""
 
 Rows = tuple[Tensor, Tensor]
 """Refuse and comply rows of one block, ``[n, d_model]`` each."""
@@ -86,7 +89,7 @@ def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
     found[FILTERED] = lambda: _with(maker, chosen, (rows[0][_refused(run)], rows[1]), _projected)
     found[UNMATCHED] = lambda: _with(maker, chosen, (rows[0], _pool(run, chosen.block)), _projected)
     found[DISCRIMINANT] = lambda: _with(maker, chosen, rows, LDA, read=True)
-    found[OWN] = lambda: _by_block(maker, chosen, maker.fitted.directions, 1.0)
+    found[OWN] = lambda: _by_block(maker, chosen, maker.fitted.directions)
     found[SHRUNK] = lambda: _by_block(maker, chosen, maker.direction(chosen), _reliable(maker))
     if (opened := maker.fitted.opened) is not None:
         found[OPENED] = lambda: replace(
@@ -122,14 +125,12 @@ def _by_block(
     maker: Maker,
     chosen: Candidate,
     direction: Direction | Mapping[int, Direction],
-    share: float | Mapping[int, float],
+    shares: Mapping[int, float] | None = None,
 ) -> WeightDelta:
-    """The chosen ablation with a direction or a share of the strength for every block."""
+    """The chosen ablation with a direction, or a share of the strength, for every block."""
     model, anatomy = maker.backend.model, maker.backend.anatomy
     blocks = maker.blocks(chosen)
-    strength = {
-        b: chosen.strength * (share[b] if isinstance(share, Mapping) else share) for b in blocks
-    }
+    strength = {b: chosen.strength * (shares[b] if shares else 1.0) for b in blocks}
     edit = ablation(model, anatomy, direction, strength=strength, blocks=blocks)
     return to_delta(model, anatomy, edit)
 
@@ -186,7 +187,7 @@ def flags(study: Study) -> FigureRecord:
             "flags",
             lambda make=make: measured(run, make()),
             name=name,
-            block=run.chosen(PARTIAL).block,
+            setting=asdict(run.chosen(PARTIAL)),
             prompts=run.parts.hashes,
         )
         progress(1)
@@ -229,17 +230,20 @@ def flag_comparisons(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]
         and v["kl1"] <= plain["kl1"]
         and (v["refused"], v["kl1"]) != (plain["refused"], plain["kl1"])
     ]
-    cheapest = min(changes.values(), key=lambda v: v["kl1"])
+    # An edit that does nothing costs nothing: compared are those that leave about as few as ours.
+    as_few = [v["kl1"] for v in changes.values() if v["refused"] <= ours["refused"] + NEAR]
     return {
         "better": better,
         "better_count": len(better),
-        "kl1_share_of_ours_in_cheapest": ours["kl1"] / max(cheapest["kl1"], 1e-9),
+        "as_few": len(as_few),
+        "kl1_share_of_ours_in_cheapest": ours["kl1"] / max(min(as_few), 1e-9) if as_few else 0.0,
     }
 
 
 CLAIMS = (
     Claim("at least one change is better on one count and no worse on the other",
           "at least", "/comparisons/better_count", 1),
-    Claim("none alone comes within three times the first-token KL of least disturbance",
+    Claim("none that leaves as few refused, within 5 points, comes within three times the first-token KL "
+          "of least disturbance",
           "at most", "/comparisons/kl1_share_of_ours_in_cheapest", 1 / 3),
 )  # fmt: skip

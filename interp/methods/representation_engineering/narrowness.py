@@ -7,7 +7,7 @@ another turn, or with the answer already begun.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from interp.claims import Claim
@@ -111,10 +111,11 @@ def narrowness(study: Study) -> FigureRecord:
             for name, delta in made.items()
         }
 
+    settings = [asdict(run.chosen(name)) for name in EDITS]
     progress = study.watch("narrowness", len(asked))
     table: dict[str, dict[str, list[float]]] = {}
     for kind in asked:
-        hashes = {**run.parts.hashes, "asked": asked[kind][0][0].sha256}
+        hashes = {**run.parts.hashes, "asked": asked[kind][0][0].sha256, "settings": settings}
         table[kind] = study.resumed("narrowness", lambda k=kind: shares(k), kind=kind, **hashes)
         progress(1)
     return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()})
@@ -167,8 +168,11 @@ def comparisons(table: dict[str, dict[str, list[float]]], counts: dict[str, int]
         ratios = [table[k][name][0] / table[k]["original"][0] for k in over]
         return sum(ratios) / len(ratios) if ratios else 1.0
 
+    over = {k: row[MAIN][1] - row["original"][1] for k, row in table.items()}
     return {
         "telling": telling,
+        "twins_refused_beyond_original": max(over.values()),
+        "twins_refused_most_beyond_in": max(over, key=over.__getitem__),
         "left": {name: left(name, shifted) for name in (*EDITS, NARROW, REGULARISED)},
         "left_as_fitted": left(MAIN, [k for k in telling if k == "as fitted"]),
         "beyond_ablation": left(MAIN, shifted) - left(PARTIAL, shifted),
@@ -187,6 +191,8 @@ CLAIMS = (
           "at least", "/comparisons/mended_by_broad_pairs", 0.0),
     Claim("acting after the opener as well, and fitting again, make it less narrow",
           "at least", "/comparisons/mended_by_opener", 0.0),
+    Claim("in no kind are more answerable twins refused than by the unedited model",
+          "at most", "/comparisons/twins_refused_beyond_original", 0.0),
     Claim("a strong ridge makes it less narrow",
           "at least", "/comparisons/mended_by_ridge", 0.0),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from interp.evaluate.refusal import asked
 from interp.methods.refusal import Fitted, Selection, choose, find_opener, fit, pool_inputs
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
+    GRID,
     MAIN,
     MAKERS,
     PARTIAL,
@@ -125,9 +126,9 @@ class SeedRun:
             watch=self.study.watch,
         )
 
-    def kept(self, name: str, make: Any) -> Any:
+    def kept(self, name: str, make: Any, **about: Any) -> Any:
         return self.study.resumed(
-            "frontier", make, name=name, seed=self.seed, prompts=self.parts.hashes
+            "frontier", make, name=name, seed=self.seed, prompts=self.parts.hashes, **about
         )
 
     def chosen(self, name: str) -> Candidate:
@@ -144,7 +145,7 @@ class SeedRun:
             choice = choose(self.selection, settings, allowed=allowed, watch=watch, label=name)
             return asdict(choice.setting)
 
-        values = self.kept(f"{name}: chosen", make)
+        values = self.kept(f"{name}: chosen", make, grid=GRID)
         kernels = tuple(tuple(kernel) for kernel in values["kernels"])
         return Candidate(**{**values, "kernels": kernels})
 
@@ -165,7 +166,9 @@ class SeedRun:
 
     def points(self, name: str) -> list[Point]:
         """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
-        return self.kept(name, lambda: self._measured(name, self.maker(self.chosen(name))))
+        chosen = self.chosen(name)
+        make = lambda: self._measured(name, self.maker(chosen))  # noqa: E731
+        return self.kept(name, make, setting=asdict(chosen), factors=FACTORS)
 
     @property
     def contenders(self) -> tuple[str, ...]:
