@@ -25,6 +25,7 @@ from interp.methods.refusal import (
     find_opener,
     fit,
     once_more,
+    random_control,
     rebased,
     rotated,
     run,
@@ -116,6 +117,20 @@ def test_unknown_method_and_block(backend: Backend, fitted: Fitted) -> None:
         build(backend, fitted, Setting("magic", 1))
     with pytest.raises(InterpError, match="no direction at block 99"):
         build(backend, fitted, Setting("ablation", 99))
+
+
+def test_random_control_has_equal_norm_at_every_writer(backend: Backend, fitted: Fitted) -> None:
+    edit = build(backend, fitted, Setting("least-disturbance", 2))
+    control = random_control(edit)
+    ours, theirs = (as_delta(backend, fitted, e, "tiny") for e in (edit, control))
+    for name, update in ours:
+        other = theirs.updates[name]
+        assert update.dense().norm() == pytest.approx(other.dense().norm().item(), rel=1e-5)
+    some = next(iter(edit.writers))
+    cosine = edit.writers[some].unit @ control.writers[some].unit
+    assert abs(cosine) < 0.9
+    with pytest.raises(InterpError, match="least-disturbance"):
+        random_control(build(backend, fitted, Setting("ablation", 2)))
 
 
 def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from interp.methods.refusal.again import finished, once_more
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
-from interp.methods.refusal.controls import rotated
+from interp.methods.refusal.controls import random_control, rotated
 from interp.methods.refusal.fit import (
     METHODS,
     Fitted,
@@ -39,6 +39,7 @@ __all__ = [
     "fit",
     "once_more",
     "pool_inputs",
+    "random_control",
     "rebased",
     "rotated",
     "run",

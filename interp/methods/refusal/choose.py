@@ -34,8 +34,8 @@ OPENED = (
 """Settings that are tried for an edit that acts after the opener of a refusal as well."""
 OPENED_RIDGE = 0.01
 """And its ridge."""
-ALMOST_NONE = 0.02
-"""Share of refused select prompts that still counts as almost none."""
+ALMOST_NONE = 64
+"""One request in so many may be left refused on select."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def choose(
     watch: Watch = unwatched,
     label: str = "select",
 ) -> Choice:
-    """The setting with the least KL whose refusals are ≤ ``allowed`` (None: 2 % of the prompts).
+    """The setting with the least KL whose refusals are ≤ ``allowed`` (None: one in 64 prompts).
 
     When no setting is that good, the one with the fewest refusals.
 
@@ -148,7 +148,7 @@ def choose(
     if not settings:
         raise InterpError("nothing to choose from: no candidate settings")
     if allowed is None:
-        allowed = int(ALMOST_NONE * len(selection.refuse))
+        allowed = len(selection.refuse) // ALMOST_NONE
     progress = watch(f"{label}: KL", len(settings))
     ranked = []
     for setting in settings:

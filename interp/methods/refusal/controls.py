@@ -6,8 +6,25 @@ from dataclasses import replace
 
 import torch
 
+from interp.edits import Edit
 from interp.errors import InterpError
+from interp.maths import unit
+from interp.operators import LeastDisturbance
 from interp.types import LowRank, Shift, Update, WeightDelta
+
+
+def random_control(edit: Edit, *, seed: int = 0) -> Edit:
+    """The same least-disturbance updates along a random direction: equal norm at every writer."""
+    generator = torch.Generator().manual_seed(seed)
+    operators = {}
+    drawn: torch.Tensor | None = None
+    for name, operator in edit.writers.items():
+        if not isinstance(operator, LeastDisturbance):
+            raise InterpError("the equal-norm control is defined for least-disturbance edits")
+        if drawn is None:
+            drawn = unit(torch.randn(operator.unit.shape, generator=generator))
+        operators[name] = replace(operator, unit=drawn)
+    return Edit(operators, recipe={"method": "random direction of equal norm", "seed": seed})
 
 
 def rotated(delta: WeightDelta, *, seed: int = 0) -> WeightDelta:

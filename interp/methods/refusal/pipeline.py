@@ -22,7 +22,7 @@ from interp.figures import render
 from interp.fitting import BATCH
 from interp.methods.refusal.card import MAIN, report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
-from interp.methods.refusal.controls import rotated
+from interp.methods.refusal.controls import random_control
 from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit
 from interp.records import FigureRecord, Provenance
 from interp.watching import Watch, unwatched
@@ -123,6 +123,7 @@ def run(
         edits = {
             name: build(backend, fitted, choice.setting) for name, choice in outcome.choices.items()
         }
+        edits["random direction"] = random_control(edits[MAIN], seed=SEED)
     with outcome.timed("report"):
         bench = Bench.prepare(
             backend,
@@ -134,7 +135,6 @@ def run(
         )
         outcome.rows.append(bench.row("original", None, watch))
         deltas = {name: as_delta(backend, fitted, edit, model) for name, edit in edits.items()}
-        deltas["random direction"] = rotated(deltas[MAIN], seed=SEED)
         for name, delta in deltas.items():
             outcome.rows.append(bench.row(name, delta, watch))
     device = backend_device(backend)

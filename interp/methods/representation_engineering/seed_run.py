@@ -40,8 +40,6 @@ FACTORS = (1.3,)
 """The chosen edit times these, beside itself."""
 FULL = 0
 """The shipped split, where whole rows are measured; elsewhere refusals and first-token KL are."""
-ALLOWED = 64
-"""On select one request in so many may be left refused."""
 PASSAGES = 8
 
 Point = dict[str, Any]
@@ -141,8 +139,7 @@ class SeedRun:
 
         def make() -> dict[str, Any]:
             settings = candidates(name, self.maker.fitted, self.study.backend.anatomy.n_blocks)
-            allowed, watch = len(self.selection.refuse) // ALLOWED, self.study.watch
-            choice = choose(self.selection, settings, allowed=allowed, watch=watch, label=name)
+            choice = choose(self.selection, settings, watch=self.study.watch, label=name)
             return asdict(choice.setting)
 
         values = self.kept(f"{name}: chosen", make, grid=GRID)
