@@ -17,6 +17,8 @@ CORE := $(VENV)/.stamp-core
 DEV := $(VENV)/.stamp-dev
 OFFLINE := HF_HUB_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 ARGS ?=
+# Processes that share the tests, each with one thread: small models gain nothing from a second one.
+JOBS ?= auto --maxprocesses=4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format heretic notebooks env lock clean distclean
@@ -29,8 +31,8 @@ help: ## list the tasks
 demo: $(CORE) ## install what is needed into .venv and run the demo
 	@$(BIN)/interp demo $(ARGS)
 
-test: $(DEV) ## run the tests with coverage (ARGS="-k name" for some of them)
-	@$(OFFLINE) $(PY) -m pytest --cov $(ARGS)
+test: $(DEV) ## run the tests with coverage (ARGS="-k name" for some of them, JOBS=0 for one process)
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest --cov -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(DEV) ## ruff, import contracts, types
 	$(BIN)/ruff check .

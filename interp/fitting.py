@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +52,11 @@ class LeastDisturbanceRecipe:
     alpha: share of the class difference removed. ridge: ε in units of the mean diagonal of E[aaᵀ]; None
     takes for each writer the one that moves left-out comply rows least. blocks: None for all.
     spoken_weight: how much the response tokens of comply prompts count in Σ, where those were captured,
-    beside a weight of 1 for the decision position. attention: how much of alpha the attention writers
-    carry; 1 for as much as the MLPs, 0 for none. opened: share of the class difference removed once the
-    opener of a refusal has been said, where that was read; above 1 it is reversed.
+    beside a weight of 1 for the decision position; prose_weight: likewise what the model writes of its own
+    (:func:`interp.methods.refusal.written`); opened_weight: likewise comply prompts once the opener has been
+    said. attention: how much of alpha the attention writers carry; 1 for as much as the MLPs, 0 for none.
+    opened: share of the class difference removed once the opener of a refusal has been said, where that was
+    read; above 1 it is reversed.
     """
 
     alpha: float = 0.8
@@ -62,6 +65,8 @@ class LeastDisturbanceRecipe:
     spoken_weight: float = 0.05
     attention: float = 1.0
     opened: float = 0.0
+    prose_weight: float = 0.1
+    opened_weight: float = 0.05
 
 
 def capture(
@@ -117,8 +122,9 @@ def directions(
 class WriterStatistics:
     """Inputs of every block writer at the decision position, per class, ``{name: [n, d_in]}``.
 
-    extra: comply rows of further prompts; spoken: rows of response tokens. Both join the second moment
-    only. opened: the same classes read once the opener of a refusal has been said.
+    extra: comply rows of further prompts; spoken: rows of response tokens; prose: rows with the second
+    moment of what the model writes of its own. All three join the second moment only. opened: the same
+    classes read once the opener of a refusal has been said.
     """
 
     refuse: Mapping[str, Tensor]
@@ -126,39 +132,37 @@ class WriterStatistics:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     spoken: Mapping[str, Tensor] = field(default_factory=dict)
     opened: WriterStatistics | None = None
-    _metrics: dict[tuple[str, float | None, float, bool], Ridged] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    prose: Mapping[str, Tensor] = field(default_factory=dict)
+    _metrics: dict[tuple[Any, ...], Ridged] = field(default_factory=dict, init=False, repr=False)
 
     def shift(self, name: str) -> Tensor:
         """``Δa = E_refuse[a] − E_comply[a]`` in float64, ``[d_in]``."""
         return difference_of_means(self.refuse[name], self.comply[name])
 
-    def metric(
-        self, name: str, ridge: float | None, spoken_weight: float, opened: bool = False
-    ) -> Ridged:
-        """Σ of a writer; factorised once per recipe, whatever is shifted. opened: comply rows after the
-        opener count as response tokens do."""
-        key = (name, ridge, spoken_weight, opened)
+    def metric(self, name: str, recipe: LeastDisturbanceRecipe, opened: bool = False) -> Ridged:
+        """Σ of a writer; factorised once per recipe, whatever is shifted. opened: with comply rows after
+        the opener."""
+        weights = (recipe.spoken_weight, recipe.prose_weight, recipe.opened_weight * opened)
+        key = (name, recipe.ridge, *weights)
         if key not in self._metrics:
-            parts = [(self.decisions(name), 1.0)]
-            if name in self.spoken and spoken_weight > 0:
-                parts.append((self.spoken[name], spoken_weight))
-            if opened and self.opened is not None and spoken_weight > 0:
-                parts.append((self.opened.comply[name], spoken_weight))
+            after = self.opened.comply if self.opened is not None else {}
+            beside = zip((self.spoken, self.prose, after), weights, strict=True)
+            parts = [(rows[name], weight) for rows, weight in beside if name in rows and weight > 0]
+            ridge = recipe.ridge
             if ridge is None:
                 ridge = best_ridge(self.shift(name), self.decisions(name))
-            self._metrics[key] = Ridged.of(weighted(parts), ridge)
+            joined = weighted([(self.decisions(name), 1.0), *parts])
+            self._metrics[key] = Ridged.of(joined, ridge)
         return self._metrics[key]
 
-    def probe(self, name: str, ridge: float | None, spoken_weight: float) -> Tensor:
+    def probe(self, name: str, recipe: LeastDisturbanceRecipe) -> Tensor:
         """``q`` of a writer (float64, ``[d_in]``)."""
-        return least_disturbance_probe(self.shift(name), self.metric(name, ridge, spoken_weight))
+        return least_disturbance_probe(self.shift(name), self.metric(name, recipe))
 
-    def probes(self, name: str, ridge: float | None, spoken_weight: float) -> Tensor:
+    def probes(self, name: str, recipe: LeastDisturbanceRecipe) -> Tensor:
         """The two probes of a writer, for the shifts of both places (float64, ``[2, d_in]``)."""
         shifts = torch.stack([self.shift(name), after(self).shift(name)])
-        metric = self.metric(name, ridge, spoken_weight, True)
+        metric = self.metric(name, recipe, True)
         if (shifts.norm(dim=-1) < SMALLEST_NORM).any():  # nothing to move at one place
             return torch.stack([least_disturbance_probe(shift, metric) for shift in shifts])
         return least_disturbance_probes(shifts, metric)
@@ -231,7 +235,7 @@ def least_disturbance(
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
         solve = stats.probe if after_opener is None else stats.probes
-        probes = solve(writer.name, recipe.ridge, recipe.spoken_weight)
+        probes = solve(writer.name, recipe)
         weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
         share = recipe.attention if writer.kind == "attention" else 1.0
         shape = (weight.shape[0], -1) if writer.fused else (-1,)

@@ -208,6 +208,21 @@ def weighted(parts: Sequence[tuple[Float[Tensor, "_ d"], float]]) -> Float[Tenso
     return torch.cat([rows * math.sqrt(w / share * total / len(rows)) for rows, w in kept])
 
 
+def rows_of(moment: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """Rows R (float32) whose second moment ``RᵀR / d`` is the one given, to 1e-6 of its mean diagonal.
+
+    So a moment that was summed over more tokens than can be kept takes part wherever rows do.
+    """
+    wide = moment.double()
+    d = len(wide)
+    size = wide.diagonal().mean()
+    if size == 0.0:
+        return torch.zeros_like(wide, dtype=torch.float32)
+    # What no token moved has no variance; the factorisation needs some.
+    lifted = wide + 1e-7 * size * torch.eye(d, dtype=wide.dtype)
+    return (torch.linalg.cholesky(lifted).T * math.sqrt(d)).float()
+
+
 def frobenius(value: Tensor) -> float:
     """``‖value‖_F``, summed in float64 by pieces: a whole copy in float64 would double what is held."""
     parts = value.reshape(-1).split(1 << 24)

@@ -21,11 +21,12 @@ from interp.fitting import (
     response_statistics,
 )
 from interp.hooking import hooked
-from interp.maths import best_ridge, difference_of_means, mean, unit
+from interp.maths import best_ridge, difference_of_means, mean, rows_of, unit
 from interp.models import tiny_model
 from interp.sites import Site
 from interp.types import TokenBatch
 
+recipe = LeastDisturbanceRecipe
 D_MODEL = 32
 
 
@@ -102,7 +103,7 @@ def test_least_disturbance_moves_what_it_promises(model_type: str) -> None:
     """At every writer, the class shift along u falls to (1 − α) of itself on the fit prompts."""
     backend, stats, found, *_ = fitted(model_type)
     alpha = 0.8
-    edit = least_disturbance(backend, stats, found[1], LeastDisturbanceRecipe(alpha=alpha))
+    edit = least_disturbance(backend, stats, found[1], recipe(alpha=alpha))
     moved = 0
     for writer in backend.anatomy.block_writers:
         operator = edit.writers[writer.weight]
@@ -150,8 +151,8 @@ def opened(model_type: str):
 def test_two_places_are_moved_each_by_its_own_share(model_type: str) -> None:
     """At every writer, ``ΔW Δ_j = −α_j (u_j·WΔ_j) u_j`` for both shifts at once, as hook and as weights."""
     backend, stats, first, second, after = opened(model_type)
-    recipe = LeastDisturbanceRecipe(alpha=0.6, opened=1.5)
-    edit = least_disturbance(backend, stats, first, recipe, second)
+    asked = recipe(alpha=0.6, opened=1.5)
+    edit = least_disturbance(backend, stats, first, asked, second)
     delta = to_delta(backend.model, backend.anatomy, edit)
     assert delta.rank == 2
     moved = 0
@@ -179,12 +180,12 @@ def test_a_place_without_a_difference_is_left_alone() -> None:
     backend, stats, first, second, _ = opened("llama")
     same = {name: rows.clone() for name, rows in stats.opened.comply.items()}
     flat = replace(stats, opened=WriterStatistics(same, stats.opened.comply))
-    recipe = LeastDisturbanceRecipe(opened=1.0)
-    edit = least_disturbance(backend, flat, first, recipe, second)
+    asked = recipe(opened=1.0)
+    edit = least_disturbance(backend, flat, first, asked, second)
     assert all(operator.parts[1].amount == 0.0 for operator in edit.writers.values())
     name = backend.anatomy.block_writers[0].name
-    assert torch.equal(stats.refusing(stats.refuse, same).probe(name, 0.02, 0.05),
-                       stats.probe(name, 0.02, 0.05))  # fmt: skip
+    assert torch.equal(stats.refusing(stats.refuse, same).probe(name, recipe()),
+                       stats.probe(name, recipe()))  # fmt: skip
 
 
 def test_what_was_not_read_after_an_opener_cannot_be_moved_there() -> None:
@@ -197,30 +198,48 @@ def test_response_tokens_join_the_statistics() -> None:
     backend, stats, _, _, comply = fitted("llama", response_tokens=3)
     name = backend.anatomy.block_writers[0].name
     assert stats.spoken[name].shape[0] == 3 * len(comply)
-    without = WriterStatistics(stats.refuse, stats.comply).probe(name, 0.05, 0.3)
-    assert not torch.allclose(stats.probe(name, 0.05, 0.3), without)
-    torch.testing.assert_close(stats.probe(name, 0.05, 0.0), without)
+    counted, not_counted = (recipe(ridge=0.05, spoken_weight=w) for w in (0.3, 0.0))
+    without = WriterStatistics(stats.refuse, stats.comply).probe(name, counted)
+    assert not torch.allclose(stats.probe(name, counted), without)
+    torch.testing.assert_close(stats.probe(name, not_counted), without)
 
 
-def test_response_tokens_are_disturbed_less_when_they_count_more() -> None:
+@pytest.mark.parametrize("part", ["spoken", "prose"])
+def test_what_counts_more_is_disturbed_less(part: str) -> None:
     backend, stats, *_ = fitted("llama", response_tokens=3)
+    rows = stats.spoken
+    stats = WriterStatistics(stats.refuse, stats.comply, {}, **{part: rows})
     for writer in backend.anatomy.block_writers:
-        moved = [
-            (stats.spoken[writer.name].double() @ stats.probe(writer.name, 0.05, weight))
-            .square()
-            .mean()
-            for weight in (0.0, 0.3, 3.0)
-        ]
+        moved = []
+        for weight in (0.0, 0.3, 3.0):
+            probe = stats.probe(writer.name, recipe(ridge=0.05, **{f"{part}_weight": weight}))
+            moved.append((rows[writer.name].double() @ probe).square().mean())
         assert moved[0] > moved[1] > moved[2]
+
+
+def test_a_second_moment_takes_part_as_the_rows_that_it_was_made_of() -> None:
+    backend, stats, *_ = fitted("llama", response_tokens=3)
+    moments = {
+        name: rows_of(rows.double().T @ rows.double() / len(rows))
+        for name, rows in stats.spoken.items()
+    }
+    as_rows = WriterStatistics(stats.refuse, stats.comply, {}, {}, None, stats.spoken)
+    as_moments = WriterStatistics(stats.refuse, stats.comply, {}, {}, None, moments)
+    for writer in backend.anatomy.block_writers:
+        # Shares of the same mean diagonal: ridges agree where rows of unlike number do.
+        torch.testing.assert_close(
+            as_moments.probe(writer.name, recipe(ridge=0.05)),
+            as_rows.probe(writer.name, recipe(ridge=0.05)),
+            rtol=1e-4, atol=1e-7,
+        )  # fmt: skip
 
 
 def test_without_a_ridge_each_writer_takes_the_one_that_holds_out_best() -> None:
     backend, stats, *_ = fitted("llama")
     for writer in backend.anatomy.block_writers:
         ridge = best_ridge(stats.shift(writer.name), stats.decisions(writer.name))
-        assert torch.equal(
-            stats.probe(writer.name, None, 0.1), stats.probe(writer.name, ridge, 0.1)
-        )
+        left_out, named = (recipe(ridge=r, spoken_weight=0.1) for r in (None, ridge))
+        assert torch.equal(stats.probe(writer.name, left_out), stats.probe(writer.name, named))
 
 
 def test_missing_statistics_are_an_error() -> None:

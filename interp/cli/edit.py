@@ -21,8 +21,12 @@ from interp.cli.options import (
 
 if TYPE_CHECKING:
     from interp.backends import Backend
+    from interp.data import PromptSet
     from interp.methods.refusal import Choice, Fitted
     from interp.types import WeightDelta
+
+PROSE = 200
+"""Prompts whose responses count as prose where the edit acts after an opener as well."""
 
 
 class Ridge(click.ParamType):
@@ -77,6 +81,11 @@ class Ridge(click.ParamType):
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
 @click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
               help="how much those count beside the decision position")  # fmt: skip
+@click.option("--prose", type=click.IntRange(min=0), metavar="N", show_default="0; 200 with --opener",
+              help="least disturbance: leave alone as well what the model writes in response to so many "
+              "answerable prompts, as a response and as plain text")  # fmt: skip
+@click.option("--prose-weight", type=click.FloatRange(min=0), default=0.1, show_default=True,
+              help="how much that counts beside the decision position")  # fmt: skip
 @click.option("--all-requests", is_flag=True,
               help="fit on every request, also on those that the model answers")  # fmt: skip
 @click.option("--embeddings", is_flag=True, help="ablation: edit the embeddings as well")
@@ -122,11 +131,12 @@ def command(
         def run() -> tuple[Fitted, Choice]:
             pool = given.pool(select_r, select_c) if method == "least-disturbance" else None
             opener = _opener(given, backend, fit_r, fit_c)
-            fitted = _fit(given, backend, fit_r, fit_c, pool, opener, watch)
+            prose = _prose(given, pool or fit_c, opener) if method == "least-disturbance" else None
+            fitted = _fit(given, backend, fit_r, fit_c, pool, prose, opener, watch)
             choice = _choose(method, given, backend, fitted, select_r, select_c, watch)
             if choice.scores:
                 # Everything is chosen: the last fit may use the prompts that chose it.
-                more = _fit(given, backend, select_r, select_c, None, opener, watch)
+                more = _fit(given, backend, select_r, select_c, None, None, opener, watch)
                 fitted = fitted.joined(more)
             return fitted, choice
 
@@ -176,12 +186,21 @@ def _opener(given: Given, backend: Backend, refuse: Any, comply: Any) -> str:
     return found
 
 
+def _prose(given: Given, prompts: PromptSet, opener: str) -> PromptSet | None:
+    """Those prompts, spread evenly, whose responses the edit leaves alone as well."""
+    count = given.values["prose"]
+    if count is None:
+        count = PROSE if opener else 0
+    return prompts.spread(count) if count else None
+
+
 def _fit(
     given: Given,
     backend: Backend,
     refuse: Any,
     comply: Any,
     pool: Any,
+    prose: Any,
     opener: str,
     watch: Any,
 ) -> Fitted:
@@ -190,7 +209,7 @@ def _fit(
 
     recipe = DirectionRecipe(given.values["keep_comply_mean"], given.values["winsor"])
     return fit(
-        backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool,
+        backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool, prose=prose,
         response_tokens=given.values["response_tokens"],
         behaviour_filter=not given.values["all_requests"], opener=opener,
         batch_size=given.batch_size, watch=watch,
@@ -213,7 +232,8 @@ def _choose(
     from interp.methods.refusal.choose import OPENED_RIDGE, opened_candidates
 
     v = given.values
-    fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens", "spoken_weight")}
+    fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens")}
+    fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
     named |= {k: v[k] for k in ("strength", "attention")}
     grid = candidates(backend, fitted, method, **fixed)

@@ -56,6 +56,10 @@ class PromptSet:
         held = {p for other in others for p in other.prompts}
         return PromptSet(tuple(p for p in self.prompts if p not in held), self.source)
 
+    def spread(self, most: int) -> PromptSet:
+        """At most so many of the prompts (1 or more), spread evenly over them."""
+        return PromptSet(self.prompts[:: -(-len(self) // most)], self.source)
+
     def joined(self, *others: PromptSet) -> PromptSet:
         """These prompts and those of ``others``, each once."""
         if not others:

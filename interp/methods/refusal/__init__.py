@@ -21,6 +21,7 @@ from interp.methods.refusal.fit import (
 )
 from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import Outcome, run
+from interp.methods.refusal.prose import written
 
 __all__ = [
     "METHODS",
@@ -43,4 +44,5 @@ __all__ = [
     "rebased",
     "rotated",
     "run",
+    "written",
 ]

@@ -29,7 +29,7 @@ from interp.methods.refusal.fit import (
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
-ASKED = 160
+ASKED = 320
 """Requests of the fit that are asked again at most, spread evenly over it."""
 ROUNDS = 2
 """Times that an edit is fitted again at most."""

@@ -28,7 +28,7 @@ DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 STARTS = (0.0, 0.53)
 """First edited block, as a share of the stack."""
 OPENED = (
-    {"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.7},
+    {"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.8},
     {"strength": 0.6, "opened": 2.5, "attention": 0.3, "again": 0.9},
 )
 """Settings that are tried for an edit that acts after the opener of a refusal as well."""

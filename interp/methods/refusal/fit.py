@@ -26,13 +26,14 @@ from interp.fitting import (
     least_disturbance,
     response_statistics,
 )
+from interp.methods.refusal.prose import written
 from interp.sites import Site
 from interp.types import Direction, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
 Key = TypeVar("Key")
 
-ROLES = ("refuse", "comply", "pool")
+ROLES = ("refuse", "comply", "pool", "prose")
 METHODS = ("ablation", "least-disturbance")
 SPOKEN = 16
 """Response tokens of comply prompts that a least-disturbance edit leaves alone as well."""
@@ -70,6 +71,10 @@ class Fitted:
         known = sorted(self.directions)
         return known[min(round(depth * len(known)), len(known) - 1)]
 
+    def leaving(self, prose: Mapping[str, Tensor]) -> Fitted:
+        """The same fit, whose edits leave alone what has this second moment as well."""
+        return replace(self, statistics=replace(self.statistics, prose=prose)) if prose else self
+
     def joined(self, other: Fitted) -> Fitted:
         """Both splits' activations as one fit, for a last fit once everything has been chosen.
 
@@ -88,6 +93,7 @@ class Fitted:
             _rows(mine.extra, theirs.extra),
             _rows(mine.spoken, theirs.spoken),
             opened.statistics if opened else None,
+            mine.prose or theirs.prose,
         )
         return Fitted(
             directions(streams[0], streams[1], self.recipe),
@@ -142,6 +148,7 @@ def _taken(
         whole.statistics.extra,
         spoken,
         opened.statistics if opened else None,
+        whole.statistics.prose,
     )
     return replace(
         whole,
@@ -175,6 +182,7 @@ def fit(
     chat: ChatFormat | None = None,
     recipe: DirectionRecipe | None = None,
     pool: PromptSet | None = None,
+    prose: PromptSet | None = None,
     response_tokens: int = SPOKEN,
     behaviour_filter: bool = True,
     opener: str = "",
@@ -184,7 +192,8 @@ def fit(
     """One pass over both classes: residuals after every block and inputs of every writer.
 
     pool: further answerable prompts; their writer inputs join the second moment that a
-    least-disturbance edit leaves alone, not the class means. response_tokens: likewise the first
+    least-disturbance edit leaves alone, not the class means. prose: likewise what the model writes in
+    response to these (:func:`interp.methods.refusal.written`). response_tokens: likewise the first
     response tokens of comply prompts. behaviour_filter: take the shift of the writers' inputs over the
     requests that the model does refuse (Arditi et al. 2406.11717, appendix A); over all of them where it
     refuses fewer than ``FEWEST_REFUSED``. opener: read both classes a second time once this has been said
@@ -195,6 +204,7 @@ def fit(
     batches = [encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply)]
     read = _read(backend, batches, **common)
     extra = {} if pool is None else pool_inputs(backend, pool, chat, batch_size, watch)
+    prosaic = {} if prose is None else written(backend, prose, chat=chat, **common)
     spoken: dict[str, Tensor] = {}
     if response_tokens:
         writers = writer_sites(backend.anatomy.block_writers)
@@ -204,7 +214,7 @@ def fit(
         judged = asked(backend, batches[0], tokens=OPENING, batch_size=batch_size)
         if judged.count >= FEWEST_REFUSED:
             kept, refused = torch.tensor(judged.refused).nonzero().flatten(), judged.count
-    used = [refuse, comply, *([pool] if pool else [])]
+    used = [(role, s) for role, s in zip(ROLES, (refuse, comply, pool, prose), strict=True) if s]
     opened = None
     if opener:
         said = (chat or ChatFormat()).saying(opener)
@@ -216,9 +226,9 @@ def fit(
         )
     found = _fitted(recipe, read, kept, batches[0], extra, spoken, opened)
     return replace(
-        found,
-        seen=tuple(sorted(frozenset.union(*(s.fingerprints for s in used)))),
-        prompts={f"{role}: {s.source}": s.sha256 for role, s in zip(ROLES, used, strict=False)},
+        found.leaving(prosaic),
+        seen=tuple(sorted(frozenset.union(*(s.fingerprints for _, s in used)))),
+        prompts={f"{role}: {s.source}": s.sha256 for role, s in used},
         refused=refused,
         opener=opener,
         kept=kept,
@@ -297,6 +307,7 @@ class Setting:
     attention: float = 1.0
     opened: float = 0.0
     again: float = 0.0
+    prose_weight: float = 0.1
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))
@@ -328,6 +339,7 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
             setting.spoken_weight,
             setting.attention,
             setting.opened,
+            setting.prose_weight,
         )
         after = _direction_after(fitted, setting) if setting.opened else None
         edit = least_disturbance(backend, fitted.statistics, direction, recipe, after)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from interp.edits import Edit, ablation, canonical, readable, select_writers, to
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
 from interp.methods.refusal import Fitted, Setting, build, once_more, rotated
+from interp.methods.refusal.again import ASKED, ROUNDS
 from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
 from interp.methods.refusal.pipeline import UPPER
 from interp.models.anatomy import BoundWriter
@@ -32,8 +34,9 @@ DRAWS = 4
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
 VARIANTS = ("norms kept (columns)", "two directions")
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
-GRID = (DEPTHS, STRENGTHS, DRAWS, OPENED, OPENED_RIDGE)
-"""All that decides among what is chosen; what was kept of another grid is not taken for this one's."""
+ANSWERED = 400
+"""Twins of the broad pairs whose responses a least-disturbance edit leaves alone, at most."""
+LEAST = (FIRST_TOKEN, MAIN, RANDOM)
 SHIPPED = (*VARIANTS, FIRST_TOKEN)
 """Contenders that are measured on the shipped split alone."""
 
@@ -80,6 +83,14 @@ class Maker:
 
     def blocks(self, candidate: Candidate) -> tuple[int, ...]:
         return tuple(range(candidate.first, self.backend.anatomy.n_blocks))
+
+
+def grid(name: str) -> tuple[Any, ...]:
+    """All that decides how a contender is chosen and made; what was kept of another grid is not its own."""
+    if name not in LEAST:
+        return (DEPTHS, DRAWS)
+    about = (least_setting(Candidate(name, 0)).prose_weight, ANSWERED, ASKED, ROUNDS)
+    return (STRENGTHS, OPENED, OPENED_RIDGE, *about)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:

@@ -18,10 +18,18 @@ from interp.data.text import neutral_passages
 from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.refusal import asked
-from interp.methods.refusal import Fitted, Selection, choose, find_opener, fit, pool_inputs
+from interp.methods.refusal import (
+    Fitted,
+    Selection,
+    choose,
+    find_opener,
+    fit,
+    pool_inputs,
+    written,
+)
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
-    GRID,
+    ANSWERED,
     MAIN,
     MAKERS,
     PARTIAL,
@@ -31,6 +39,7 @@ from interp.methods.representation_engineering.contenders import (
     Candidate,
     Maker,
     candidates,
+    grid,
 )
 from interp.methods.representation_engineering.splits import BROAD, SET, SIDES, Splits, splits
 from interp.study import Study
@@ -59,7 +68,8 @@ class SeedRun:
     @cached_property
     def maker(self) -> Maker:
         study = self.study
-        return Maker(study.backend, self.narrow.joined(self.broad), study.batch_size)
+        fitted = self.narrow.joined(self.broad).leaving(self.prose)
+        return Maker(study.backend, fitted, study.batch_size)
 
     @property
     def opener(self) -> str:
@@ -91,6 +101,17 @@ class SeedRun:
         """What joins every seed's fit; its response tokens are left out, which would fill the memory."""
         make = lambda: self.fitted(self.parts.broad, response_tokens=0)  # noqa: E731
         return self.study.once("broad: fitted", make)
+
+    @property
+    def prose(self) -> dict[str, Tensor]:
+        """What the model writes in response to the twins of the broad pairs, read once for all deals."""
+        study = self.study
+
+        def read() -> dict[str, Tensor]:
+            common = {"batch_size": study.batch_size, "watch": study.watch}
+            return written(study.backend, self.parts.broad[1].spread(ANSWERED), **common)
+
+        return study.once("prose: writer inputs", read)
 
     def fitted(self, classes: tuple[PromptSet, PromptSet], **more: Any) -> Fitted:
         study = self.study
@@ -142,7 +163,7 @@ class SeedRun:
             choice = choose(self.selection, settings, watch=self.study.watch, label=name)
             return asdict(choice.setting)
 
-        values = self.kept(f"{name}: chosen", make, grid=GRID)
+        values = self.kept(f"{name}: chosen", make, grid=grid(name))
         kernels = tuple(tuple(kernel) for kernel in values["kernels"])
         return Candidate(**{**values, "kernels": kernels})
 
@@ -165,7 +186,7 @@ class SeedRun:
         """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
         chosen = self.chosen(name)
         make = lambda: self._measured(name, self.maker(chosen))  # noqa: E731
-        return self.kept(name, make, setting=asdict(chosen), factors=FACTORS)
+        return self.kept(name, make, setting=asdict(chosen), factors=FACTORS, grid=grid(name))
 
     @property
     def contenders(self) -> tuple[str, ...]:

@@ -1,0 +1,91 @@
+"""What the model writes: its second moment is that of every token, and edits leave it alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interp.backends.hooks import writer_sites
+from interp.backends.opening import wrap
+from interp.backends.protocol import Backend
+from interp.data.chat import encode
+from interp.data.prompts import PromptSet
+from interp.edits import to_delta
+from interp.evaluate.divergence import end_tokens, until_end
+from interp.methods.refusal import Setting, build, fit, written
+from interp.models import tiny_model
+
+REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
+COMPLY = PromptSet(tuple(f"what is in a {'big ' * (i % 3)}bag, {i}?" for i in range(8)), "c")
+TOKENS = 5
+
+
+@pytest.fixture(scope="module", params=["llama", "mamba"])
+def backend(request, tokenizer) -> Backend:
+    model = tiny_model(request.param, vocab_size=259, num_hidden_layers=2)
+    return wrap(model, tokenizer, source="tiny")
+
+
+def one_by_one(backend: Backend) -> dict[str, torch.Tensor]:
+    """The same moments without batches or padding: each response read alone, token by token."""
+    sites = writer_sites(backend.anatomy.block_writers)
+    chats, plain = ({site.name: [] for site in sites} for _ in range(2))
+    for prompt in COMPLY.prompts:
+        batch = encode(backend.tokenizer, [prompt])
+        new = backend.generate(batch, tokens=TOKENS)
+        count = int(until_end(new, end_tokens(backend)).sum())
+        whole = backend.capture(batch.extended(new[:, :count]), sites, None)
+        text = backend.tokenizer.decode(new[0, :count], skip_special_tokens=True)
+        ids = torch.tensor([backend.tokenizer(text).input_ids])
+        alone = None
+        if ids.shape[1] > 1:
+            alone = backend.capture(type(batch)(ids, torch.ones_like(ids)), sites, None)
+        for site in sites:
+            chats[site.name].append(whole[site][0, -count:])
+            if alone is not None:
+                plain[site.name].append(alone[site][0, 1:])
+    found = {}
+    for name in chats:
+        parts = [torch.cat(rows[name]).double() for rows in (chats, plain) if rows[name]]
+        found[name] = sum(0.5 * rows.T @ rows / len(rows) for rows in parts)
+    return found
+
+
+def test_its_moment_is_that_of_every_token(backend: Backend) -> None:
+    found = written(backend, COMPLY, tokens=TOKENS, batch_size=3)
+    for name, moment in one_by_one(backend).items():
+        rows = found[name].double()
+        torch.testing.assert_close(
+            rows.T @ rows / len(rows),
+            moment,
+            rtol=1e-3,
+            atol=2e-6 * moment.diagonal().mean().item(),
+        )
+
+
+def test_an_edit_moves_what_is_written_less_when_it_counts_more(backend: Backend) -> None:
+    refuse = PromptSet(REFUSE, "r")
+    fitted = fit(backend, refuse, COMPLY, prose=COMPLY, response_tokens=0)
+    assert any(key.startswith("prose") for key in fitted.prompts)
+    rows = fitted.statistics.prose
+    weights = {writer.weight: writer for writer in backend.anatomy.block_writers}
+    moved = []
+    for weight in (0.0, 1.0, 100.0):
+        setting = Setting("least-disturbance", max(fitted.directions), prose_weight=weight)
+        total = 0.0
+        for key, update in to_delta(
+            backend.model, backend.anatomy, build(backend, fitted, setting)
+        ):
+            read, dense = rows[weights[key].name], update.dense()
+            total += (read @ dense.T).square().sum().item()
+        moved.append(total)
+    assert moved[0] > moved[1] > moved[2] > 0
+
+
+def test_it_stays_when_splits_are_joined_or_taken_apart(backend: Backend) -> None:
+    refuse = PromptSet(REFUSE, "r")
+    with_prose = fit(backend, refuse, COMPLY, prose=COMPLY, response_tokens=0)
+    without = fit(backend, refuse, COMPLY, response_tokens=0)
+    for found in (without.joined(with_prose), with_prose.of_pairs(torch.arange(3))):
+        assert found.statistics.prose.keys() == with_prose.statistics.prose.keys()
+    assert not without.statistics.prose
