@@ -127,9 +127,15 @@ def test_edit_acts_after_an_opener_as_well(
         "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
         "--first-block", 0, "--strength", 0.5,
     )  # fmt: skip
-    assert call(*named, "--opener", "I'm", "--again", 0, "--out", tmp_path / "both") == 0
-    assert load_delta(tmp_path / "both").rank == 2
-    assert call(*named, "--opener", "auto", "--out", tmp_path / "auto") == 0
+    assert (
+        call(*named, "--opener", "I'm", "--again", 0, "--prose", 3, "--out", tmp_path / "both") == 0
+    )
+    both = load_delta(tmp_path / "both")
+    assert both.rank == 2
+    assert any(key.startswith("prose: ") for key in both.provenance["prompts_sha256"])
+    assert call(*named, "--opener", "auto", "--prose", 0, "--out", tmp_path / "auto") == 0
+    auto = load_delta(tmp_path / "auto")
+    assert not any(key.startswith("prose: ") for key in auto.provenance["prompts_sha256"])
     assert "opener: " in capsys.readouterr().out
     assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
     assert "goes with --method least-disturbance" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -150,3 +151,13 @@ def test_too_few_prompts_to_cut() -> None:
 def test_neutral_text_is_there() -> None:
     assert len(neutral_passages()) >= 20
     assert all(len(p.split()) > 40 for p in neutral_passages())
+
+
+@given(n=st.integers(1, 60), most=st.integers(1, 70))
+def test_some_prompts_are_spread_over_all(n: int, most: int) -> None:
+    whole = PromptSet(tuple(f"{i}" for i in range(n)), "s")
+    places = [int(p) for p in whole.spread(most).prompts]
+    assert len(places) == min(n, -(-n // -(-n // most))) <= most
+    assert len({b - a for a, b in itertools.pairwise(places)}) <= 1
+    assert places[0] == 0
+    assert n - places[-1] <= -(-n // most)
