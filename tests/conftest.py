@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from interp.models import describe, family_of, known_model_types, tiny_model
@@ -15,6 +16,9 @@ from interp.models.tiny import byte_tokenizer, save_tiny
 from interp.types import TokenBatch
 
 torch.set_num_threads(1)
+# Here, before any test is collected: a test keeps the profile that was loaded when it was defined.
+settings.register_profile("interp", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("interp")
 
 
 @pytest.fixture(scope="session", params=known_model_types())

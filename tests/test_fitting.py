@@ -217,6 +217,16 @@ def test_what_counts_more_is_disturbed_less(part: str) -> None:
         assert moved[0] > moved[1] > moved[2]
 
 
+def test_answers_are_disturbed_less_after_the_opener_when_they_count_more() -> None:
+    backend, stats, *_ = opened("llama")
+    for writer in backend.anatomy.block_writers:
+        rows, moved = stats.opened.comply[writer.name].double(), []
+        for weight in (0.0, 0.3, 3.0):
+            first, _ = stats.probes(writer.name, recipe(ridge=0.05, opened_weight=weight))
+            moved.append((rows @ first).square().mean())
+        assert moved[0] > moved[1] > moved[2]
+
+
 def test_a_second_moment_takes_part_as_the_rows_that_it_was_made_of() -> None:
     backend, stats, *_ = fitted("llama", response_tokens=3)
     moments = {

@@ -86,6 +86,8 @@ class Ridge(click.ParamType):
               "answerable prompts, as a response and as plain text")  # fmt: skip
 @click.option("--prose-weight", type=click.FloatRange(min=0), default=0.1, show_default=True,
               help="how much that counts beside the decision position")  # fmt: skip
+@click.option("--opened-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
+              help="with --opener: how much answerable prompts count after it")  # fmt: skip
 @click.option("--all-requests", is_flag=True,
               help="fit on every request, also on those that the model answers")  # fmt: skip
 @click.option("--embeddings", is_flag=True, help="ablation: edit the embeddings as well")
@@ -117,11 +119,13 @@ def command(
     from interp.methods import refusal
 
     given = Given(values)
-    if method == "least-disturbance" and values["embeddings"]:
+    least = method == "least-disturbance"
+    if least and values["embeddings"]:
         raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
                                "every prompt has the same embedding")  # fmt: skip
-    if method != "least-disturbance" and values["opener"]:
-        raise click.UsageError("--opener goes with --method least-disturbance")
+    for option in ("opener", "prose"):
+        if not least and values[option]:
+            raise click.UsageError(f"--{option} goes with --method least-disturbance")
     check_target(out, overwrite=overwrite)
     before = read_delta(delta_dir)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
@@ -129,9 +133,9 @@ def command(
     with watching() as watch:
 
         def run() -> tuple[Fitted, Choice]:
-            pool = given.pool(select_r, select_c) if method == "least-disturbance" else None
+            pool = given.pool(select_r, select_c) if least else None
             opener = _opener(given, backend, fit_r, fit_c)
-            prose = _prose(given, pool or fit_c, opener) if method == "least-disturbance" else None
+            prose = _prose(given, pool or fit_c, opener) if least else None
             fitted = _fit(given, backend, fit_r, fit_c, pool, prose, opener, watch)
             choice = _choose(method, given, backend, fitted, select_r, select_c, watch)
             if choice.scores:
@@ -191,7 +195,7 @@ def _prose(given: Given, prompts: PromptSet, opener: str) -> PromptSet | None:
     count = given.values["prose"]
     if count is None:
         count = PROSE if opener else 0
-    return prompts.spread(count) if count else None
+    return prompts.spread(count) if count and given.values["prose_weight"] else None
 
 
 def _fit(
@@ -233,7 +237,7 @@ def _choose(
 
     v = given.values
     fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens")}
-    fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight")}
+    fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight", "opened_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
     named |= {k: v[k] for k in ("strength", "attention")}
     grid = candidates(backend, fitted, method, **fixed)

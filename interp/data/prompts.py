@@ -57,8 +57,12 @@ class PromptSet:
         return PromptSet(tuple(p for p in self.prompts if p not in held), self.source)
 
     def spread(self, most: int) -> PromptSet:
-        """At most so many of the prompts (1 or more), spread evenly over them."""
-        return PromptSet(self.prompts[:: -(-len(self) // most)], self.source)
+        """So many of the prompts (1 or more), or all where there are fewer, spread evenly over them."""
+        whole = len(self)
+        if most >= whole:
+            return self
+        chosen = tuple(self.prompts[i * whole // most] for i in range(most))
+        return PromptSet(chosen, f"{self.source}, {most} of {whole}")
 
     def joined(self, *others: PromptSet) -> PromptSet:
         """These prompts and those of ``others``, each once."""

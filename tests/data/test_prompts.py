@@ -157,7 +157,7 @@ def test_neutral_text_is_there() -> None:
 def test_some_prompts_are_spread_over_all(n: int, most: int) -> None:
     whole = PromptSet(tuple(f"{i}" for i in range(n)), "s")
     places = [int(p) for p in whole.spread(most).prompts]
-    assert len(places) == min(n, -(-n // -(-n // most))) <= most
-    assert len({b - a for a, b in itertools.pairwise(places)}) <= 1
+    assert len(places) == min(n, most)
+    steps = {b - a for a, b in itertools.pairwise([*places, n])}
     assert places[0] == 0
-    assert n - places[-1] <= -(-n // most)
+    assert max(steps) - min(steps) <= 1

@@ -11,6 +11,7 @@ from interp.backends.protocol import Backend
 from interp.data.chat import encode
 from interp.data.prompts import PromptSet
 from interp.edits import to_delta
+from interp.errors import InterpError
 from interp.evaluate.divergence import end_tokens, until_end
 from interp.methods.refusal import Setting, build, fit, written
 from interp.models import tiny_model
@@ -22,7 +23,9 @@ TOKENS = 5
 
 @pytest.fixture(scope="module", params=["llama", "mamba"])
 def backend(request, tokenizer) -> Backend:
-    model = tiny_model(request.param, vocab_size=259, num_hidden_layers=2)
+    # With a bias in its input projection Mamba carries something from the padding into the prompt.
+    unbiased = {"use_bias": False} if request.param == "mamba" else {}
+    model = tiny_model(request.param, vocab_size=259, num_hidden_layers=2, **unbiased)
     return wrap(model, tokenizer, source="tiny")
 
 
@@ -82,6 +85,25 @@ def test_an_edit_moves_what_is_written_less_when_it_counts_more(backend: Backend
     assert moved[0] > moved[1] > moved[2] > 0
 
 
+def test_a_wide_writer_keeps_rows(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.methods.refusal import prose
+
+    monkeypatch.setattr(prose, "SQUARE", 1)
+    found = written(backend, COMPLY, tokens=TOKENS)
+    for name, moment in one_by_one(backend).items():
+        rows = found[name].double()
+        assert len(rows) != rows.shape[1]  # tokens, not a root of the moment
+        torch.testing.assert_close(rows.T @ rows / len(rows), moment, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(prose, "ROWS", 8)
+    assert all(len(rows) < 24 for rows in written(backend, COMPLY, tokens=TOKENS).values())
+
+
+def test_nothing_that_can_be_read_as_text_leaves_the_chats(backend: Backend) -> None:
+    from interp.methods.refusal import prose
+
+    assert prose._plain(backend, ["", "a"], 4) == []
+
+
 def test_it_stays_when_splits_are_joined_or_taken_apart(backend: Backend) -> None:
     refuse = PromptSet(REFUSE, "r")
     with_prose = fit(backend, refuse, COMPLY, prose=COMPLY, response_tokens=0)
@@ -89,3 +111,8 @@ def test_it_stays_when_splits_are_joined_or_taken_apart(backend: Backend) -> Non
     for found in (without.joined(with_prose), with_prose.of_pairs(torch.arange(3))):
         assert found.statistics.prose.keys() == with_prose.statistics.prose.keys()
     assert not without.statistics.prose
+    with pytest.raises(InterpError, match="both fits leave prose alone"):
+        with_prose.joined(with_prose)
+    setting = Setting("least-disturbance", max(without.directions))
+    weights = (build(backend, f, setting).recipe["prose_weight"] for f in (with_prose, without))
+    assert tuple(weights) == (setting.prose_weight, 0.0)

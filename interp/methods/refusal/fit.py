@@ -78,12 +78,15 @@ class Fitted:
     def joined(self, other: Fitted) -> Fitted:
         """Both splits' activations as one fit, for a last fit once everything has been chosen.
 
-        InterpError when they were read after different openers.
+        InterpError when they were read after different openers, or when both leave prose alone: how many
+        tokens each moment stands for is not known any more.
         """
         if self.opener != other.opener:
             raise InterpError(
                 f"these fits were read after different openers, {self.opener!r} and {other.opener!r}"
             )
+        if self.statistics.prose and other.statistics.prose:
+            raise InterpError("both fits leave prose alone; give `prose` to one of them")
         streams = tuple(_rows(a, b) for a, b in zip(self.streams, other.streams, strict=True))
         mine, theirs = self.statistics, other.statistics
         opened = self.opened and other.opened and self.opened.joined(other.opened)
@@ -308,6 +311,7 @@ class Setting:
     opened: float = 0.0
     again: float = 0.0
     prose_weight: float = 0.1
+    opened_weight: float = 0.05
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))
@@ -340,12 +344,16 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
             setting.attention,
             setting.opened,
             setting.prose_weight,
+            setting.opened_weight,
         )
         after = _direction_after(fitted, setting) if setting.opened else None
         edit = least_disturbance(backend, fitted.statistics, direction, recipe, after)
     else:
         raise InterpError(f"no method {setting.method!r}; known: {', '.join(METHODS)}")
-    return replace(edit, recipe={**edit.recipe, "direction": direction.source, **asdict(setting)})
+    said = asdict(setting)
+    if not fitted.statistics.prose:
+        said["prose_weight"] = 0.0  # nothing was read that it could weigh
+    return replace(edit, recipe={**edit.recipe, "direction": direction.source, **said})
 
 
 def _direction_after(fitted: Fitted, setting: Setting) -> Direction:

@@ -1,13 +1,14 @@
 """What the model writes of its own: text that an edit leaves alone, though no prompt shows it.
 
 Responses to answerable prompts are written once and read twice: in their chats, where later tokens of a
-response are disturbed, and as plain text without a template, where prose is. Only second moments are kept,
-so any number of tokens takes ``8 · d_in²`` bytes a writer.
+response are disturbed, and as plain text without a template, where prose is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +27,11 @@ from interp.watching import Watch, unwatched
 WRITTEN = 32
 """Tokens of a response."""
 
+SQUARE = 4096
+"""Inputs of a writer up to which a second moment is kept, over any number of tokens (8 · d_in² bytes)."""
+ROWS = 2048
+"""Rows that are kept of a wider writer, at most, spread evenly over the tokens."""
+
 Part = tuple[TokenBatch, Tensor]
 """Texts, and which of their tokens count (0 or 1, as wide as the texts)."""
 
@@ -39,15 +45,17 @@ def written(
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> dict[str, Tensor]:
-    """Inputs of every writer over responses to ``prompts``: rows with their second moment, ``[d_in, d_in]``.
+    """Inputs of every writer over responses to ``prompts``: rows with their second moment, ``[n, d_in]``.
 
     Half the moment is that over response tokens in their chats, half that over the same text without a
-    template; every token counts alike within each half. The first token of a plain text is left out: it
-    gathers attention and its inputs are unlike any other's.
+    template (all the first where nothing is left to read as text); every token counts alike within each
+    half. Special tokens do not count in plain text, nor does its first token: it gathers attention and its
+    inputs are unlike any other's. Writers of at most ``SQUARE`` inputs have their moment whole, ``n = d_in``;
+    wider ones (d_ff of large models, fused experts) that of ``ROWS`` tokens.
     """
     batch = encode(backend.tokenizer, prompts.prompts, chat).by_length()
     ends = end_tokens(backend)
-    progress = watch("fit: responses as prose", 3 * len(batch))
+    progress = watch("fit: responses", len(batch))
     chats: list[Part] = []
     texts: list[str] = []
     for chunk in batch.split(batch_size):
@@ -59,13 +67,18 @@ def written(
             for row, kept in zip(new, real, strict=True)
         ]
         progress(len(chunk))
-    moments: dict[str, Tensor] = {}
-    for parts in (chats, _plain(backend, texts, batch_size)):
-        count = sum(int(counted.sum()) for _, counted in parts)
-        for part in parts:
-            _add(backend, part, moments, 0.5 / max(count, 1))
+    halves = [
+        (half, count)
+        for half in (chats, _plain(backend, texts, batch_size))
+        if (count := sum(int(counted.sum()) for _, counted in half))
+    ]
+    gathered = _Gathered(every=math.ceil(sum(count for _, count in halves) / ROWS))
+    progress = watch("fit: responses as prose", sum(len(b) for half, _ in halves for b, _ in half))
+    for half, count in halves:
+        for part in half:
+            gathered.add(backend, part, 1.0 / (len(halves) * count))
             progress(len(part[0]))
-    return {name: rows_of(moment) for name, moment in moments.items()}
+    return gathered.rows()
 
 
 def _plain(backend: Backend, texts: Sequence[str], batch_size: int) -> list[Part]:
@@ -74,28 +87,49 @@ def _plain(backend: Backend, texts: Sequence[str], batch_size: int) -> list[Part
     if not rows:
         return []
     batch = pad_left(sorted(rows, key=len), backend.tokenizer.pad_token_id or 0)
+    special = torch.tensor(sorted(backend.tokenizer.all_special_ids), dtype=torch.long)
     parts = []
     for chunk in batch.split(batch_size):
-        counted = chunk.mask.clone()
+        counted = chunk.mask * ~torch.isin(chunk.ids, special)
         counted[:, 1:] *= chunk.mask[:, :-1]
         counted[:, 0] = 0
         parts.append((chunk, counted))
     return parts
 
 
-def _add(backend: Backend, part: Part, moments: dict[str, Tensor], weight: float) -> None:
-    """Add ``weight · Σ aaᵀ`` over the tokens that count to each writer's moment (float64)."""
-    batch, counted = part
-    if not counted.any():
-        return
-    sites: list[Site] = writer_sites(backend.anatomy.block_writers)
-    first = int(counted.any(0).nonzero()[0])  # what precedes is prompt or padding
-    positions = tuple(range(first - counted.shape[1], 0))
-    kept = counted[:, first:].bool()
-    for site, inputs in backend.capture(batch, sites, positions).items():
-        rows = inputs[kept.to(inputs.device)].float()
-        moment = (weight * (rows.T @ rows)).double().cpu()
-        if site.name in moments:
-            moments[site.name] += moment
-        else:
-            moments[site.name] = moment
+@dataclass(slots=True)
+class _Gathered:
+    """Moments of narrow writers, rows of every so many tokens of wide ones; both weighted."""
+
+    every: int
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    sample: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, backend: Backend, part: Part, weight: float) -> None:
+        """Add ``weight · aaᵀ`` for the tokens that count (float64)."""
+        batch, counted = part
+        if not counted.any():
+            return
+        sites: list[Site] = writer_sites(backend.anatomy.block_writers)
+        first = int(counted.any(0).nonzero()[0])  # what precedes is prompt or padding
+        positions = tuple(range(first - counted.shape[1], 0))
+        kept = counted[:, first:].bool()
+        for site, inputs in backend.capture(batch, sites, positions).items():
+            rows = inputs[kept.to(inputs.device)].double().cpu()
+            if rows.shape[-1] > SQUARE:
+                taken = rows[:: self.every] * math.sqrt(weight * self.every)
+                self.sample.setdefault(site.name, []).append(taken.float())
+                continue
+            moment = weight * (rows.T @ rows)
+            self.moments[site.name] = self.moments.get(site.name, 0.0) + moment
+
+    def rows(self) -> dict[str, Tensor]:
+        """Rows whose mean of ``aaᵀ`` is what was added up. Empties the moments, which are large."""
+        found = {}
+        for name, parts in self.sample.items():
+            rows = torch.cat(parts)
+            found[name] = rows * math.sqrt(len(rows))
+        while self.moments:
+            name, moment = self.moments.popitem()
+            found[name] = rows_of(moment)
+        return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
 from interp.methods.refusal import Fitted, Setting, build, once_more, rotated
 from interp.methods.refusal.again import ASKED, ROUNDS
-from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
+from interp.methods.refusal.choose import ALMOST_NONE, OPENED, OPENED_RIDGE, depth_blocks
+from interp.methods.refusal.fit import SPOKEN
 from interp.methods.refusal.pipeline import UPPER
+from interp.methods.refusal.prose import WRITTEN
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
@@ -30,6 +32,8 @@ LEVEL = "to the comply level"
 DEPTHS = (0.8, 0.93)
 STRENGTHS = {0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
 """Of an edit at the first token alone, by the share that attention carries."""
+ABLATED = (0.75, 1.0)
+"""Strengths of an ablation."""
 DRAWS = 4
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
 VARIANTS = ("norms kept (columns)", "two directions")
@@ -87,10 +91,11 @@ class Maker:
 
 def grid(name: str) -> tuple[Any, ...]:
     """All that decides how a contender is chosen and made; what was kept of another grid is not its own."""
+    chosen = (DEPTHS, UPPER, ALMOST_NONE)
     if name not in LEAST:
-        return (DEPTHS, DRAWS)
-    about = (least_setting(Candidate(name, 0)).prose_weight, ANSWERED, ASKED, ROUNDS)
-    return (STRENGTHS, OPENED, OPENED_RIDGE, *about)
+        return (*chosen, ABLATED, DRAWS)
+    made = (asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN, ASKED, ROUNDS)
+    return (*chosen, STRENGTHS, OPENED, *made)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
@@ -109,7 +114,7 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
         ]
     first = 0 if name == "directional ablation" else upper
     tried = blocks if name == LEVEL else blocks[-1:]
-    return [Candidate(name, b, first, s) for b in tried for s in (0.75, 1.0)]
+    return [Candidate(name, b, first, s) for b in tried for s in ABLATED]
 
 
 def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Candidate]:

@@ -80,7 +80,7 @@ def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
     chosen, study = run.chosen(MAIN), run.study
-    found[NARROW] = Maker(study.backend, run.narrow.leaving(run.prose), study.batch_size)(chosen)
+    found[NARROW] = Maker(study.backend, run.narrow, study.batch_size)(chosen)
     found[REGULARISED] = finished(
         study.backend,
         run.maker.fitted,
@@ -113,6 +113,7 @@ def narrowness(study: Study) -> FigureRecord:
         }
 
     settings = [[asdict(run.chosen(name)), grid(name)] for name in EDITS]
+    settings.append([RIDGE, TOKENS])
     progress = study.watch("narrowness", len(asked))
     table: dict[str, dict[str, list[float]]] = {}
     for kind in asked:
