@@ -80,24 +80,44 @@ SHRUNK = "strengths shrunk by split-half cosine"
 
 
 def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
-    """Name of a change → the edit with that change alone."""
-    chosen, maker = run.chosen(PARTIAL), run.maker
-    rows = _rows(maker.fitted, chosen.block)
+    """Name of a change → the edit with that change alone; nothing is fitted before one is made."""
+    chosen = run.chosen(PARTIAL)
+
+    def along(make: Callable[[], Estimator], **how: Any) -> WeightDelta:
+        return _with(run.maker, chosen, _rows(run.maker.fitted, chosen.block), make, **how)
+
+    def of_rows(choose: Callable[[Rows], Rows]) -> WeightDelta:
+        rows = _rows(run.maker.fitted, chosen.block)
+        return _with(run.maker, chosen, choose(rows), _projected)
+
+    def shrunk() -> WeightDelta:
+        maker = run.maker
+        return _by_block(maker, chosen, maker.direction(chosen), _reliable(maker))
+
     found: dict[str, Callable[[], WeightDelta]] = {
-        name: partial(_with, maker, chosen, rows, make) for name, make in ESTIMATORS.items()
+        name: partial(along, make) for name, make in ESTIMATORS.items()
     }
-    found[FILTERED] = lambda: _with(maker, chosen, (rows[0][_refused(run)], rows[1]), _projected)
-    found[UNMATCHED] = lambda: _with(maker, chosen, (rows[0], _pool(run, chosen.block)), _projected)
-    found[DISCRIMINANT] = lambda: _with(maker, chosen, rows, LDA, read=True)
-    found[OWN] = lambda: _by_block(maker, chosen, maker.fitted.directions)
-    found[SHRUNK] = lambda: _by_block(maker, chosen, maker.direction(chosen), _reliable(maker))
-    if (opened := maker.fitted.opened) is not None:
-        found[OPENED] = lambda: replace(
-            maker, fitted=replace(maker.fitted, directions=opened.directions)
-        )(chosen)
+    found[FILTERED] = lambda: of_rows(lambda rows: (rows[0][_refused(run)], rows[1]))
+    found[UNMATCHED] = lambda: of_rows(lambda rows: (rows[0], _pool(run, chosen.block)))
+    found[DISCRIMINANT] = partial(along, LDA, read=True)
+    found[OWN] = lambda: _by_block(run.maker, chosen, run.maker.fitted.directions)
+    found[SHRUNK] = shrunk
+    if run.opener:
+        found[OPENED] = lambda: _opened(run.maker)(chosen)
     for name, contender in OPERATORS.items():
-        found[name] = partial(maker, replace(chosen, name=contender))
+        found[name] = partial(_made, run, replace(chosen, name=contender))
     return found
+
+
+def _made(run: SeedRun, candidate: Candidate) -> WeightDelta:
+    return run.maker(candidate)
+
+
+def _opened(maker: Maker) -> Maker:
+    """With the directions that were read once the opener had been said."""
+    opened = maker.fitted.opened
+    assert opened is not None  # where an opener is known, the fit has read what follows it
+    return replace(maker, fitted=replace(maker.fitted, directions=opened.directions))
 
 
 def _rows(fitted: Fitted, block: int) -> Rows:

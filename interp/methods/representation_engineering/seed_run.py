@@ -79,7 +79,8 @@ class SeedRun:
         def find() -> str:
             return find_opener(study.backend, *self.parts.broad, batch_size=study.batch_size)
 
-        return study.once("opener", find)
+        hashes = [side.sha256 for side in self.parts.broad]
+        return study.once("opener", lambda: study.resumed("opener", find, prompts=hashes))
 
     @property
     def narrow(self) -> Fitted:
