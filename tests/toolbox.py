@@ -54,17 +54,34 @@ def stream(backend: Backend, batch: TokenBatch) -> dict[Site, Tensor]:
     return {site: real(value, batch) for site, value in values.items()}
 
 
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers, to compare bit for bit."""
-    return {name: value.clone() for name, value in model.state_dict().items()}
+class State(dict[str, Tensor]):
+    """Copies of all parameters and buffers, to compare bit for bit, and the hooks that there were:
+    transformers leaves its own on a model that was once asked for hidden states, as tests share one."""
+
+    hooks: frozenset[tuple[str, int]]
 
 
-def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
+def state(model: nn.Module) -> State:
+    copies = State({name: value.clone() for name, value in model.state_dict().items()})
+    copies.hooks = hooks_of(model)
+    return copies
+
+
+def hooks_of(model: nn.Module) -> frozenset[tuple[str, int]]:
+    return frozenset(
+        (name, key)
+        for name, module in model.named_modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for key in hooks
+    )
+
+
+def assert_untouched(model: nn.Module, before: State) -> None:
     after = model.state_dict()
     assert after.keys() == before.keys()
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert not changed
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert hooks_of(model) == before.hooks
 
 
 @cache
