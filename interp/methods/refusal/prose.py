@@ -120,8 +120,9 @@ class _Gathered:
                 taken = rows[:: self.every] * math.sqrt(weight * self.every)
                 self.sample.setdefault(site.name, []).append(taken.float())
                 continue
-            moment = weight * (rows.T @ rows)
-            self.moments[site.name] = self.moments.get(site.name, 0.0) + moment
+            if site.name not in self.moments:
+                self.moments[site.name] = rows.new_zeros(rows.shape[-1], rows.shape[-1])
+            self.moments[site.name].addmm_(rows.T, rows, alpha=weight)  # no array of its size beside it
 
     def rows(self) -> dict[str, Tensor]:
         """Rows whose mean of ``aaᵀ`` is what was added up. Empties the moments, which are large."""
