@@ -122,7 +122,8 @@ class _Gathered:
                 continue
             if site.name not in self.moments:
                 self.moments[site.name] = rows.new_zeros(rows.shape[-1], rows.shape[-1])
-            self.moments[site.name].addmm_(rows.T, rows, alpha=weight)  # no array of its size beside it
+            # in place: no second array of its size
+            self.moments[site.name].addmm_(rows.T, rows, alpha=weight)
 
     def rows(self) -> dict[str, Tensor]:
         """Rows whose mean of ``aaᵀ`` is what was added up. Empties the moments, which are large."""
