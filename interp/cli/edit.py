@@ -77,6 +77,10 @@ class Ridge(click.ParamType):
 @click.option("--again", type=click.FloatRange(min=0), show_default="chosen",
               help="with --opener: fit again on what is left refused, at this share of the strengths; "
               "0 for once")  # fmt: skip
+@click.option("--worth", type=click.FloatRange(min=0), metavar="NATS",
+              show_default="0; chosen with --opener",
+              help="least disturbance: learn what share each writer carries, where a logit of refusal "
+              "left may cost so many nats of KL; 0 leaves the shares as they are")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
 @click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
@@ -123,7 +127,7 @@ def command(
     if least and values["embeddings"]:
         raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
                                "every prompt has the same embedding")  # fmt: skip
-    for option in ("opener", "prose"):
+    for option in ("opener", "prose", "worth"):
         if not least and values[option]:
             raise click.UsageError(f"--{option} goes with --method least-disturbance")
     check_target(out, overwrite=overwrite)
@@ -239,7 +243,7 @@ def _choose(
     fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens")}
     fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight", "opened_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
-    named |= {k: v[k] for k in ("strength", "attention")}
+    named |= {k: v[k] for k in ("strength", "attention")} | {"allocated": v["worth"]}
     grid = candidates(backend, fitted, method, **fixed)
     if fitted.opened is not None:
         named |= {k: v[k] for k in ("opened", "again")}

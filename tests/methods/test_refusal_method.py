@@ -229,7 +229,7 @@ def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
     setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
     first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
     asked_for = answers(monkeypatch, 4, 3, 1)
-    found = once_more(backend, twice, setting, first)
+    found = once_more(backend, twice, setting, first, rounds=2)
     assert asked_for == [6, 4]
     assert found.rank == 6  # two for the first edit and for each round
     assert found.base == first.base

@@ -55,7 +55,7 @@ def one_by_one(backend: Backend) -> dict[str, torch.Tensor]:
 
 
 def test_its_moment_is_that_of_every_token(backend: Backend) -> None:
-    found = written(backend, COMPLY, tokens=TOKENS, batch_size=3)
+    found = written(backend, COMPLY, tokens=TOKENS, batch_size=3).moments
     for name, moment in one_by_one(backend).items():
         rows = found[name].double()
         torch.testing.assert_close(
@@ -89,13 +89,14 @@ def test_a_wide_writer_keeps_rows(backend: Backend, monkeypatch: pytest.MonkeyPa
     from interp.methods.refusal import prose
 
     monkeypatch.setattr(prose, "SQUARE", 1)
-    found = written(backend, COMPLY, tokens=TOKENS)
+    found = written(backend, COMPLY, tokens=TOKENS).moments
     for name, moment in one_by_one(backend).items():
         rows = found[name].double()
         assert len(rows) != rows.shape[1]  # tokens, not a root of the moment
         torch.testing.assert_close(rows.T @ rows / len(rows), moment, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(prose, "ROWS", 8)
-    assert all(len(rows) < 24 for rows in written(backend, COMPLY, tokens=TOKENS).values())
+    few = written(backend, COMPLY, tokens=TOKENS).moments
+    assert all(len(rows) < 24 for rows in few.values())
 
 
 def test_nothing_that_can_be_read_as_text_leaves_the_chats(backend: Backend) -> None:

@@ -7,6 +7,7 @@ nothing before has seen.
 from __future__ import annotations
 
 from interp.methods.refusal.again import finished, once_more
+from interp.methods.refusal.allocate import allocated
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control, rotated
 from interp.methods.refusal.fit import (
@@ -21,16 +22,18 @@ from interp.methods.refusal.fit import (
 )
 from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import Outcome, run
-from interp.methods.refusal.prose import written
+from interp.methods.refusal.prose import Prose, written
 
 __all__ = [
     "METHODS",
     "Choice",
     "Fitted",
     "Outcome",
+    "Prose",
     "Scored",
     "Selection",
     "Setting",
+    "allocated",
     "as_delta",
     "build",
     "candidates",

@@ -8,6 +8,7 @@ alone, on the edited model, and all add up: ranks add, and only as many prompts 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from interp.edits import applied, to_delta
 from interp.errors import InterpError
 from interp.evaluate.refusal import asked
 from interp.fitting import BATCH, capture
+from interp.methods.refusal.allocate import allocated
 from interp.methods.refusal.fit import (
     FEWEST_REFUSED,
     OPENING,
@@ -31,7 +33,7 @@ from interp.watching import Watch, unwatched
 
 ASKED = 320
 """Requests of the fit that are asked again at most, spread evenly over it."""
-ROUNDS = 2
+ROUNDS = 1
 """Times that an edit is fitted again at most."""
 
 
@@ -44,11 +46,15 @@ def finished(
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> WeightDelta:
-    """The delta that a setting describes, fitted again where it says so, with what it was fitted on."""
+    """The delta that a setting describes, fitted again and its shares learned where it says so, with what
+    it was fitted on."""
     delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name)
-    if not setting.again:
-        return delta
-    return once_more(backend, fitted, setting, delta, batch_size=batch_size, watch=watch)
+    common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
+    if setting.again:
+        delta = once_more(backend, fitted, setting, delta, **common)
+    if setting.allocated:
+        delta = allocated(backend, fitted, delta, setting.allocated, **common)
+    return delta
 
 
 def once_more(
@@ -81,6 +87,7 @@ def once_more(
         strength=setting.again * setting.strength,
         opened=setting.again * setting.opened,
         again=0.0,
+        allocated=0.0,
     )
     for number in range(rounds):
         with applied(backend.model, backend.anatomy, delta):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.refusal import asked
 from interp.fitting import BATCH
 from interp.methods.refusal.again import finished
+from interp.methods.refusal.allocate import allocated
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
@@ -27,10 +28,7 @@ DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 """Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""
 STARTS = (0.0, 0.53)
 """First edited block, as a share of the stack."""
-OPENED = (
-    {"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.8},
-    {"strength": 0.6, "opened": 2.5, "attention": 0.3, "again": 0.9},
-)
+OPENED = ({"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.8, "allocated": 0.03},)
 """Settings that are tried for an edit that acts after the opener of a refusal as well."""
 OPENED_RIDGE = 0.01
 """And its ridge."""
@@ -102,13 +100,16 @@ class Selection:
         r, c = (side.by_length() for side in sides)
         base = log_softmax(first_logits(backend, c, batch_size=batch_size), -1)
 
-        @cache  # what is fitted again takes long, and both its KL and its refusals are asked for
-        def fitted_again(setting: Setting) -> WeightDelta:
+        @cache  # what takes long is asked for its KL and for its refusals, and others begin with it
+        def slowly(setting: Setting) -> WeightDelta:
+            if setting.allocated:
+                before = from_setting(replace(setting, allocated=0.0))
+                return allocated(backend, fitted, before, setting.allocated, batch_size=batch_size)
             return finished(backend, fitted, setting, "", batch_size=batch_size)
 
         def from_setting(setting: Setting) -> WeightDelta:
-            if setting.again:
-                return fitted_again(setting)
+            if setting.again or setting.allocated:
+                return slowly(setting)
             return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
 
         return cls(backend, make or from_setting, r, c, base, batch_size=batch_size)

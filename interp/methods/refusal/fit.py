@@ -26,7 +26,7 @@ from interp.fitting import (
     least_disturbance,
     response_statistics,
 )
-from interp.methods.refusal.prose import written
+from interp.methods.refusal.prose import Prose, written
 from interp.sites import Site
 from interp.types import Direction, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
@@ -51,7 +51,7 @@ class Fitted:
     seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: how many requests
     the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
     requests: those over which it was taken; kept: their places among all. opened: the same read once
-    ``opener`` has been said.
+    ``opener`` has been said. answered: the comply prompts; cut: responses, as in :class:`Prose`.
     """
 
     directions: Mapping[int, Direction]
@@ -65,15 +65,20 @@ class Fitted:
     opened: Fitted | None = None
     opener: str = ""
     kept: Tensor | None = None
+    answered: TokenBatch | None = None
+    cut: tuple[TokenBatch, ...] = ()
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
         known = sorted(self.directions)
         return known[min(round(depth * len(known)), len(known) - 1)]
 
-    def leaving(self, prose: Mapping[str, Tensor]) -> Fitted:
-        """The same fit, whose edits leave alone what has this second moment as well."""
-        return replace(self, statistics=replace(self.statistics, prose=prose)) if prose else self
+    def leaving(self, prose: Prose) -> Fitted:
+        """The same fit, whose edits leave alone what the model writes as well."""
+        if not prose.moments:
+            return self
+        statistics = replace(self.statistics, prose=prose.moments)
+        return replace(self, statistics=statistics, cut=prose.cut)
 
     def joined(self, other: Fitted) -> Fitted:
         """Both splits' activations as one fit, for a last fit once everything has been chosen.
@@ -109,6 +114,9 @@ class Fitted:
             _both_requests(self.requests, other.requests),
             opened,
             self.opener,
+            None,
+            _both_requests(self.answered, other.answered),
+            self.cut or other.cut,
         )
 
     def of_pairs(self, rows: Tensor) -> Fitted:
@@ -161,6 +169,7 @@ def _taken(
         requests=whole.requests and whole.requests.chosen(stays),
         opened=opened,
         kept=None,
+        answered=whole.answered and whole.answered.chosen(comply),
     )
 
 
@@ -207,7 +216,7 @@ def fit(
     batches = [encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply)]
     read = _read(backend, batches, **common)
     extra = {} if pool is None else pool_inputs(backend, pool, chat, batch_size, watch)
-    prosaic = {} if prose is None else written(backend, prose, chat=chat, **common)
+    prosaic = Prose({}) if prose is None else written(backend, prose, chat=chat, **common)
     spoken: dict[str, Tensor] = {}
     if response_tokens:
         writers = writer_sites(backend.anatomy.block_writers)
@@ -235,6 +244,7 @@ def fit(
         refused=refused,
         opener=opener,
         kept=kept,
+        answered=batches[1],
     )
 
 
@@ -296,7 +306,9 @@ class Setting:
 
     opened: the share that the latter removes once the opener of a refusal has been said. again: the share
     of both strengths with which it is fitted once more, for what it leaves
-    (:func:`interp.methods.refusal.again.once_more`).
+    (:func:`interp.methods.refusal.again.once_more`). allocated: nats that a request left refused may cost
+    when the writers' shares are learned; 0 leaves them as they are
+    (:func:`interp.methods.refusal.allocate.allocated`).
     """
 
     method: str
@@ -312,6 +324,7 @@ class Setting:
     again: float = 0.0
     prose_weight: float = 0.1
     opened_weight: float = 0.05
+    allocated: float = 0.0
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))

@@ -7,7 +7,7 @@ response are disturbed, and as plain text without a template, where prose is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,8 +32,27 @@ SQUARE = 4096
 ROWS = 2048
 """Rows that are kept of a wider writer, at most, spread evenly over the tokens."""
 
+CUT = 48
+"""Responses that are kept to be read at their last tokens, at most."""
+LAST = 6
+"""Last tokens for which they are kept."""
+GOLDEN = 0.5 * (math.sqrt(5) - 1)
+
 Part = tuple[TokenBatch, Tensor]
 """Texts, and which of their tokens count (0 or 1, as wide as the texts)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prose:
+    """What the model writes, for edits to leave alone.
+
+    moments: rows of every writer's inputs with their second moment, ``{name: [n, d_in]}``. cut: some of the
+    responses in their chats and some as plain text, each cut at another place; their last ``LAST`` tokens
+    are of the response. Fewer where nothing was written.
+    """
+
+    moments: Mapping[str, Tensor]
+    cut: tuple[TokenBatch, ...] = ()
 
 
 def written(
@@ -44,8 +63,8 @@ def written(
     tokens: int = WRITTEN,
     batch_size: int = BATCH,
     watch: Watch = unwatched,
-) -> dict[str, Tensor]:
-    """Inputs of every writer over responses to ``prompts``: rows with their second moment, ``[n, d_in]``.
+) -> Prose:
+    """Responses to ``prompts``: their second moment at every writer, and places to read them at.
 
     Half the moment is that over response tokens in their chats, half that over the same text without a
     template (all the first where nothing is left to read as text); every token counts alike within each
@@ -58,10 +77,14 @@ def written(
     progress = watch("fit: responses", len(batch))
     chats: list[Part] = []
     texts: list[str] = []
+    rows: list[tuple[list[int], int]] = []
     for chunk in batch.split(batch_size):
         new = backend.generate(chunk, tokens=tokens).cpu()
         real = until_end(new, ends)
         chats.append((chunk.extended(new), torch.cat([torch.zeros_like(chunk.ids), real], 1)))
+        for ids, mask, more, kept in zip(chunk.ids, chunk.mask, new, real, strict=True):
+            prompt = ids[mask.bool()].tolist()
+            rows.append((prompt + more[kept.bool()].tolist(), len(prompt)))
         texts += [
             backend.tokenizer.decode(row[kept.bool()], skip_special_tokens=True)
             for row, kept in zip(new, real, strict=True)
@@ -78,7 +101,25 @@ def written(
         for part in half:
             gathered.add(backend, part, 1.0 / (len(halves) * count))
             progress(len(part[0]))
-    return gathered.rows()
+    pad = backend.tokenizer.pad_token_id or 0
+    plain = [(backend.tokenizer(text).input_ids, 1) for text in texts]
+    cut = (_cut(rows, pad), _cut(plain, pad))
+    return Prose(gathered.rows(), tuple(batch for batch in cut if batch))
+
+
+def _cut(rows: Sequence[tuple[list[int], int]], pad: int) -> TokenBatch | None:
+    """At most ``CUT`` of the rows, spread evenly over them, each cut after at least ``LAST`` tokens beyond
+    its first so many. Places follow the golden section: any few of them are spread over the lengths."""
+    long = [(ids, start) for ids, start in rows if len(ids) >= start + LAST]
+    if not long:
+        return None
+    chosen = torch.linspace(0, len(long) - 1, min(CUT, len(long)), dtype=torch.float64).long()
+    found = []
+    for number, place in enumerate(chosen.tolist()):
+        ids, start = long[place]
+        ends = len(ids) - start - LAST + 1
+        found.append(ids[: start + LAST + int(number * GOLDEN % 1 * ends)])
+    return pad_left(found, pad).by_length()
 
 
 def _plain(backend: Backend, texts: Sequence[str], batch_size: int) -> list[Part]:

@@ -20,6 +20,7 @@ from interp.evaluate.measure import Bench
 from interp.evaluate.refusal import asked
 from interp.methods.refusal import (
     Fitted,
+    Prose,
     Selection,
     choose,
     find_opener,
@@ -30,6 +31,7 @@ from interp.methods.refusal import (
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
     ANSWERED,
+    EQUAL,
     MAIN,
     MAKERS,
     PARTIAL,
@@ -104,11 +106,11 @@ class SeedRun:
         return self.study.once("broad: fitted", make)
 
     @property
-    def prose(self) -> dict[str, Tensor]:
+    def prose(self) -> Prose:
         """What the model writes in response to the twins of the broad pairs, read once for all deals."""
         study = self.study
 
-        def read() -> dict[str, Tensor]:
+        def read() -> Prose:
             common = {"batch_size": study.batch_size, "watch": study.watch}
             return written(study.backend, self.parts.broad[1].spread(ANSWERED), **common)
 
@@ -152,10 +154,12 @@ class SeedRun:
         )
 
     def chosen(self, name: str) -> Candidate:
-        """A contender's setting, chosen on select; the control has that of what it controls, and a variant
-        of partial ablation that of partial ablation."""
+        """A contender's setting, chosen on select; the control has that of what it controls, and variants
+        have that of what they vary."""
         if name == RANDOM:
             return replace(self.chosen(MAIN), name=RANDOM)
+        if name == EQUAL:
+            return replace(self.chosen(MAIN), name=EQUAL, allocated=0.0)
         if name in VARIANTS:
             return replace(self.chosen(PARTIAL), name=name)
 

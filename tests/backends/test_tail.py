@@ -1,0 +1,86 @@
+"""The last tokens alone, with what precedes them kept, are the whole prompt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toolbox import assert_untouched, opened, random_direction, relative, state
+
+from interp.backends.prefix import supports_prefix
+from interp.backends.protocol import Backend
+from interp.backends.tail import Tail, frozen
+from interp.edits import ablation, to_delta
+from interp.methods.refusal.allocate import _acting, _parted
+from interp.types import TokenBatch, WeightDelta
+
+
+@pytest.fixture(scope="module")
+def backend(model_type: str) -> Backend:
+    return opened(model_type, "hooks")
+
+
+def edited(backend: Backend) -> WeightDelta:
+    direction = random_direction(backend.model.config.get_text_config().hidden_size, 4)
+    return to_delta(
+        backend.model, backend.anatomy, ablation(backend.model, backend.anatomy, direction)
+    )
+
+
+@pytest.fixture(scope="module", params=["apart", "one opening"])
+def prompts(request: pytest.FixtureRequest, batch: TokenBatch) -> TokenBatch:
+    """Three prompts, and three that open with the same ten tokens, as chat templates do."""
+    if request.param == "apart":
+        return batch
+    ids = torch.randint(3, 97, (3, 17), generator=torch.Generator().manual_seed(5))
+    rows = [torch.cat([ids[0, :10], ids[row, -n:]]) for row, n in enumerate((7, 4, 5))]
+    padded = torch.stack([torch.nn.functional.pad(r, (17 - len(r), 0)) for r in rows])
+    return TokenBatch(padded, (padded > 0).long())
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_tail_is_the_prompt_and_parts_are_their_delta(
+    backend: Backend, prompts: TokenBatch, keep: int
+) -> None:
+    batch = prompts
+    before, delta = state(backend.model), edited(backend)
+    places = tuple(range(-keep, 0))
+    plain, changed = (backend.logits(batch, d, places) for d in (None, delta))
+    assert relative(plain, changed) > 1e-3
+    with torch.no_grad():
+        assert relative(Tail.of(backend, batch, keep).logits(backend.model), plain) < 1e-4
+        parts, rest = _parted(delta)
+        tail = Tail.of(backend, batch, keep, delta)
+        assert (tail.past is not None) == supports_prefix(backend.model, backend.anatomy)
+        ones = {name: torch.ones(part.rank) for name, part in parts.items()}
+        with backend.editing(rest), _acting(backend, parts, ones):
+            found = [tail.logits(backend.model) for _ in range(2)]  # the cache is as it was
+    assert torch.equal(*found)
+    assert relative(found[0], changed) < 1e-4
+    assert_untouched(backend.model, before)
+
+
+def test_gradients_reach_shares_and_no_parameter(backend: Backend, batch: TokenBatch) -> None:
+    parts, rest = _parted(edited(backend))
+    shares = {name: torch.ones(part.rank, requires_grad=True) for name, part in parts.items()}
+    tail = Tail.of(backend, batch, 2)
+    asking = [p.requires_grad for p in backend.model.parameters()]
+    with frozen(backend.model), backend.editing(rest), _acting(backend, parts, shares):
+        tail.logits(backend.model).square().mean().backward()
+    assert all(share.grad is not None for share in shares.values())
+    assert all(p.grad is None for p in backend.model.parameters())
+    assert [p.requires_grad for p in backend.model.parameters()] == asking
+
+
+def test_parameters_ask_again_after_an_error(backend: Backend) -> None:
+    with pytest.raises(RuntimeError, match="stop"), frozen(backend.model):
+        raise RuntimeError("stop")
+    assert all(p.requires_grad for p in backend.model.parameters())
+
+
+def test_a_batch_that_is_no_longer_than_its_tail_runs_whole(backend: Backend) -> None:
+    ids = torch.arange(5, 11).reshape(2, 3)
+    batch = TokenBatch(ids, torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    tail = Tail.of(backend, batch, 2)
+    assert tail.past is None
+    with torch.no_grad():
+        assert tail.logits(backend.model).shape[:2] == (2, 2)

@@ -1,0 +1,189 @@
+"""Learned shares: what only disturbs is turned down, what removes is kept, all else is as it was."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from toolbox import assert_untouched, random_vector, state
+
+from interp.backends.opening import wrap
+from interp.backends.protocol import Backend
+from interp.backends.tail import Tail
+from interp.data.prompts import PromptSet
+from interp.errors import InterpError
+from interp.methods.refusal import Fitted, Selection, Setting, allocated, as_delta, build, fit
+from interp.methods.refusal import allocate as module
+from interp.methods.refusal.again import finished
+from interp.methods.refusal.prose import LAST
+from interp.models import tiny_model
+from interp.types import LowRank, Shift, TokenBatch, WeightDelta
+
+REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
+COMPLY = tuple(f"what is in a {'big ' * (i % 3)}bag, {i}?" for i in range(8))
+SETTING = Setting("least-disturbance", 2, strength=0.5, opened=1.0)
+
+
+@pytest.fixture(scope="module")
+def backend(tokenizer) -> Backend:
+    return wrap(tiny_model("llama", vocab_size=259, num_hidden_layers=3), tokenizer, source="tiny")
+
+
+@pytest.fixture(scope="module")
+def fitted(backend: Backend) -> Fitted:
+    sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
+    return fit(backend, *sides, prose=sides[1], response_tokens=2, opener="I'm")
+
+
+@pytest.fixture(scope="module")
+def delta(backend: Backend, fitted: Fitted) -> WeightDelta:
+    return as_delta(backend, fitted, build(backend, fitted, SETTING), "tiny")
+
+
+def loss(backend: Backend, fitted: Fitted, delta: WeightDelta, worth: float) -> float:
+    """What is minimised, anew, under a delta that is in the weights."""
+    terms = [
+        *module._kept(backend, fitted, delta, 3),
+        *module._removed(backend, fitted, delta, worth, 3),
+    ]
+    with torch.no_grad(), backend.editing(delta):
+        return sum(term.loss(term.tail.logits(backend.model)).item() for term in terms)
+
+
+def test_responses_are_kept_cut_at_places_of_their_own(backend: Backend, fitted: Fitted) -> None:
+    chats, texts = fitted.cut
+    assert len(set(chats.lengths.tolist())) > 1
+    assert (chats.lengths.diff() >= 0).all()
+    for batch in (chats, texts):
+        assert int(batch.lengths.min()) > LAST
+    decoded = backend.tokenizer.batch_decode(chats.ids, skip_special_tokens=True)
+    assert all(any(prompt in text for prompt in COMPLY) for text in decoded)
+
+
+def test_the_loss_falls_and_nothing_else_changes(
+    backend: Backend, fitted: Fitted, delta: WeightDelta
+) -> None:
+    before = state(backend.model)
+    found = allocated(backend, fitted, delta, 0.01, batch_size=3)
+    assert_untouched(backend.model, before)
+    assert loss(backend, fitted, found, 0.01) < 0.9 * loss(backend, fitted, delta, 0.01)
+    assert found.base == delta.base
+    assert found.rank == delta.rank
+    assert found.recipe["of"] == dict(delta.recipe)
+    for name, update in found:
+        assert isinstance(update, LowRank)
+        shares = torch.tensor(found.recipe["shares"][name])
+        torch.testing.assert_close(update.b, delta.updates[name].b * shares, atol=1e-3, rtol=1e-3)
+        assert torch.equal(update.a, delta.updates[name].a)
+
+
+def test_no_step_is_no_change(backend: Backend, fitted: Fitted, delta: WeightDelta) -> None:
+    found = allocated(backend, fitted, delta, 0.01, steps=0)
+    assert all(torch.equal(update.b, delta.updates[name].b) for name, update in found)
+
+
+def test_a_part_that_only_disturbs_is_turned_down(
+    backend: Backend, fitted: Fitted, delta: WeightDelta
+) -> None:
+    """A part that answers to what comply prompts share, added to one writer, goes first."""
+    name = max(delta.updates)  # the last writer: nothing after it can make up for it
+    part = delta.updates[name]
+    writer = next(w for w in backend.anatomy.block_writers if w.weight == name)
+    mean = fitted.statistics.comply[writer.name].float().mean(0)
+    noise = LowRank(4 * random_vector(len(part.b), 3).unsqueeze(1), mean.unsqueeze(0) / mean.norm())
+    planted = replace(delta, updates={**delta.updates, name: part.plus(noise)})
+    found = allocated(backend, fitted, planted, 0.0, batch_size=4)
+    shares = found.recipe["shares"][name]
+    assert shares[-1] < 0.2
+
+
+def test_a_refusal_that_is_worth_more_is_beaten_by_more(
+    backend: Backend, fitted: Fitted, delta: WeightDelta
+) -> None:
+    def ahead(found: WeightDelta) -> float:
+        return loss(backend, fitted, found, 1.0) - loss(backend, fitted, found, 0.0)
+
+    cheap, dear = (allocated(backend, fitted, delta, worth) for worth in (0.0, 10.0))
+    assert ahead(dear) < ahead(delta) < ahead(cheap) + 1e-6
+
+
+def test_a_refusal_counts_only_where_all_its_tokens_win() -> None:
+    logits = torch.zeros(2, 2, 5)
+    logits[0, 0, 1] = logits[0, 1, 2] = logits[1, 0, 1] = 3.0
+    logits[1, 1, 4] = 3.0  # another token after the opener: no refusal
+    places, tokens = torch.tensor([[0, 1]] * 2), torch.tensor([[1, 2]] * 2)
+    ids = torch.ones(2, 2, dtype=torch.long)
+    term = module._Gone(Tail(TokenBatch(ids, ids), 2, None), places, tokens, 1.0)
+    soft = torch.nn.functional.softplus
+    reach = module.STEEPNESS * (torch.tensor([3.0, -3.0]) + module.CLEARANCE)
+    torch.testing.assert_close(term.loss(logits), soft(reach).sum() / module.STEEPNESS)
+
+
+def test_without_an_opener_the_first_token_alone_counts(backend: Backend) -> None:
+    sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
+    fitted = fit(backend, *sides, response_tokens=0)
+    setting = replace(SETTING, opened=0.0, allocated=0.01)
+    found = finished(backend, fitted, setting, "tiny", batch_size=3)
+    assert {len(shares) for shares in found.recipe["shares"].values()} == {1}
+    assert found.recipe["worth"] == 0.01
+
+
+def test_a_choice_fits_once_what_only_the_worth_tells_apart(
+    backend: Backend, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(*args: object, **kwargs: object) -> WeightDelta:
+        made.append(args[2])
+        return allocated(*args, **{**kwargs, "steps": 1})  # type: ignore[arg-type]
+
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["interp.methods.refusal.choose"], "allocated", counted)
+    sides = PromptSet(REFUSE[:3], "r"), PromptSet(COMPLY[:3], "c")
+    selection = Selection.prepare(backend, fitted, *sides)
+    settings = [replace(SETTING, again=0.5, allocated=worth) for worth in (0.01, 0.1)]
+    kl = [selection.kl(setting) for setting in settings]
+    assert kl[0] != kl[1]
+    assert len(made) == 2
+    assert made[0] is made[1]
+    selection.refusals(settings[0])
+    assert len(made) == 2
+
+
+def test_a_fit_without_its_prompts_is_an_error(
+    backend: Backend, fitted: Fitted, delta: WeightDelta
+) -> None:
+    with pytest.raises(InterpError, match="does not know"):
+        allocated(backend, replace(fitted, answered=None), delta, 0.01)
+
+
+def test_prompts_stay_with_splits_that_are_joined_or_taken_apart(fitted: Fitted) -> None:
+    half = fitted.of_pairs(torch.arange(3))
+    assert half.answered is not None
+    assert len(half.answered) == 3
+    plain = replace(fitted, statistics=replace(fitted.statistics, prose={}), cut=())
+    both = plain.joined(fitted)
+    assert both.answered is not None
+    assert len(both.answered) == 16
+    assert len(both.cut) == 2
+
+
+def test_edits_are_as_they_were_after_an_error(
+    backend: Backend, fitted: Fitted, delta: WeightDelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(backend.model)
+    monkeypatch.setattr(module._Gone, "loss", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        allocated(backend, fitted, delta, 0.01)
+    assert_untouched(backend.model, before)
+    assert all(p.requires_grad for p in backend.model.parameters())
+
+
+def test_biases_keep_their_share(delta: WeightDelta) -> None:
+    bias = {"a.bias": Shift(torch.ones(4))}
+    parts, rest = module._parted(replace(delta, updates={**delta.updates, **bias}))
+    assert parts.keys() == delta.updates.keys()
+    assert rest is not None
+    assert rest.updates.keys() == bias.keys()
