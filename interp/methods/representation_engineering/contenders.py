@@ -19,7 +19,7 @@ from interp.methods.refusal.again import ASKED, ROUNDS
 from interp.methods.refusal.choose import ALMOST_NONE, OPENED, OPENED_RIDGE, depth_blocks
 from interp.methods.refusal.fit import SPOKEN
 from interp.methods.refusal.pipeline import UPPER
-from interp.methods.refusal.prose import WRITTEN
+from interp.methods.refusal.prose import CUT, LAST, WRITTEN
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
@@ -107,7 +107,15 @@ def grid(name: str) -> tuple[Any, ...]:
     made = (STRENGTHS, asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN)
     if name == FIRST_TOKEN:
         return (*chosen, *made)
-    learned = (allocate.STEPS, allocate.RATE, allocate.LATER, allocate.ANSWERED, allocate.REQUESTS)
+    learned = (
+        allocate.STEPS,
+        allocate.RATE,
+        allocate.LATER,
+        allocate.ANSWERED,
+        allocate.REQUESTS,
+        CUT,
+        LAST,
+    )
     return (*chosen, *made, OPENED, ASKED, ROUNDS, *learned)
 
 
