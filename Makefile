@@ -32,7 +32,7 @@ demo: $(CORE) ## install what is needed into .venv and run the demo
 	@$(BIN)/interp demo $(ARGS)
 
 test: $(DEV) ## run the tests with coverage (ARGS="-k name" for some of them, JOBS=0 for one process)
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest --cov -n $(JOBS) --dist worksteal $(ARGS)
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest --cov --durations=25 -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(DEV) ## ruff, import contracts, types
 	$(BIN)/ruff check .

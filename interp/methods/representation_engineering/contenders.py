@@ -107,16 +107,9 @@ def grid(name: str) -> tuple[Any, ...]:
     made = (STRENGTHS, asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN)
     if name == FIRST_TOKEN:
         return (*chosen, *made)
-    learned = (
-        allocate.STEPS,
-        allocate.RATE,
-        allocate.LATER,
-        allocate.ANSWERED,
-        allocate.REQUESTS,
-        CUT,
-        LAST,
-    )
-    return (*chosen, *made, OPENED, ASKED, ROUNDS, *learned)
+    learned = (allocate.STEPS, allocate.RATE, allocate.LATER, allocate.ANSWERED, allocate.REQUESTS)
+    margins = (allocate.CLEARANCE, allocate.STEEPNESS, CUT, LAST)
+    return (*chosen, *made, OPENED, ASKED, ROUNDS, *learned, *margins)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
