@@ -91,7 +91,8 @@ def allocated(
     Least is ``KL₁ + LATER · KL + worth · mean softplus(margin)``: the KL at the first token of answers to
     the comply prompts, at later tokens of responses (in their chats and as plain text, where the fit has
     read them), and the margins in logits by which the unedited model's own next token still wins at the end
-    of a refused request and once its opener was said. worth: nats per logit. Only last tokens run again (:class:`interp.backends.tail.Tail`).
+    of a refused request and once its opener was said. worth: nats per logit. Only last tokens run again
+    (:class:`interp.backends.tail.Tail`).
 
     Biases and fused experts keep their share of 1. InterpError for a fit that does not know its prompts.
     """
