@@ -71,7 +71,7 @@ class _Gone:
         wanted = self.tokens.unsqueeze(-1)
         ahead = here.gather(-1, wanted).squeeze(-1)
         ahead = ahead - here.scatter(-1, wanted, -torch.inf).amax(-1)
-        # Each place counts: where "sorry" alone is lost, "I" still opens "I can't" and "I don't have".
+        # Each place counts: where the weakest alone had to go, what was left was refused in other words.
         reach = STEEPNESS * (ahead + CLEARANCE)
         return self.weight * nn.functional.softplus(reach).mean(-1).sum() / STEEPNESS
 
