@@ -78,9 +78,8 @@ class Ridge(click.ParamType):
               help="with --opener: fit again on what is left refused, at this share of the strengths; "
               "0 for once")  # fmt: skip
 @click.option("--worth", type=click.FloatRange(min=0), metavar="NATS",
-              show_default="0; chosen with --opener",
               help="least disturbance: learn what share each writer carries, where a logit of refusal "
-              "left may cost so many nats of KL; 0 leaves the shares as they are")  # fmt: skip
+              "left may cost so many nats of KL (try 0.03); by default all carry the same")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
 @click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,

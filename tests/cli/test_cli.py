@@ -137,6 +137,10 @@ def test_edit_acts_after_an_opener_as_well(
     auto = load_delta(tmp_path / "auto")
     assert not any(key.startswith("prose: ") for key in auto.provenance["prompts_sha256"])
     assert "opener: " in capsys.readouterr().out
+    learned = ("--opener", "I'm", "--again", 0, "--prose", 3, "--worth", 0.01)
+    assert call(*named, *learned, "--out", tmp_path / "learned") == 0
+    shares = load_delta(tmp_path / "learned").recipe["shares"]
+    assert {len(values) for values in shares.values()} == {2}
     assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
     assert "goes with --method least-disturbance" in capsys.readouterr().err
 

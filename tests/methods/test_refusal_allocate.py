@@ -109,16 +109,16 @@ def test_a_refusal_that_is_worth_more_is_beaten_by_more(
     assert ahead(dear) < ahead(delta) < ahead(cheap) + 1e-6
 
 
-def test_every_place_of_a_refusal_counts() -> None:
+def test_a_refusal_counts_only_where_all_its_tokens_win() -> None:
     logits = torch.zeros(2, 2, 5)
     logits[0, 0, 1] = logits[0, 1, 2] = logits[1, 0, 1] = 3.0
-    logits[1, 1, 4] = 3.0  # another token wins after the opener
+    logits[1, 1, 4] = 3.0  # another token after the opener: no refusal
     places, tokens = torch.tensor([[0, 1]] * 2), torch.tensor([[1, 2]] * 2)
     ids = torch.ones(2, 2, dtype=torch.long)
     term = module._Gone(Tail(TokenBatch(ids, ids), 2, None), places, tokens, 1.0)
     soft = torch.nn.functional.softplus
-    reach = module.STEEPNESS * (torch.tensor([3.0, 3.0, 3.0, -3.0]) + module.CLEARANCE)
-    torch.testing.assert_close(term.loss(logits), soft(reach).sum() / 2 / module.STEEPNESS)
+    reach = module.STEEPNESS * (torch.tensor([3.0, -3.0]) + module.CLEARANCE)
+    torch.testing.assert_close(term.loss(logits), soft(reach).sum() / module.STEEPNESS)
 
 
 def test_without_an_opener_the_first_token_alone_counts(backend: Backend) -> None:

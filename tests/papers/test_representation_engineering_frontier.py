@@ -19,7 +19,6 @@ from interp.methods.refusal import fit
 from interp.methods.representation_engineering import flags as flagged
 from interp.methods.representation_engineering import narrowness as narrow
 from interp.methods.representation_engineering.contenders import (
-    EQUAL,
     FIRST_TOKEN,
     MAIN,
     MAKERS,
@@ -144,7 +143,7 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
 ) -> None:
     run = opened(study, monkeypatch)
     settings = candidates(MAIN, run.maker.fitted, study.backend.anatomy.n_blocks)
-    assert all(s.opened and s.again and s.allocated for s in settings)
+    assert all(s.opened and s.again for s in settings)
     asked: list[Candidate] = []
 
     def again(backend: Any, fitted: Any, setting: Any, delta: WeightDelta, **_: Any) -> WeightDelta:
@@ -158,11 +157,6 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
     control = run.maker(replace(settings[0], name=RANDOM))
     assert control.norm() == pytest.approx(made.norm(), rel=1e-4)
     assert len(asked) == 1
-    shares = made.recipe["shares"]
-    assert set(shares) == set(made.updates)
-    equal = run.maker(replace(settings[0], name=EQUAL, allocated=0.0))
-    assert equal.recipe == made.recipe["of"]
-    assert len(asked) == 1  # learned on what was fitted already
     first = candidates(FIRST_TOKEN, run.maker.fitted, study.backend.anatomy.n_blocks)
     assert run.maker(first[0]).rank == 1
     assert flagged.OPENED in flagged.variants(run)
@@ -214,9 +208,9 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     draw(record)
     names = [row["label"] for row in record.series["rows"]]
     assert names[0] == flagged.PLAIN
-    assert names[-3:] == [FIRST_TOKEN, EQUAL, MAIN]
+    assert names[-2:] == [FIRST_TOKEN, MAIN]
     made = {name: make() for name, make in study.once("flags: edits", dict).items()}
-    assert set(names) == {*made, FIRST_TOKEN, EQUAL, MAIN}
+    assert set(names) == {*made, FIRST_TOKEN, MAIN}
     plain = made.pop(flagged.PLAIN)
     # The tiny model refuses nothing, and one block of it is edited.
     idle = (flagged.FILTERED, flagged.OWN)
@@ -302,7 +296,7 @@ def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
     assert failing(runs((0.015, 0.004), random=0.3)) == [5]
     alone = runs((0.015, 0.004))
     for run in alone:  # the family and its control are not compared with
-        for name in (FIRST_TOKEN, EQUAL, RANDOM):
+        for name in (FIRST_TOKEN, RANDOM):
             run["points"][name][-1] |= {"nll": 1.0, "kl1": 0.0}
     assert failing(alone) == []
 

@@ -33,7 +33,7 @@ from interp.watching import Watch, unwatched
 
 ASKED = 320
 """Requests of the fit that are asked again at most, spread evenly over it."""
-ROUNDS = 1
+ROUNDS = 2
 """Times that an edit is fitted again at most."""
 
 

@@ -58,7 +58,7 @@ class _Same:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Gone:
-    """Tokens ``[n, places]`` at places of a tail's, none of which is to win."""
+    """Tokens ``[n, places]`` at places of a tail's, not all of which are to win."""
 
     tail: Tail
     places: Tensor
@@ -71,9 +71,9 @@ class _Gone:
         wanted = self.tokens.unsqueeze(-1)
         ahead = here.gather(-1, wanted).squeeze(-1)
         ahead = ahead - here.scatter(-1, wanted, -torch.inf).amax(-1)
-        # Each place counts: where the weakest alone had to go, what was left was refused in other words.
-        reach = STEEPNESS * (ahead + CLEARANCE)
-        return self.weight * nn.functional.softplus(reach).mean(-1).sum() / STEEPNESS
+        # The refusal is said only where all of its tokens win.
+        reach = STEEPNESS * (ahead.amin(-1) + CLEARANCE)
+        return self.weight * nn.functional.softplus(reach).sum() / STEEPNESS
 
 
 def allocated(
@@ -90,9 +90,12 @@ def allocated(
 
     Least is ``KL₁ + LATER · KL + worth · mean softplus(margin)``: the KL at the first token of answers to
     the comply prompts, at later tokens of responses (in their chats and as plain text, where the fit has
-    read them), and the margins in logits by which the unedited model's own next token still wins at the end
-    of a refused request and once its opener was said. worth: nats per logit. Only last tokens run again
-    (:class:`interp.backends.tail.Tail`).
+    read them), and the margin in logits by which the unedited model's own next token still wins at the end
+    of a refused request and again once its opener was said; the smaller of the two. worth: nats per logit.
+    Only last tokens run again (:class:`interp.backends.tail.Tail`).
+
+    What opens a refusal in other words is not seen: count refusals of the result with a judge that knows
+    them, and read some.
 
     Biases and fused experts keep their share of 1. InterpError for a fit that does not know its prompts.
     """

@@ -28,7 +28,10 @@ DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 """Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""
 STARTS = (0.0, 0.53)
 """First edited block, as a share of the stack."""
-OPENED = ({"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.8, "allocated": 0.03},)
+OPENED = (
+    {"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.8},
+    {"strength": 0.6, "opened": 2.5, "attention": 0.3, "again": 0.9},
+)
 """Settings that are tried for an edit that acts after the opener of a refusal as well."""
 OPENED_RIDGE = 0.01
 """And its ridge."""

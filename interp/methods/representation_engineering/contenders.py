@@ -14,19 +14,18 @@ from interp.backends.protocol import Backend
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, Setting, allocate, allocated, build, once_more, rotated
+from interp.methods.refusal import Fitted, Setting, build, once_more, rotated
 from interp.methods.refusal.again import ASKED, ROUNDS
 from interp.methods.refusal.choose import ALMOST_NONE, OPENED, OPENED_RIDGE, depth_blocks
 from interp.methods.refusal.fit import SPOKEN
 from interp.methods.refusal.pipeline import UPPER
-from interp.methods.refusal.prose import CUT, LAST, WRITTEN
+from interp.methods.refusal.prose import WRITTEN
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
 
 MAIN = "least disturbance"
 FIRST_TOKEN = "least disturbance, first token alone"
-EQUAL = "least disturbance, equal shares"
 RANDOM = "random rotation"
 PARTIAL = "partial ablation"
 LEVEL = "to the comply level"
@@ -41,15 +40,15 @@ VARIANTS = ("norms kept (columns)", "two directions")
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
 ANSWERED = 400
 """Twins of the broad pairs whose responses a least-disturbance edit leaves alone, at most."""
-LEAST = (FIRST_TOKEN, EQUAL, MAIN, RANDOM)
-SHIPPED = (*VARIANTS, FIRST_TOKEN, EQUAL)
+LEAST = (FIRST_TOKEN, MAIN, RANDOM)
+SHIPPED = (*VARIANTS, FIRST_TOKEN)
 """Contenders that are measured on the shipped split alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention, opened,
-    again, allocated: of a least-disturbance edit, as in :class:`interp.methods.refusal.Setting`."""
+    again: of a least-disturbance edit, as in :class:`interp.methods.refusal.Setting`."""
 
     name: str
     block: int
@@ -59,12 +58,11 @@ class Candidate:
     kernels: tuple[tuple[float, float, float, float], ...] = ()
     opened: float = 0.0
     again: float = 0.0
-    allocated: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Deltas of candidates, fitted on one split; those that were slow to make are kept."""
+    """Deltas of candidates, fitted on one split; one that was fitted once more is kept."""
 
     backend: Backend
     fitted: Fitted
@@ -76,14 +74,6 @@ class Maker:
             return self._kept[candidate]
         if candidate.name == RANDOM:
             return rotated(self(replace(candidate, name=MAIN)))
-        if candidate.name == EQUAL:
-            return self(replace(candidate, name=MAIN, allocated=0.0))
-        if candidate.allocated:
-            before = self(replace(candidate, allocated=0.0))
-            self._kept[candidate] = allocated(
-                self.backend, self.fitted, before, candidate.allocated, batch_size=self.batch_size
-            )
-            return self._kept[candidate]
         edit = MAKERS[candidate.name](self, candidate)
         delta = to_delta(self.backend.model, self.backend.anatomy, edit)
         if candidate.again:
@@ -104,12 +94,8 @@ def grid(name: str) -> tuple[Any, ...]:
     chosen = (DEPTHS, UPPER, ALMOST_NONE)
     if name not in LEAST:
         return (*chosen, ABLATED, DRAWS)
-    made = (STRENGTHS, asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN)
-    if name == FIRST_TOKEN:
-        return (*chosen, *made)
-    learned = (allocate.STEPS, allocate.RATE, allocate.LATER, allocate.ANSWERED, allocate.REQUESTS)
-    margins = (allocate.CLEARANCE, allocate.STEEPNESS, CUT, LAST)
-    return (*chosen, *made, OPENED, ASKED, ROUNDS, *learned, *margins)
+    made = (asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN, ASKED, ROUNDS)
+    return (*chosen, STRENGTHS, OPENED, *made)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
@@ -233,7 +219,6 @@ def least_setting(candidate: Candidate) -> Setting:
         ridge=OPENED_RIDGE,
         opened=candidate.opened,
         again=candidate.again,
-        allocated=candidate.allocated,
     )
 
 
@@ -245,7 +230,6 @@ MAKERS: dict[str, Callable[[Maker, Candidate], Edit]] = {
     "two directions": _subspace,
     LEVEL: _to_level,
     FIRST_TOKEN: _least,
-    EQUAL: _least,
     MAIN: _least,
     RANDOM: _least,
 }

@@ -14,7 +14,6 @@ from typing import Any
 
 from interp.claims import Claim
 from interp.methods.representation_engineering.contenders import (
-    EQUAL,
     FIRST_TOKEN,
     MAIN,
     MAKERS,
@@ -35,7 +34,7 @@ ABLATIONS = ("directional ablation", PARTIAL, "heretic's kernel")
 MEASURES = ("refused", "kl1")
 EVERYWHERE = tuple(name for name in MAKERS if name not in SHIPPED)
 """Contenders that are measured at every seed."""
-OURS = (MAIN, EQUAL, FIRST_TOKEN, RANDOM)
+OURS = (MAIN, FIRST_TOKEN, RANDOM)
 """What is not compared with: the family itself, and its control."""
 
 

@@ -31,7 +31,6 @@ from interp.methods.refusal import (
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
     ANSWERED,
-    EQUAL,
     MAIN,
     MAKERS,
     PARTIAL,
@@ -154,12 +153,10 @@ class SeedRun:
         )
 
     def chosen(self, name: str) -> Candidate:
-        """A contender's setting, chosen on select; the control has that of what it controls, and variants
-        have that of what they vary."""
+        """A contender's setting, chosen on select; the control has that of what it controls, and a variant
+        of partial ablation that of partial ablation."""
         if name == RANDOM:
             return replace(self.chosen(MAIN), name=RANDOM)
-        if name == EQUAL:
-            return replace(self.chosen(MAIN), name=EQUAL, allocated=0.0)
         if name in VARIANTS:
             return replace(self.chosen(PARTIAL), name=name)
 
