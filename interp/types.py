@@ -266,6 +266,12 @@ class TokenBatch:
         found = TokenBatch(self.ids[rows], self.mask[rows])
         return found.rows(0, len(found))
 
+    def spread(self, most: int) -> Int[Tensor, " rows"]:
+        """Places of at most so many rows, spread evenly over the batch, the shortest rows first: batches of
+        like length hold little padding."""
+        rows = torch.linspace(0, len(self) - 1, min(most, len(self)), dtype=torch.float64).long()
+        return rows[self.lengths[rows].argsort(stable=True)]
+
     def by_length(self) -> TokenBatch:
         """The rows from the shortest to the longest, so that batches of them hold little padding."""
         return self.chosen(self.lengths.argsort(stable=True))

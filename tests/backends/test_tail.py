@@ -41,15 +41,14 @@ def prompts(request: pytest.FixtureRequest, batch: TokenBatch) -> TokenBatch:
 def test_a_tail_is_the_prompt_and_parts_are_their_delta(
     backend: Backend, prompts: TokenBatch, keep: int
 ) -> None:
-    batch = prompts
     before, delta = state(backend.model), edited(backend)
     places = tuple(range(-keep, 0))
-    plain, changed = (backend.logits(batch, d, places) for d in (None, delta))
+    plain, changed = (backend.logits(prompts, d, places) for d in (None, delta))
     assert relative(plain, changed) > 1e-3
     with torch.no_grad():
-        assert relative(Tail.of(backend, batch, keep).logits(backend.model), plain) < 1e-4
+        assert relative(Tail.of(backend, prompts, keep).logits(backend.model), plain) < 1e-4
         parts, rest = _parted(delta)
-        tail = Tail.of(backend, batch, keep, delta)
+        tail = Tail.of(backend, prompts, keep, delta)
         assert (tail.past is not None) == supports_prefix(backend.model, backend.anatomy)
         ones = {name: torch.ones(part.rank) for name, part in parts.items()}
         with backend.editing(rest), _acting(backend, parts, ones):

@@ -17,7 +17,7 @@ from interp.errors import InterpError
 from interp.methods.refusal import Fitted, Selection, Setting, allocated, as_delta, build, fit
 from interp.methods.refusal import allocate as module
 from interp.methods.refusal.again import finished
-from interp.methods.refusal.prose import LAST
+from interp.methods.refusal.prose import LAST, Cut
 from interp.models import tiny_model
 from interp.types import LowRank, Shift, TokenBatch, WeightDelta
 
@@ -53,7 +53,9 @@ def loss(backend: Backend, fitted: Fitted, delta: WeightDelta, worth: float) -> 
 
 
 def test_responses_are_kept_cut_at_places_of_their_own(backend: Backend, fitted: Fitted) -> None:
-    chats, texts = fitted.cut
+    chats, texts = fitted.cut.chats, fitted.cut.texts
+    assert chats is not None
+    assert texts is not None
     assert len(set(chats.lengths.tolist())) > 1
     assert (chats.lengths.diff() >= 0).all()
     for batch in (chats, texts):
@@ -88,9 +90,9 @@ def test_a_part_that_only_disturbs_is_turned_down(
     backend: Backend, fitted: Fitted, delta: WeightDelta
 ) -> None:
     """A part that answers to what comply prompts share, added to one writer, goes first."""
-    name = max(delta.updates)  # the last writer: nothing after it can make up for it
+    writer = backend.anatomy.block_writers[-1]  # nothing after it can make up for it
+    name = writer.weight
     part = delta.updates[name]
-    writer = next(w for w in backend.anatomy.block_writers if w.weight == name)
     mean = fitted.statistics.comply[writer.name].float().mean(0)
     noise = LowRank(4 * random_vector(len(part.b), 3).unsqueeze(1), mean.unsqueeze(0) / mean.norm())
     planted = replace(delta, updates={**delta.updates, name: part.plus(noise)})
@@ -163,11 +165,11 @@ def test_prompts_stay_with_splits_that_are_joined_or_taken_apart(fitted: Fitted)
     half = fitted.of_pairs(torch.arange(3))
     assert half.answered is not None
     assert len(half.answered) == 3
-    plain = replace(fitted, statistics=replace(fitted.statistics, prose={}), cut=())
+    plain = replace(fitted, statistics=replace(fitted.statistics, prose={}), cut=Cut())
     both = plain.joined(fitted)
     assert both.answered is not None
     assert len(both.answered) == 16
-    assert len(both.cut) == 2
+    assert both.cut is fitted.cut
 
 
 def test_edits_are_as_they_were_after_an_error(

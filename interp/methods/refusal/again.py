@@ -77,10 +77,7 @@ def once_more(
     """
     if fitted.requests is None or fitted.opened is None or fitted.opened.requests is None:
         raise InterpError("fitting again needs the opener of a refusal; give `opener` to fit")
-    whole = len(fitted.requests)
-    left = torch.linspace(0, whole - 1, min(ASKED, whole), dtype=torch.float64).long()
-    # Batches of like length hold little padding.
-    left = left[fitted.requests.lengths[left].argsort()]
+    left = fitted.requests.spread(ASKED)
     batches = (fitted.requests, fitted.opened.requests)
     weaker = replace(
         setting,

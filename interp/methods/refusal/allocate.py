@@ -104,9 +104,9 @@ def allocated(
             "shares are learned on the prompts of the fit, which this one does not know"
         )
     parts, rest = _parted(delta)
-    shares = {name: torch.ones(part.rank, requires_grad=True) for name, part in parts.items()}
     if not parts:
         return delta
+    shares = {name: torch.ones(part.rank, requires_grad=True) for name, part in parts.items()}
     terms = [
         *_kept(backend, fitted, delta, batch_size),
         *_removed(backend, fitted, delta, worth, batch_size),
@@ -168,9 +168,11 @@ def _act(
 def _kept(backend: Backend, fitted: Fitted, edit: AnyEdit, size: int) -> Iterator[_Same]:
     """Answers at their first token, and responses at their last tokens."""
     assert fitted.answered is not None
-    yield from _same(backend, _spread(fitted.answered, ANSWERED), 1, 1.0, edit, size)
-    for batch, weight in zip(fitted.cut, LATER, strict=False):
-        yield from _same(backend, batch, LAST, weight, edit, size)
+    prompts = fitted.answered.chosen(fitted.answered.spread(ANSWERED))
+    yield from _same(backend, prompts, 1, 1.0, edit, size)
+    for batch, weight in zip((fitted.cut.chats, fitted.cut.texts), LATER, strict=True):
+        if batch is not None:
+            yield from _same(backend, batch, LAST, weight, edit, size)
 
 
 def _same(
@@ -193,7 +195,7 @@ def _removed(
     if fitted.opened is not None and fitted.opened.requests is not None:
         batch = fitted.opened.requests
         said = batch.lengths - fitted.requests.lengths
-    spread = _places(batch, REQUESTS)
+    spread = batch.spread(REQUESTS)
     keep = int(said.max()) + 1
     for rows in spread.split(size):
         chunk, back = batch.chosen(rows), said[rows]
@@ -203,13 +205,3 @@ def _removed(
         tail = Tail.of(backend, chunk, keep, edit)
         device = tail.batch.ids.device
         yield _Gone(tail, places.to(device), own.to(device), worth / len(spread))
-
-
-def _spread(batch: TokenBatch, most: int) -> TokenBatch:
-    return batch.chosen(_places(batch, most))
-
-
-def _places(batch: TokenBatch, most: int) -> Tensor:
-    """At most so many rows, spread evenly over the batch, from the shortest to the longest."""
-    rows = torch.linspace(0, len(batch) - 1, min(most, len(batch)), dtype=torch.float64).long()
-    return rows[batch.lengths[rows].argsort(stable=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ from interp.fitting import (
     least_disturbance,
     response_statistics,
 )
-from interp.methods.refusal.prose import Prose, written
+from interp.methods.refusal.prose import Cut, Prose, written
 from interp.sites import Site
 from interp.types import Direction, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
@@ -51,7 +51,7 @@ class Fitted:
     seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: how many requests
     the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
     requests: those over which it was taken; kept: their places among all. opened: the same read once
-    ``opener`` has been said. answered: the comply prompts; cut: responses, as in :class:`Prose`.
+    ``opener`` has been said. answered: the comply prompts; cut: beginnings of what the model writes.
     """
 
     directions: Mapping[int, Direction]
@@ -66,7 +66,7 @@ class Fitted:
     opener: str = ""
     kept: Tensor | None = None
     answered: TokenBatch | None = None
-    cut: tuple[TokenBatch, ...] = ()
+    cut: Cut = field(default_factory=Cut)
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
@@ -116,7 +116,7 @@ class Fitted:
             self.opener,
             None,
             _both_requests(self.answered, other.answered),
-            self.cut or other.cut,
+            self.cut if mine.prose else other.cut,
         )
 
     def of_pairs(self, rows: Tensor) -> Fitted:

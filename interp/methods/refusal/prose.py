@@ -43,16 +43,23 @@ Part = tuple[TokenBatch, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """Some responses in their chats and some as plain text, each cut at another place, whose last ``LAST``
+    tokens are of the response; None where none is that long."""
+
+    chats: TokenBatch | None = None
+    texts: TokenBatch | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prose:
     """What the model writes, for edits to leave alone.
 
-    moments: rows of every writer's inputs with their second moment, ``{name: [n, d_in]}``. cut: some of the
-    responses in their chats and some as plain text, each cut at another place; their last ``LAST`` tokens
-    are of the response. Fewer where nothing was written.
+    moments: rows of every writer's inputs with their second moment, ``{name: [n, d_in]}``.
     """
 
     moments: Mapping[str, Tensor]
-    cut: tuple[TokenBatch, ...] = ()
+    cut: Cut = field(default_factory=Cut)
 
 
 def written(
@@ -103,8 +110,7 @@ def written(
             progress(len(part[0]))
     pad = backend.tokenizer.pad_token_id or 0
     plain = [(backend.tokenizer(text).input_ids, 1) for text in texts]
-    cut = (_cut(rows, pad), _cut(plain, pad))
-    return Prose(gathered.rows(), tuple(batch for batch in cut if batch))
+    return Prose(gathered.rows(), Cut(_cut(rows, pad), _cut(plain, pad)))
 
 
 def _cut(rows: Sequence[tuple[list[int], int]], pad: int) -> TokenBatch | None:
