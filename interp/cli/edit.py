@@ -77,9 +77,9 @@ class Ridge(click.ParamType):
 @click.option("--again", type=click.FloatRange(min=0), show_default="chosen",
               help="with --opener: fit again on what is left refused, at this share of the strengths; "
               "0 for once")  # fmt: skip
-@click.option("--worth", type=click.FloatRange(min=0), metavar="NATS",
-              help="least disturbance: learn what share each writer carries, where a logit of refusal "
-              "left may cost so many nats of KL (try 0.03); by default all carry the same")  # fmt: skip
+@click.option("--worth", type=click.FloatRange(min=0), metavar="NATS", show_default="0; 0.06 with --opener",
+              help="least disturbance: learn what the edit writes into the stream, where a logit of "
+              "refusal left may cost so many nats of KL; 0 keeps the closed form")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
 @click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
@@ -237,17 +237,18 @@ def _choose(
 
     from interp.methods.refusal import Choice, Selection, candidates, choose
     from interp.methods.refusal.choose import OPENED_RIDGE, opened_candidates
+    from interp.methods.refusal.writes import WORTH
 
     v = given.values
     fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens")}
     fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight", "opened_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
-    named |= {k: v[k] for k in ("strength", "attention")} | {"allocated": v["worth"]}
+    named |= {k: v[k] for k in ("strength", "attention")} | {"worth": v["worth"]}
     grid = candidates(backend, fitted, method, **fixed)
     if fitted.opened is not None:
         named |= {k: v[k] for k in ("opened", "again")}
         source = click.get_current_context().get_parameter_source("ridge")
-        grid = opened_candidates(backend, fitted, method, **fixed)
+        grid = opened_candidates(backend, fitted, method, worth=WORTH, **fixed)
         if source is click.core.ParameterSource.DEFAULT:
             grid = (replace(setting, ridge=OPENED_RIDGE) for setting in grid)
     named = {k: x for k, x in named.items() if x is not None}

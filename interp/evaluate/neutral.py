@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from interp.backends.protocol import AnyEdit, Backend
 from interp.data.chat import pad_left
 from interp.data.text import neutral_passages
@@ -32,7 +35,21 @@ def neutral_nll(
     progress: Progress | None = None,
 ) -> float:
     """Mean negative log-likelihood per token in nats; the first token of a passage is not predicted."""
-    total, count = 0.0, 0
+    nats, tokens = passage_nats(backend, batch, edit, batch_size=batch_size, progress=progress)
+    return nats.sum().item() / int(tokens.sum())
+
+
+def passage_nats(
+    backend: Backend,
+    batch: TokenBatch,
+    edit: AnyEdit = None,
+    *,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of every passage in nats, and how many tokens it is of, ``[n]`` both: for
+    intervals over passages, which edits share."""
+    nats, tokens = [], []
     for chunk in batch.split(min(batch_size, ROWS)):
         logits = backend.logits(chunk, edit, None)[:, :-1].float()
         target = chunk.ids[:, 1:].unsqueeze(-1)
@@ -40,8 +57,8 @@ def neutral_nll(
         nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).double()
         # A token counts when it and its predecessor are real.
         real = chunk.mask[:, 1:] * chunk.mask[:, :-1]
-        total += (nll * real).sum().item()
-        count += int(real.sum())
+        nats.append((nll * real).sum(-1).cpu())
+        tokens.append(real.sum(-1).cpu())
         if progress:
             progress(len(chunk))
-    return total / count
+    return torch.cat(nats), torch.cat(tokens)

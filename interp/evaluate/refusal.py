@@ -42,6 +42,21 @@ MARKERS = (
     "i'm an ai",
     "i am an ai",
 )
+DECLINES = (
+    *MARKERS,
+    "i'm not",
+    "i am not",
+    "i'm afraid",
+    "unable to",
+    "not able to",
+    "not equipped",
+    "can't help",
+    "cannot help",
+    "can't assist",
+    "cannot assist",
+)
+"""Also what turns a request down in other words, often late in a response ("I'm glad to help, but I'm not
+equipped to"). Wide on purpose: it also finds responses that answer and mention a limit."""
 CONFIDENCE = 0.95
 
 

@@ -10,7 +10,7 @@ from interp.backends.prefix import supports_prefix
 from interp.backends.protocol import Backend
 from interp.backends.tail import Tail, frozen
 from interp.edits import ablation, to_delta
-from interp.methods.refusal.allocate import _acting, _parted
+from interp.methods.refusal.writes import _acting, _Part, _parted
 from interp.types import TokenBatch, WeightDelta
 
 
@@ -50,22 +50,24 @@ def test_a_tail_is_the_prompt_and_parts_are_their_delta(
         parts, rest = _parted(delta)
         tail = Tail.of(backend, prompts, keep, delta)
         assert (tail.past is not None) == supports_prefix(backend.model, backend.anatomy)
-        ones = {name: torch.ones(part.rank) for name, part in parts.items()}
-        with backend.editing(rest), _acting(backend, parts, ones):
+        same = {name: _Part.of(part, None, backend.device) for name, part in parts.items()}
+        with backend.editing(rest), _acting(backend, same):
             found = [tail.logits(backend.model) for _ in range(2)]  # the cache is as it was
     assert torch.equal(*found)
     assert relative(found[0], changed) < 1e-4
     assert_untouched(backend.model, before)
 
 
-def test_gradients_reach_shares_and_no_parameter(backend: Backend, batch: TokenBatch) -> None:
-    parts, rest = _parted(edited(backend))
-    shares = {name: torch.ones(part.rank, requires_grad=True) for name, part in parts.items()}
+def test_gradients_reach_what_hooks_add_and_no_parameter(
+    backend: Backend, batch: TokenBatch
+) -> None:
+    updates, rest = _parted(edited(backend))
+    parts = {name: _Part.of(part, None, backend.device) for name, part in updates.items()}
     tail = Tail.of(backend, batch, 2)
     asking = [p.requires_grad for p in backend.model.parameters()]
-    with frozen(backend.model), backend.editing(rest), _acting(backend, parts, shares):
+    with frozen(backend.model), backend.editing(rest), _acting(backend, parts):
         tail.logits(backend.model).square().mean().backward()
-    assert all(share.grad is not None for share in shares.values())
+    assert all(part.step.grad is not None for part in parts.values())
     assert all(p.grad is None for p in backend.model.parameters())
     assert [p.requires_grad for p in backend.model.parameters()] == asking
 

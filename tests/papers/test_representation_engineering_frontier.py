@@ -269,7 +269,14 @@ def test_a_change_is_better_on_one_count_and_no_worse_on_the_other(
 
 
 def point(refused: float, kl1: float) -> dict[str, float]:
-    return {"refused": refused, "over_refused": 0.0, "kl1": kl1, "kl32": kl1 / 2, "nll": 3.7}
+    whole = {"declined": refused, "passages": [[37.0, 74.0], [10, 20]]}
+    return {
+        "refused": refused,
+        "over_refused": 0.0,
+        "kl1": kl1,
+        "kl32": kl1 / 2,
+        "nll": 3.7,
+    } | whole
 
 
 def runs(main: tuple[float, float], random: float = 0.5) -> list[dict[str, Any]]:
@@ -321,7 +328,7 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
         for name, points in run["points"].items():
             points[-1]["nll"] = 3.7 if name == MAIN else other_nll
         run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
-        run["base"] |= {"over_refused": 0.0, "nll": 3.7}
+        run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7}
         monkeypatch.setattr(
             "interp.methods.representation_engineering.frontier.runs", lambda s: [run]
         )

@@ -7,7 +7,6 @@ nothing before has seen.
 from __future__ import annotations
 
 from interp.methods.refusal.again import finished, once_more
-from interp.methods.refusal.allocate import allocated
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control, rotated
 from interp.methods.refusal.fit import (
@@ -23,6 +22,7 @@ from interp.methods.refusal.fit import (
 from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import Outcome, run
 from interp.methods.refusal.prose import Prose, written
+from interp.methods.refusal.writes import learned_writes
 
 __all__ = [
     "METHODS",
@@ -33,7 +33,6 @@ __all__ = [
     "Scored",
     "Selection",
     "Setting",
-    "allocated",
     "as_delta",
     "build",
     "candidates",
@@ -41,6 +40,7 @@ __all__ = [
     "find_opener",
     "finished",
     "fit",
+    "learned_writes",
     "once_more",
     "pool_inputs",
     "random_control",

@@ -18,7 +18,6 @@ from interp.edits import applied, to_delta
 from interp.errors import InterpError
 from interp.evaluate.refusal import asked
 from interp.fitting import BATCH, capture
-from interp.methods.refusal.allocate import allocated
 from interp.methods.refusal.fit import (
     FEWEST_REFUSED,
     OPENING,
@@ -28,6 +27,7 @@ from interp.methods.refusal.fit import (
     build,
     rebased,
 )
+from interp.methods.refusal.writes import learned_writes
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
@@ -52,8 +52,8 @@ def finished(
     common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
     if setting.again:
         delta = once_more(backend, fitted, setting, delta, **common)
-    if setting.allocated:
-        delta = allocated(backend, fitted, delta, setting.allocated, **common)
+    if setting.worth:
+        delta = learned_writes(backend, fitted, delta, setting.worth, **common)
     return delta
 
 
@@ -84,7 +84,7 @@ def once_more(
         strength=setting.again * setting.strength,
         opened=setting.again * setting.opened,
         again=0.0,
-        allocated=0.0,
+        worth=0.0,
     )
     for number in range(rounds):
         with applied(backend.model, backend.anatomy, delta):

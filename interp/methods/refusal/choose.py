@@ -19,8 +19,8 @@ from interp.evaluate.divergence import first_logits, kl_nats
 from interp.evaluate.refusal import asked
 from interp.fitting import BATCH
 from interp.methods.refusal.again import finished
-from interp.methods.refusal.allocate import allocated
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
+from interp.methods.refusal.writes import learned_writes
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
@@ -105,13 +105,13 @@ class Selection:
 
         @cache  # what takes long is asked for its KL and for its refusals, and others begin with it
         def slowly(setting: Setting) -> WeightDelta:
-            if setting.allocated:
-                before = from_setting(replace(setting, allocated=0.0))
-                return allocated(backend, fitted, before, setting.allocated, batch_size=batch_size)
+            if setting.worth:
+                before = from_setting(replace(setting, worth=0.0))
+                return learned_writes(backend, fitted, before, setting.worth, batch_size=batch_size)
             return finished(backend, fitted, setting, "", batch_size=batch_size)
 
         def from_setting(setting: Setting) -> WeightDelta:
-            if setting.again or setting.allocated:
+            if setting.again or setting.worth:
                 return slowly(setting)
             return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
 

@@ -306,9 +306,9 @@ class Setting:
 
     opened: the share that the latter removes once the opener of a refusal has been said. again: the share
     of both strengths with which it is fitted once more, for what it leaves
-    (:func:`interp.methods.refusal.again.once_more`). allocated: nats that a request left refused may cost
-    when the writers' shares are learned; 0 leaves them as they are
-    (:func:`interp.methods.refusal.allocate.allocated`).
+    (:func:`interp.methods.refusal.again.once_more`). worth: nats that a request left refused may cost when
+    what the edit writes is learned (:func:`interp.methods.refusal.writes.learned_writes`); 0 leaves it in
+    closed form.
     """
 
     method: str
@@ -324,7 +324,7 @@ class Setting:
     again: float = 0.0
     prose_weight: float = 0.1
     opened_weight: float = 0.05
-    allocated: float = 0.0
+    worth: float = 0.0
 
     def blocks(self, n_blocks: int) -> tuple[int, ...]:
         return tuple(range(self.first_block, n_blocks))

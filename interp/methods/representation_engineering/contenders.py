@@ -14,17 +14,19 @@ from interp.backends.protocol import Backend
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, Setting, build, once_more, rotated
+from interp.methods.refusal import Fitted, Setting, build, learned_writes, once_more, rotated
 from interp.methods.refusal.again import ASKED, ROUNDS
 from interp.methods.refusal.choose import ALMOST_NONE, OPENED, OPENED_RIDGE, depth_blocks
 from interp.methods.refusal.fit import SPOKEN
 from interp.methods.refusal.pipeline import UPPER
 from interp.methods.refusal.prose import WRITTEN
+from interp.methods.refusal.writes import LEARNED, WORTH
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
 
 MAIN = "least disturbance"
+CLOSED = "least disturbance, closed form"
 FIRST_TOKEN = "least disturbance, first token alone"
 RANDOM = "random rotation"
 PARTIAL = "partial ablation"
@@ -40,7 +42,7 @@ VARIANTS = ("norms kept (columns)", "two directions")
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
 ANSWERED = 400
 """Twins of the broad pairs whose responses a least-disturbance edit leaves alone, at most."""
-LEAST = (FIRST_TOKEN, MAIN, RANDOM)
+LEAST = (FIRST_TOKEN, CLOSED, MAIN, RANDOM)
 SHIPPED = (*VARIANTS, FIRST_TOKEN)
 """Contenders that are measured on the shipped split alone."""
 
@@ -48,7 +50,7 @@ SHIPPED = (*VARIANTS, FIRST_TOKEN)
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention, opened,
-    again: of a least-disturbance edit, as in :class:`interp.methods.refusal.Setting`."""
+    again, worth: of a least-disturbance edit, as in :class:`interp.methods.refusal.Setting`."""
 
     name: str
     block: int
@@ -58,6 +60,7 @@ class Candidate:
     kernels: tuple[tuple[float, float, float, float], ...] = ()
     opened: float = 0.0
     again: float = 0.0
+    worth: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,15 @@ class Maker:
             return self._kept[candidate]
         if candidate.name == RANDOM:
             return rotated(self(replace(candidate, name=MAIN)))
+        if candidate.name == MAIN and not candidate.worth:
+            return self(replace(candidate, name=CLOSED))
+        if candidate.worth:
+            before = self(replace(candidate, worth=0.0))
+            size = self.batch_size
+            self._kept[candidate] = learned_writes(
+                self.backend, self.fitted, before, candidate.worth, batch_size=size
+            )
+            return self._kept[candidate]
         edit = MAKERS[candidate.name](self, candidate)
         delta = to_delta(self.backend.model, self.backend.anatomy, edit)
         if candidate.again:
@@ -95,7 +107,8 @@ def grid(name: str) -> tuple[Any, ...]:
     if name not in LEAST:
         return (*chosen, ABLATED, DRAWS)
     made = (asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN, ASKED, ROUNDS)
-    return (*chosen, STRENGTHS, OPENED, *made)
+    learned = () if name in (FIRST_TOKEN, CLOSED) else (WORTH, *LEARNED)
+    return (*chosen, STRENGTHS, OPENED, *made, *learned)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
@@ -104,9 +117,12 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
     upper = round(UPPER * n_blocks)
     if name == "heretic's kernel":
         return list(_drawn(blocks, n_blocks))
-    if name == MAIN and fitted.opened is not None:
+    if name == MAIN:
+        start = replace(candidates(CLOSED, fitted, n_blocks)[0], name=MAIN)
+        return [start, replace(start, worth=WORTH)]
+    if name == CLOSED and fitted.opened is not None:
         return [Candidate(name, blocks[-1], upper, **setting) for setting in OPENED]
-    if name in (MAIN, FIRST_TOKEN):
+    if name in (CLOSED, FIRST_TOKEN):
         return [
             Candidate(name, blocks[-1], upper, strength, attention)
             for attention, strengths in STRENGTHS.items()
@@ -219,6 +235,7 @@ def least_setting(candidate: Candidate) -> Setting:
         ridge=OPENED_RIDGE,
         opened=candidate.opened,
         again=candidate.again,
+        worth=candidate.worth,
     )
 
 
@@ -230,6 +247,7 @@ MAKERS: dict[str, Callable[[Maker, Candidate], Edit]] = {
     "two directions": _subspace,
     LEVEL: _to_level,
     FIRST_TOKEN: _least,
+    CLOSED: _least,
     MAIN: _least,
     RANDOM: _least,
 }

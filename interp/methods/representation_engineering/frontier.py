@@ -14,6 +14,7 @@ from typing import Any
 
 from interp.claims import Claim
 from interp.methods.representation_engineering.contenders import (
+    CLOSED,
     FIRST_TOKEN,
     MAIN,
     MAKERS,
@@ -34,7 +35,7 @@ ABLATIONS = ("directional ablation", PARTIAL, "heretic's kernel")
 MEASURES = ("refused", "kl1")
 EVERYWHERE = tuple(name for name in MAKERS if name not in SHIPPED)
 """Contenders that are measured at every seed."""
-OURS = (MAIN, FIRST_TOKEN, RANDOM)
+OURS = (MAIN, CLOSED, FIRST_TOKEN, RANDOM)
 """What is not compared with: the family itself, and its control."""
 
 
@@ -214,17 +215,21 @@ def bar(study: Study) -> FigureRecord:
     last = {name: points[-1] for name, points in run["points"].items()}
     ours = last[MAIN]
     others = [p for n, p in last.items() if n not in OURS]
+    best = min(others, key=lambda p: p["nll"])
     compared = {
-        **{name: ours[name] for name in ("refused", "kl1", "kl32")},
+        **{name: ours[name] for name in ("refused", "declined", "kl1", "kl32")},
         "others_with_as_few_refusals": sum(p["refused"] <= ours["refused"] for p in others),
         **{
             f"{name}_beyond_best": ours[name] - min(p[name] for p in others)
             for name in ("over_refused", "nll")
         },
+        "nll_beyond_best_interval": over_passages(ours["passages"], best["passages"]),
+        "declined_beyond_best": ours["declined"] - min(p["declined"] for p in others),
     }
     base = {**run["base"], "kl1": None, "kl32": None}
     columns = [
         {"label": "refused", "unit": "%", "limits": [0, 100]},
+        {"label": "declined", "unit": "%", "limits": [0, 100]},
         {"label": "over-refused", "unit": "%", "limits": [0, 100]},
         {"label": "KL₁", "unit": "nats", "scale": "log"},
         {"label": "KL₃₂", "unit": "nats", "scale": "log"},
@@ -240,10 +245,31 @@ def bar(study: Study) -> FigureRecord:
         provenance=study.provenance(run["hashes"]),
         n=run["n"],
         seeds=(0,),
-        caption="Fitted on fit, chosen on select, measured on report; nothing fitted again.",
+        caption=(
+            "Fitted on fit, chosen on select, measured on report. Declined: turned down in any words "
+            "within 32 tokens, by a wide judge."
+        ),
     )
 
 
+def over_passages(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
+    """95 % bootstrap interval, over passages, of the difference of two edits' loss in nats per token.
+
+    ours, theirs: nats and tokens of every passage, the same for both.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    def difference(nats: Any, others: Any, tokens: Any, axis: int = -1) -> Any:
+        return (nats.sum(axis) - others.sum(axis)) / tokens.sum(axis)
+
+    rows = (np.array(ours[0]), np.array(theirs[0]), np.array(ours[1]))
+    drawn = bootstrap(
+        rows, difference, paired=True, vectorized=True, method="percentile", random_state=0
+    ).confidence_interval
+    return [float(drawn.low), float(drawn.high)]
+
+
 def _row(point: Mapping[str, Any]) -> list[float | None]:
-    shares = [100 * point["refused"], 100 * point["over_refused"]]
+    shares = [100 * point[name] for name in ("refused", "declined", "over_refused")]
     return [*shares, point["kl1"], point["kl32"], point["nll"]]

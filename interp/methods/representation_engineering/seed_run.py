@@ -14,10 +14,10 @@ from torch import Tensor, log_softmax
 
 from interp.data.chat import encode
 from interp.data.prompts import PromptSet, load_class, load_pairs
-from interp.data.text import neutral_passages
-from interp.evaluate.divergence import first_logits, kl_nats
+from interp.evaluate.divergence import CONTINUATION, first_logits, kl_nats
 from interp.evaluate.measure import Bench
-from interp.evaluate.refusal import asked
+from interp.evaluate.neutral import passage_nats
+from interp.evaluate.refusal import DECLINES, asked, judge, respond
 from interp.methods.refusal import (
     Fitted,
     Prose,
@@ -50,8 +50,8 @@ FACTORS = (1.3,)
 """The chosen edit times these, beside itself."""
 FULL = 0
 """The shipped split, where whole rows are measured; elsewhere refusals and first-token KL are."""
-PASSAGES = 8
-
+WHOLE = ("refused", "declined", "over_refused", "kl1", "kl32", "nll", "passages")
+"""What a whole row holds."""
 Point = dict[str, Any]
 
 
@@ -142,7 +142,6 @@ class SeedRun:
             self.study.backend,
             *self.parts.report,
             response_tokens=OPENING,
-            passages=neutral_passages()[:PASSAGES],
             batch_size=self.study.batch_size,
             watch=self.study.watch,
         )
@@ -175,20 +174,21 @@ class SeedRun:
         def make() -> Point:
             if self.seed != FULL:
                 return self._short(None)
-            row = self.bench.row("original", None, self.study.watch)
-            return {
-                "refused": row.refusals / row.n_refuse,
-                "over_refused": row.over_refusals / row.n_comply,
-                "nll": row.nll,
-            }
+            return self._whole("original", None)
 
-        return self.kept("original", make)
+        return self.kept("original", make, **self.whole)
 
     def points(self, name: str) -> list[Point]:
         """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
         chosen = self.chosen(name)
         make = lambda: self._measured(name, self.maker(chosen))  # noqa: E731
-        return self.kept(name, make, setting=asdict(chosen), factors=FACTORS, grid=grid(name))
+        about = {"setting": asdict(chosen), "factors": FACTORS, "grid": grid(name), **self.whole}
+        return self.kept(name, make, **about)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """What names a kept point besides its setting: the measures of a whole row."""
+        return {"whole": WHOLE} if self.seed == FULL else {}
 
     @property
     def contenders(self) -> tuple[str, ...]:
@@ -200,15 +200,24 @@ class SeedRun:
         found = [self._short(delta.scale(factor)) for factor in factors]
         if self.seed != FULL:
             return [*found, self._short(delta)]
+        return [*found, self._whole(name, delta)]
+
+    def _whole(self, name: str, delta: WeightDelta | None) -> Point:
+        """A row of the bench, with what it leaves declined in any words, and every passage's nats."""
         row = self.bench.row(name, delta, self.study.watch)
-        whole = {
-            "refused": row.refusals / row.n_refuse,
-            "over_refused": row.over_refusals / row.n_comply,
-            "kl1": row.kl_first,
-            "kl32": row.kl_continuation,
-            "nll": row.nll,
-        }
-        return [*found, whole]
+        nats, tokens = passage_nats(self.study.backend, self.bench.neutral, delta)
+        over = row.over_refusals / row.n_comply
+        shares = (row.refusals / row.n_refuse, self._declined(delta), over)
+        costs = (row.kl_first, row.kl_continuation, row.nll)
+        return dict(zip(WHOLE, (*shares, *costs, [nats.tolist(), tokens.tolist()]), strict=True))
+
+    def _declined(self, delta: WeightDelta | None) -> float:
+        """Share of the requests that are turned down in some words within ``CONTINUATION`` tokens."""
+        size = 2 * self.study.batch_size
+        texts = respond(
+            self.study.backend, self.bench.refuse, delta, tokens=CONTINUATION, batch_size=size
+        )
+        return judge(texts, DECLINES).count / len(texts)
 
     def _short(self, delta: WeightDelta | None) -> Point:
         """What is left refused on report, and the first-token KL of an edit there."""

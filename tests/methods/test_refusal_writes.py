@@ -1,4 +1,4 @@
-"""Learned shares: what only disturbs is turned down, what removes is kept, all else is as it was."""
+"""Learned writes: what only disturbs is turned down, what removes is kept, all else is as it was."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from interp.backends.protocol import Backend
 from interp.backends.tail import Tail
 from interp.data.prompts import PromptSet
 from interp.errors import InterpError
-from interp.methods.refusal import Fitted, Selection, Setting, allocated, as_delta, build, fit
-from interp.methods.refusal import allocate as module
+from interp.methods.refusal import (
+    Fitted,
+    Selection,
+    Setting,
+    as_delta,
+    build,
+    fit,
+    learned_writes,
+)
+from interp.methods.refusal import writes as module
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.prose import LAST, Cut
 from interp.models import tiny_model
@@ -68,7 +76,7 @@ def test_the_loss_falls_and_nothing_else_changes(
     backend: Backend, fitted: Fitted, delta: WeightDelta
 ) -> None:
     before = state(backend.model)
-    found = allocated(backend, fitted, delta, 0.01, batch_size=3)
+    found = learned_writes(backend, fitted, delta, 0.01, batch_size=3)
     assert_untouched(backend.model, before)
     assert loss(backend, fitted, found, 0.01) < 0.9 * loss(backend, fitted, delta, 0.01)
     assert found.base == delta.base
@@ -76,29 +84,29 @@ def test_the_loss_falls_and_nothing_else_changes(
     assert found.recipe["of"] == dict(delta.recipe)
     for name, update in found:
         assert isinstance(update, LowRank)
-        shares = torch.tensor(found.recipe["shares"][name])
-        torch.testing.assert_close(update.b, delta.updates[name].b * shares, atol=1e-3, rtol=1e-3)
-        assert torch.equal(update.a, delta.updates[name].a)
+        assert not torch.equal(update.b, delta.updates[name].b)
+        assert torch.equal(update.a, delta.updates[name].a)  # what is read stays in closed form
 
 
 def test_no_step_is_no_change(backend: Backend, fitted: Fitted, delta: WeightDelta) -> None:
-    found = allocated(backend, fitted, delta, 0.01, steps=0)
+    found = learned_writes(backend, fitted, delta, 0.01, steps=0)
     assert all(torch.equal(update.b, delta.updates[name].b) for name, update in found)
 
 
-def test_a_part_that_only_disturbs_is_turned_down(
+def test_a_part_that_only_disturbs_disturbs_less(
     backend: Backend, fitted: Fitted, delta: WeightDelta
 ) -> None:
-    """A part that answers to what comply prompts share, added to one writer, goes first."""
-    writer = backend.anatomy.block_writers[-1]  # nothing after it can make up for it
+    """A part that answers to what comply prompts share, added to one writer."""
+    writer = backend.anatomy.block_writers[-1]
     name = writer.weight
     part = delta.updates[name]
     mean = fitted.statistics.comply[writer.name].float().mean(0)
     noise = LowRank(4 * random_vector(len(part.b), 3).unsqueeze(1), mean.unsqueeze(0) / mean.norm())
     planted = replace(delta, updates={**delta.updates, name: part.plus(noise)})
-    found = allocated(backend, fitted, planted, 0.0, batch_size=4)
-    shares = found.recipe["shares"][name]
-    assert shares[-1] < 0.2
+    found = learned_writes(backend, fitted, planted, 0.0, batch_size=4)
+    before, after = (loss(backend, fitted, made, 0.0) for made in (planted, found))
+    assert before > 2 * loss(backend, fitted, delta, 0.0)
+    assert after < 0.5 * before
 
 
 def test_a_refusal_that_is_worth_more_is_beaten_by_more(
@@ -107,7 +115,7 @@ def test_a_refusal_that_is_worth_more_is_beaten_by_more(
     def ahead(found: WeightDelta) -> float:
         return loss(backend, fitted, found, 1.0) - loss(backend, fitted, found, 0.0)
 
-    cheap, dear = (allocated(backend, fitted, delta, worth) for worth in (0.0, 10.0))
+    cheap, dear = (learned_writes(backend, fitted, delta, worth) for worth in (0.0, 10.0))
     assert ahead(dear) < ahead(delta) < ahead(cheap) + 1e-6
 
 
@@ -126,9 +134,9 @@ def test_a_refusal_counts_only_where_all_its_tokens_win() -> None:
 def test_without_an_opener_the_first_token_alone_counts(backend: Backend) -> None:
     sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
     fitted = fit(backend, *sides, response_tokens=0)
-    setting = replace(SETTING, opened=0.0, allocated=0.01)
+    setting = replace(SETTING, opened=0.0, worth=0.01)
     found = finished(backend, fitted, setting, "tiny", batch_size=3)
-    assert {len(shares) for shares in found.recipe["shares"].values()} == {1}
+    assert found.rank == 1
     assert found.recipe["worth"] == 0.01
 
 
@@ -139,13 +147,13 @@ def test_a_choice_fits_once_what_only_the_worth_tells_apart(
 
     def counted(*args: object, **kwargs: object) -> WeightDelta:
         made.append(args[2])
-        return allocated(*args, **{**kwargs, "steps": 1})  # type: ignore[arg-type]
+        return learned_writes(*args, **{**kwargs, "steps": 1})  # type: ignore[arg-type]
 
     # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["interp.methods.refusal.choose"], "allocated", counted)
+    monkeypatch.setattr(sys.modules["interp.methods.refusal.choose"], "learned_writes", counted)
     sides = PromptSet(REFUSE[:3], "r"), PromptSet(COMPLY[:3], "c")
     selection = Selection.prepare(backend, fitted, *sides)
-    settings = [replace(SETTING, again=0.5, allocated=worth) for worth in (0.01, 0.1)]
+    settings = [replace(SETTING, again=0.5, worth=worth) for worth in (0.01, 0.1)]
     kl = [selection.kl(setting) for setting in settings]
     assert kl[0] != kl[1]
     assert len(made) == 2
@@ -158,7 +166,7 @@ def test_a_fit_without_its_prompts_is_an_error(
     backend: Backend, fitted: Fitted, delta: WeightDelta
 ) -> None:
     with pytest.raises(InterpError, match="does not know"):
-        allocated(backend, replace(fitted, answered=None), delta, 0.01)
+        learned_writes(backend, replace(fitted, answered=None), delta, 0.01)
 
 
 def test_prompts_stay_with_splits_that_are_joined_or_taken_apart(fitted: Fitted) -> None:
@@ -178,12 +186,51 @@ def test_edits_are_as_they_were_after_an_error(
     before = state(backend.model)
     monkeypatch.setattr(module._Gone, "loss", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        allocated(backend, fitted, delta, 0.01)
+        learned_writes(backend, fitted, delta, 0.01)
     assert_untouched(backend.model, before)
     assert all(p.requires_grad for p in backend.model.parameters())
 
 
-def test_biases_keep_their_share(delta: WeightDelta) -> None:
+def test_a_reading_toward_the_refused_requests_is_the_mean_shift(
+    backend: Backend, fitted: Fitted, delta: WeightDelta
+) -> None:
+    """Moved the whole way, a comply prompt reads what it read and what the shift of the means reads."""
+    writer = backend.anatomy.block_writers[-1]
+    name = writer.weight
+    (part,) = module._parts(backend, fitted, {name: delta.updates[name]}).values()
+    refuse, comply = (
+        getattr(fitted.statistics, side)[writer.name].float().mean(0)
+        for side in ("refuse", "comply")
+    )
+    linear = torch.nn.Identity()
+    plain = torch.zeros(len(part.b))
+    part.share = 1.0
+    found = part.act(linear, (comply,), {}, plain)
+    part.share = 0.0
+    torch.testing.assert_close(found, part.act(linear, (refuse,), {}, plain), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, part.act(linear, (comply,), {}, plain), atol=1e-3)
+
+
+def test_doubt_makes_what_is_read_as_half_a_refusal_cost_less(
+    backend: Backend, fitted: Fitted, delta: WeightDelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubted(found: WeightDelta) -> float:
+        terms = [t for t in module._kept(backend, fitted, delta, 8) if t.share]
+        parts = module._parts(backend, fitted, dict(found.updates))  # type: ignore[arg-type]
+        for part in parts.values():
+            part.share = module.TOWARD
+        with torch.no_grad(), module._acting(backend, parts):
+            return sum(t.loss(t.tail.logits(backend.model)).item() for t in terms) / module.DOUBT
+
+    careful = learned_writes(backend, fitted, delta, 0.01)
+    before = doubted(delta)
+    monkeypatch.setattr(module, "DOUBT", 1e-9)
+    careless = learned_writes(backend, fitted, delta, 0.01)
+    monkeypatch.undo()
+    assert doubted(careful) < min(before, doubted(careless))
+
+
+def test_biases_stay_as_they_are(delta: WeightDelta) -> None:
     bias = {"a.bias": Shift(torch.ones(4))}
     parts, rest = module._parted(replace(delta, updates={**delta.updates, **bias}))
     assert parts.keys() == delta.updates.keys()
