@@ -122,6 +122,7 @@ def test_edit_acts_after_an_opener_as_well(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from interp.export import load_delta
+    from interp.methods.refusal.writes import WORTH
 
     named = (
         "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
@@ -137,10 +138,12 @@ def test_edit_acts_after_an_opener_as_well(
     auto = load_delta(tmp_path / "auto")
     assert not any(key.startswith("prose: ") for key in auto.provenance["prompts_sha256"])
     assert "opener: " in capsys.readouterr().out
-    learned = ("--opener", "I'm", "--again", 0, "--prose", 3, "--worth", 0.01)
-    assert call(*named, *learned, "--out", tmp_path / "learned") == 0
-    shares = load_delta(tmp_path / "learned").recipe["shares"]
-    assert {len(values) for values in shares.values()} == {2}
+    assert both.recipe["worth"] == WORTH
+    closed = ("--opener", "I'm", "--again", 0, "--prose", 3, "--worth", 0)
+    assert call(*named, *closed, "--out", tmp_path / "closed") == 0
+    found = load_delta(tmp_path / "closed")
+    assert found.recipe["worth"] == 0.0
+    assert "steps" not in found.recipe
     assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
     assert "goes with --method least-disturbance" in capsys.readouterr().err
 

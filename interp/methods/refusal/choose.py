@@ -205,13 +205,19 @@ def candidates(
 
 
 def opened_candidates(
-    backend: Backend, fitted: Fitted, method: str, **fixed: Any
+    backend: Backend, fitted: Fitted, method: str, *, worth: float = 0.0, **fixed: Any
 ) -> Iterator[Setting]:
-    """The grid for a fit that was also read after an opener: ``OPENED`` at the usual blocks."""
-    for setting in OPENED:
+    """The grid for a fit that was also read after an opener: ``OPENED`` at the usual blocks.
+
+    worth: the first of these as it is and with what it writes learned; to learn takes minutes.
+    """
+    for setting in OPENED[: 1 if worth else None]:
         strengths = (setting["strength"],)
         rest = {name: value for name, value in setting.items() if name != "strength"}
-        yield from candidates(
+        for found in candidates(
             backend, fitted, method, strengths=strengths, depths=(DEPTHS[-1],),
             starts=(STARTS[-1],), **{**fixed, **rest},
-        )  # fmt: skip
+        ):  # fmt: skip
+            yield found
+            if worth:
+                yield replace(found, worth=worth)

@@ -174,6 +174,7 @@ def learned_writes(
         delta,
         updates={**delta.updates, **found},
         recipe={"worth": worth, "steps": steps, "of": dict(delta.recipe)},
+        exactness=f"{delta.exactness}; then what it writes was learned",
     )
 
 
