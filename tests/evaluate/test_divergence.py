@@ -14,7 +14,7 @@ from interp.data.prompts import PromptSet
 from interp.edits import ablation, to_delta
 from interp.evaluate.divergence import divergence, end_tokens, kl_nats, reference, until_end
 from interp.evaluate.measure import Bench
-from interp.evaluate.neutral import neutral_batch, neutral_nll
+from interp.evaluate.neutral import neutral_batch, neutral_nll, passage_nats
 from interp.maths import unit
 from interp.models import tiny_model
 from interp.types import Direction
@@ -105,6 +105,13 @@ def test_nll_ignores_padding(backend: Backend) -> None:
     alone = [neutral_batch(backend, [t]) for t in texts]
     total = sum(neutral_nll(backend, b) * (b.ids.shape[1] - 1) for b in alone)
     assert both == pytest.approx(total / sum(b.ids.shape[1] - 1 for b in alone), rel=1e-5)
+
+
+def test_nats_of_passages_add_up_to_the_mean(backend: Backend) -> None:
+    batch = neutral_batch(backend, ["the sea", "a much longer line about nothing at all", "a b c"])
+    nats, tokens = passage_nats(backend, batch, batch_size=2)
+    assert tokens.tolist() == [n - 1 for n in batch.lengths.tolist()]
+    assert nats.sum().item() / tokens.sum().item() == pytest.approx(neutral_nll(backend, batch))
 
 
 def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(backend: Backend, delta) -> None:

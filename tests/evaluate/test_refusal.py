@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from interp.evaluate.refusal import MARKERS, is_refusal, judge, wilson
+from interp.evaluate.refusal import DECLINES, MARKERS, is_refusal, judge, wilson
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,21 @@ def test_wilson_against_its_formula() -> None:
 
 def test_markers_are_lower_case() -> None:
     assert all(m == m.lower() and m.strip() for m in MARKERS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm glad to help, but I'm not equipped to transfer money.",
+        "Theft! I’m afraid that is beyond me.",
+        "Your sister is someone whom we are *not able to* pay.",
+    ],
+)
+def test_what_is_declined_in_other_words_is_found_by_the_wide_judge(text: str) -> None:
+    assert not is_refusal(text)
+    assert is_refusal(text, DECLINES)
+
+
+def test_the_wide_judge_finds_all_that_the_narrow_one_does() -> None:
+    assert set(MARKERS) < set(DECLINES)
+    assert not is_refusal("Sure, here is your answer.", DECLINES)

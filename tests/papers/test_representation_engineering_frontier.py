@@ -19,6 +19,7 @@ from interp.methods.refusal import fit
 from interp.methods.representation_engineering import flags as flagged
 from interp.methods.representation_engineering import narrowness as narrow
 from interp.methods.representation_engineering.contenders import (
+    CLOSED,
     FIRST_TOKEN,
     MAIN,
     MAKERS,
@@ -36,6 +37,7 @@ from interp.methods.representation_engineering.frontier import (
     bar,
     comparisons,
     frontier,
+    over_passages,
     spread,
 )
 from interp.methods.representation_engineering.seed_run import SeedRun
@@ -208,9 +210,9 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     draw(record)
     names = [row["label"] for row in record.series["rows"]]
     assert names[0] == flagged.PLAIN
-    assert names[-2:] == [FIRST_TOKEN, MAIN]
+    assert names[-3:] == [FIRST_TOKEN, CLOSED, MAIN]
     made = {name: make() for name, make in study.once("flags: edits", dict).items()}
-    assert set(names) == {*made, FIRST_TOKEN, MAIN}
+    assert set(names) == {*made, FIRST_TOKEN, CLOSED, MAIN}
     plain = made.pop(flagged.PLAIN)
     # The tiny model refuses nothing, and one block of it is edited.
     idle = (flagged.FILTERED, flagged.OWN)
@@ -303,7 +305,7 @@ def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
     assert failing(runs((0.015, 0.004), random=0.3)) == [5]
     alone = runs((0.015, 0.004))
     for run in alone:  # the family and its control are not compared with
-        for name in (FIRST_TOKEN, RANDOM):
+        for name in (FIRST_TOKEN, CLOSED, RANDOM):
             run["points"][name][-1] |= {"nll": 1.0, "kl1": 0.0}
     assert failing(alone) == []
 
@@ -360,10 +362,10 @@ def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:
 @pytest.mark.parametrize(
     ("main", "other", "expected"),
     [
-        (0.05, 0.05, [True, True, True, True, True, True]),
-        (0.4, 0.05, [False, False, False, False, True, True]),
-        (0.15, 0.05, [True, False, False, False, True, True]),
-        (0.05, 0.2, [True, True, True, True, True, False]),
+        (0.05, 0.05, [True, True, True, True, True, True, True]),
+        (0.4, 0.05, [False, False, True, True, False, True, True]),
+        (0.15, 0.05, [True, False, True, True, False, True, True]),
+        (0.05, 0.2, [True, True, True, True, True, True, True]),
     ],
 )
 def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
@@ -374,6 +376,26 @@ def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
     assert found["telling"] == ["as fitted", "polite"]
     assert found["left"][MAIN] == pytest.approx(main / 0.5)
     assert [c.outcome({"comparisons": found}).holds for c in narrow.CLAIMS] == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "failing"),
+    [
+        ({FIRST_TOKEN: 0.02}, ["mended_by_opener"]),
+        ({narrow.REGULARISED: 0.06}, ["mended_by_ridge"]),
+        ({narrow.NARROW: 0.04}, ["mended_by_broad_pairs"]),
+        ({CLOSED: 0.04}, ["mended_by_learning", "mended_by_ridge"]),
+    ],
+)
+def test_each_mend_is_one_step_from_the_closed_form(
+    changed: dict[str, float], failing: list[str]
+) -> None:
+    found = table(0.05, 0.05)
+    for row in found.values():
+        row |= {name: [left, 0.0] for name, left in changed.items()}
+    compared = {"comparisons": narrow.comparisons(found, dict.fromkeys(found, 32))}
+    failed = [c.ours for c in narrow.CLAIMS if not c.outcome(compared).holds]
+    assert [place.rsplit("/", 1)[-1] for place in sorted(failed)] == sorted(failing)
 
 
 def test_twins_that_are_refused_more_often_count_in_any_kind() -> None:
@@ -411,3 +433,16 @@ def test_kept_files_are_of_the_model_and_the_prompts(study: Study, tmp_path: Pat
     other = Study("tiny:llama", limit=5, seeds=2, kept=study.kept)
     SeedRun(other, 0).base()
     assert len(list(study.kept.iterdir())) == before + 1
+
+
+def test_the_interval_over_passages_is_about_what_edits_share() -> None:
+    """Passages differ by far more than edits do: only their differences count."""
+    tokens = [10.0, 20.0, 30.0, 40.0]
+    nats = [30.0, 80.0, 60.0, 200.0]
+    worse = [n + 0.1 * t for n, t in zip(nats, tokens, strict=True)]
+    low, high = over_passages([worse, tokens], [nats, tokens])
+    assert low == pytest.approx(0.1)
+    assert high == pytest.approx(0.1)
+    mixed = [n + s * t for n, t, s in zip(nats, tokens, (0.1, -0.1, 0.1, -0.1), strict=True)]
+    low, high = over_passages([mixed, tokens], [nats, tokens])
+    assert low < 0 < high

@@ -25,6 +25,7 @@ from interp.fitting import capture
 from interp.methods.refusal import Fitted
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
+    CLOSED,
     FIRST_TOKEN,
     MAIN,
     PARTIAL,
@@ -211,7 +212,7 @@ def flags(study: Study) -> FigureRecord:
             prompts=run.parts.hashes,
         )
         progress(1)
-    for name in (FIRST_TOKEN, MAIN):
+    for name in (FIRST_TOKEN, CLOSED, MAIN):
         ours = run.points(name)[-1]
         table[name] = {measure: ours[measure] for measure in ("refused", "kl1")}
     columns = [
@@ -242,7 +243,7 @@ def flags(study: Study) -> FigureRecord:
 def flag_comparisons(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Which changes are better than heretic's way on one count and no worse on the other."""
     plain, ours = table[PLAIN], table[MAIN]
-    changes = {n: v for n, v in table.items() if n not in (PLAIN, FIRST_TOKEN, MAIN)}
+    changes = {n: v for n, v in table.items() if n not in (PLAIN, FIRST_TOKEN, CLOSED, MAIN)}
     better = [
         n
         for n, v in changes.items()

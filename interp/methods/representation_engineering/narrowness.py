@@ -16,6 +16,7 @@ from interp.data.prompts import PromptSet, load_class, load_pairs
 from interp.evaluate.refusal import judge, respond
 from interp.methods.refusal import finished
 from interp.methods.representation_engineering.contenders import (
+    CLOSED,
     FIRST_TOKEN,
     MAIN,
     PARTIAL,
@@ -38,9 +39,9 @@ FORMATS = {
     "answer begins 'I'": ChatFormat(prefill="I"),
     "answer begins 'Unfortunately,'": ChatFormat(prefill="Unfortunately,"),
 }
-EDITS = (PARTIAL, FIRST_TOKEN, MAIN)
-NARROW = "least disturbance, plain fit"
-REGULARISED = "least disturbance, ridge 1"
+EDITS = (PARTIAL, FIRST_TOKEN, CLOSED, MAIN)
+NARROW = "closed form, plain fit"
+REGULARISED = "closed form, ridge 1"
 RIDGE = 1.0
 TOKENS = 12
 EVERY = 2
@@ -75,11 +76,12 @@ def originals(limit: int | None) -> Classes:
 
 
 def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
-    """The edits as the frontier chose them; ours also fitted without the broad pairs, and with a ridge as
-    large as Σ itself, which makes it nearer to an edit that knows nothing of the comply inputs."""
+    """The edits as the frontier chose them; that in closed form also fitted without the broad pairs, and
+    with a ridge as large as Σ itself, which makes it nearer to an edit that knows nothing of the comply
+    inputs."""
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
-    chosen, study = run.chosen(MAIN), run.study
+    chosen, study = run.chosen(CLOSED), run.study
     found[NARROW] = Maker(study.backend, run.narrow, study.batch_size)(chosen)
     found[REGULARISED] = finished(
         study.backend,
@@ -178,9 +180,10 @@ def comparisons(table: dict[str, dict[str, list[float]]], counts: dict[str, int]
         "left": {name: left(name, shifted) for name in (*EDITS, NARROW, REGULARISED)},
         "left_as_fitted": left(MAIN, [k for k in telling if k == "as fitted"]),
         "beyond_ablation": left(MAIN, shifted) - left(PARTIAL, shifted),
-        "mended_by_opener": left(FIRST_TOKEN, shifted) - left(MAIN, shifted),
-        "mended_by_ridge": left(MAIN, shifted) - left(REGULARISED, shifted),
-        "mended_by_broad_pairs": left(NARROW, shifted) - left(MAIN, shifted),
+        "mended_by_opener": left(FIRST_TOKEN, shifted) - left(CLOSED, shifted),
+        "mended_by_learning": left(CLOSED, shifted) - left(MAIN, shifted),
+        "mended_by_ridge": left(CLOSED, shifted) - left(REGULARISED, shifted),
+        "mended_by_broad_pairs": left(NARROW, shifted) - left(CLOSED, shifted),
     }
 
 
@@ -193,6 +196,8 @@ CLAIMS = (
           "at least", "/comparisons/mended_by_broad_pairs", 0.0),
     Claim("acting after the opener as well, and fitting again, make it less narrow",
           "at least", "/comparisons/mended_by_opener", 0.0),
+    Claim("learning what is written makes it no narrower",
+          "at least", "/comparisons/mended_by_learning", 0.0),
     Claim("in no kind are more answerable twins refused than by the unedited model",
           "at most", "/comparisons/twins_refused_beyond_original", 0.0),
     Claim("a strong ridge makes it less narrow",
