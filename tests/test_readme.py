@@ -35,6 +35,23 @@ def test_the_table_is_the_figure() -> None:
         assert [float(c) for c in cells[3:]] == pytest.approx([first, later, nll], abs=6e-4)
 
 
+def test_the_best_edits_are_the_bar() -> None:
+    record = json.loads((ROOT / "figures/representation_engineering/bar.json").read_text())
+    rows = {row["label"]: row["values"] for row in record["series"]["rows"]}
+    refuse, comply = record["n"]["refuse"], record["n"]["comply"]
+    lines = [line for line in block("best").splitlines() if line.startswith("| ")][1:]
+    assert len(lines) >= 4
+    for line in lines:
+        label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        refused, declined, over, first, later, nll = rows[label]
+        counts = [round(share * n / 100) for share, n in
+                  ((refused, refuse), (declined, refuse), (over, comply))]  # fmt: skip
+        sides = [f"{c}/{n}" for c, n in zip(counts, (refuse, refuse, comply), strict=True)]
+        assert cells[:3] == sides
+        assert cells[3:5] == ["–" if v is None else f"{v:.4f}" for v in (first, later)]
+        assert cells[5] == f"{nll:.3f}"
+
+
 def test_the_speed_of_a_merge_is_the_benchmarks() -> None:
     measured = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
     merge, slow = (

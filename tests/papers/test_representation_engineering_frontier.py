@@ -328,7 +328,8 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
     def judged(main: tuple[float, float], other_nll: float = 3.8) -> list[bool]:
         (run,) = runs(main)[:1]
         for name, points in run["points"].items():
-            points[-1]["nll"] = 3.7 if name == MAIN else other_nll
+            loss = 3.7 if name == MAIN else other_nll
+            points[-1] |= {"nll": loss, "passages": [[loss * 10, loss * 20], [10, 20]]}
         run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
         run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7}
         monkeypatch.setattr(
