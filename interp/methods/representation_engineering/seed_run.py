@@ -14,6 +14,7 @@ from torch import Tensor, log_softmax
 
 from interp.data.chat import encode
 from interp.data.prompts import PromptSet, load_class, load_pairs
+from interp.data.text import neutral_passages
 from interp.evaluate.divergence import CONTINUATION, first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import passage_nats
@@ -52,6 +53,9 @@ FULL = 0
 """The shipped split, where whole rows are measured; elsewhere refusals and first-token KL are."""
 WHOLE = ("refused", "declined", "over_refused", "kl1", "kl32", "nll", "passages")
 """What a whole row holds."""
+PASSAGES = 8
+"""Of neutral text, for report; the others may be looked at while an edit is developed."""
+
 Point = dict[str, Any]
 
 
@@ -142,6 +146,7 @@ class SeedRun:
             self.study.backend,
             *self.parts.report,
             response_tokens=OPENING,
+            passages=neutral_passages()[:PASSAGES],
             batch_size=self.study.batch_size,
             watch=self.study.watch,
         )
@@ -188,7 +193,7 @@ class SeedRun:
     @property
     def whole(self) -> dict[str, Any]:
         """What names a kept point besides its setting: the measures of a whole row."""
-        return {"whole": WHOLE} if self.seed == FULL else {}
+        return {"whole": WHOLE, "passages": PASSAGES} if self.seed == FULL else {}
 
     @property
     def contenders(self) -> tuple[str, ...]:
