@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from interp.export import exchange, reload
 
 
-@pytest.fixture(autouse=True, scope="package")
-def near() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def near(monkeypatch) -> None:
     """Exports are reloaded here instead of in a fresh process (tests/export/test_export_fresh.py and the
     README's example start one)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "ask", reload.answer)
-        yield
+    monkeypatch.setattr(exchange, "ask", reload.answer)
