@@ -38,6 +38,7 @@ POOL = 400
 """And of further answerable prompts to read; `interp edit` reads them all."""
 RESPONSE = 16
 PASSAGES = 8
+"""Of neutral text, for report; the others may be looked at while an edit is developed."""
 UPPER = 0.53
 """Partial ablation edits the upper part of the stack, from this share on."""
 

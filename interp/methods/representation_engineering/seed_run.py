@@ -30,6 +30,7 @@ from interp.methods.refusal import (
     written,
 )
 from interp.methods.refusal.fit import OPENING
+from interp.methods.refusal.pipeline import PASSAGES
 from interp.methods.representation_engineering.contenders import (
     ANSWERED,
     MAIN,
@@ -53,8 +54,6 @@ FULL = 0
 """The shipped split, where whole rows are measured; elsewhere refusals and first-token KL are."""
 WHOLE = ("refused", "declined", "over_refused", "kl1", "kl32", "nll", "passages")
 """What a whole row holds."""
-PASSAGES = 8
-"""Of neutral text, for report; the others may be looked at while an edit is developed."""
 
 Point = dict[str, Any]
 
