@@ -335,3 +335,14 @@ def test_the_global_style_is_left_alone() -> None:
     before = dict(mpl.rcParams)
     draw(record("lines", claims=(Claim("rises", "rises", "/x/values"),)))
     assert dict(mpl.rcParams) == before
+
+
+def test_numbers_on_a_short_axis_are_told_apart() -> None:
+    """Whatever the order of the rows; on a long axis they stay short."""
+    values = [[3.7122, 3.125], [3.70591, 0.0], [3.8237, 50.0]]
+    for order in (values, values[::-1]):
+        rows = [{"label": str(k), "values": row} for k, row in enumerate(order)]
+        columns = [{"label": "NLL"}, {"label": "refused", "limits": [0, 100]}]
+        left, right = draw(with_series("rows", columns=columns, rows=rows)).axes
+        assert {text.get_text() for text in left.texts} == {"3.7122", "3.7059", "3.8237"}
+        assert {text.get_text() for text in right.texts} == {"3.1", "0", "50"}

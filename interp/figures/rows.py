@@ -7,6 +7,7 @@ Series: ``columns``: a list of ``{label, unit?, scale?, limits?}``; ``rows``: a 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from interp.claims import Number
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from interp.records import FigureRecord
 
 ROW_HEIGHT, FRAME = 0.46, 1.35
-MARGIN = 0.05
+MARGIN = 0.12
+"""Of a panel's width, on both sides: a number beside the axis is not struck through by it."""
 LABELS, COLUMN = 1.6, 1.85
 """Inches for the row labels and for a column, so that neighbouring axis labels stay apart."""
 
@@ -41,8 +43,10 @@ def draw(figure: Figure, record: FigureRecord) -> None:
         set_axis(axes, "x", column, [v for row in rows for v in _known(row, k)])
         for y, row in enumerate(rows):
             _dot(axes, column, row, k, y)
-        if column.get("scale", "linear") == "linear":
-            _room(axes)
+        span = axes.get_xlim()  # of all the dots
+        for y, row in enumerate(rows):
+            _number(axes, column, row["values"][k], y, span)
+        _room(axes)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
@@ -51,9 +55,20 @@ def draw(figure: Figure, record: FigureRecord) -> None:
 
 
 def _room(axes: Axes) -> None:
-    """A margin beside the outermost values, so that a number at 0 is not struck through."""
-    low, high = axes.get_xlim()
-    axes.set_xlim(low - MARGIN * (high - low), high + MARGIN * (high - low))
+    """A margin beside the outermost values, on whatever scale."""
+    scale = axes.xaxis.get_transform()
+    low, high = scale.transform(axes.get_xlim())
+    reach = MARGIN * (high - low)
+    axes.set_xlim(scale.inverted().transform((low - reach, high + reach)))
+
+
+def _written(value: Number, column: dict[str, Any], span: tuple[float, float]) -> str:
+    """Three digits; on a linear axis a thousandth of its span, so that a short one tells 3.706 from 3.712."""
+    if column.get("scale", "linear") != "linear":
+        return f"{value:.3g}"
+    decimals = max(3 - math.floor(math.log10(span[1] - span[0])), 0)
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _known(row: dict[str, Any], k: int) -> list[Number]:
@@ -79,6 +94,17 @@ def _dot(axes: Axes, column: dict[str, Any], row: dict[str, Any], k: int, y: int
         [x], [y], marker="o", color=colour, markersize=7, clip_on=False, zorder=3,
         markerfacecolor="white" if row.get("theirs") else colour,
     )  # fmt: skip
-    axes.annotate(
-        f"{value:.3g}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
-    )
+
+
+def _number(
+    axes: Axes, column: dict[str, Any], value: Number | None, y: int, span: tuple[float, float]
+) -> None:
+    if value is not None:
+        axes.annotate(
+            _written(value, column, span),
+            (place(column, value, span), y),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+        )
