@@ -114,21 +114,29 @@ def reference(
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Mean KL in nats with standard errors over prompts."""
+    """Mean KL in nats with standard errors over prompts.
+
+    agreed: of every prompt, for how many first tokens of the base's continuation the edited model would
+    have said the same, up to the base's end of text; all of them where it says all the same.
+    """
 
     first: float
     first_se: float
     continuation: float
     continuation_se: float
+    agreed: tuple[int, ...] = ()
 
 
 def divergence(
     backend: Backend, ref: Reference, edit: AnyEdit, *, progress: Progress | None = None
 ) -> Divergence:
     """First-token and per-token KL of an edit against the base on the reference continuations."""
-    first, sums, counts = [], [], []
+    first, sums, counts, agreed = [], [], [], []
     for spoken, base, real in zip(ref.batches, ref.kept, ref.real, strict=True):
-        kl = kl_nats(base, _log_probs(backend, spoken, edit, base.shape[1]))
+        edited = _log_probs(backend, spoken, edit, base.shape[1])
+        same = (edited.argmax(-1) == spoken.ids[:, -base.shape[1] :]) | (real == 0)
+        agreed += same.long().cumprod(1).sum(1).tolist()
+        kl = kl_nats(base, edited)
         first.append(kl[:, 0])
         sums.append((kl * real).sum(1))
         counts.append(real.sum(1))
@@ -138,7 +146,8 @@ def divergence(
     mean = total.sum() / n.sum()
     # Ratio estimator: prompts are the sampling unit, tokens inside one are not independent.
     spread = (total - mean * n).std() / (n.mean() * len(n) ** 0.5) if len(n) > 1 else total[0] * 0
-    return Divergence(one.mean().item(), _standard_error(one), mean.item(), float(spread))
+    means = (one.mean().item(), _standard_error(one), mean.item(), float(spread))
+    return Divergence(*means, tuple(agreed))
 
 
 def _standard_error(values: Tensor) -> float:

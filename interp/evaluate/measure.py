@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from interp.backends.protocol import AnyEdit, Backend
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
-from interp.evaluate.divergence import CONTINUATION, Reference, divergence, reference
+from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
 from interp.evaluate.refusal import Judged, judge, respond
 from interp.fitting import BATCH
@@ -81,18 +83,11 @@ class Bench:
 
     def row(self, name: str, edit: AnyEdit = None, watch: Watch = unwatched) -> Row:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
-        refused, over = self.responses(edit, watch, name)
-        if edit is None:
-            first = first_se = later = later_se = 0.0
-        else:
+        d = Divergence(0.0, 0.0, 0.0, 0.0)
+        if edit is not None:
             progress = watch(f"{name}: KL", len(self.comply))
             d = divergence(self.backend, self.reference, edit, progress=progress)
-            first, first_se, later, later_se = (
-                d.first,
-                d.first_se,
-                d.continuation,
-                d.continuation_se,
-            )
+        refused, over = self.responses(edit, watch, name, d.agreed)
         progress = watch(f"{name}: neutral text", len(self.neutral))
         nll = neutral_nll(
             self.backend, self.neutral, edit, batch_size=self.batch_size, progress=progress
@@ -105,19 +100,32 @@ class Bench:
             over.count,
             len(self.comply),
             over.interval,
-            first,
-            first_se,
-            later,
-            later_se,
+            d.first,
+            d.first_se,
+            d.continuation,
+            d.continuation_se,
             nll,
         )
 
     def responses(
-        self, edit: AnyEdit = None, watch: Watch = unwatched, name: str = ""
+        self,
+        edit: AnyEdit = None,
+        watch: Watch = unwatched,
+        name: str = "",
+        agreed: Sequence[int] = (),
     ) -> tuple[Judged, Judged]:
-        """Judged responses to both classes; the base's to comply prompts are in the reference."""
+        """Judged responses to both classes; the base's to comply prompts are in the reference.
+
+        agreed: of every comply prompt, for how many tokens the edit leaves that response as it is
+        (:class:`interp.evaluate.divergence.Divergence`); as far as nothing changes, nothing is generated.
+        """
         known = self.reference.responses(self.backend.tokenizer, self.response_tokens)
-        asked = self.refuse if edit is None and known else self.refuse.followed_by(self.comply)
+        changed = range(len(self.comply))
+        if known and (edit is None or agreed):
+            changed = [i for i, n in enumerate(agreed) if n < self.response_tokens]
+        asked = self.refuse
+        if changed:
+            asked = asked.followed_by(self.comply.chosen(torch.tensor(changed)))
         # Both classes in one batch: a decoding step reads the weights once for all of them.
         texts = respond(
             self.backend,
@@ -128,4 +136,7 @@ class Bench:
             progress=watch(f"{name}: responses", len(asked)),
         )
         n = len(self.refuse)
-        return judge(texts[:n]), judge(texts[n:] or known)
+        over = known or [""] * len(self.comply)
+        for place, text in zip(changed, texts[n:], strict=True):
+            over[place] = text
+        return judge(texts[:n]), judge(over)

@@ -128,3 +128,39 @@ def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(backend: Backend, de
     as_hook = bench.row("edited", ablation(backend.model, backend.anatomy, direction))
     assert as_hook.kl_first == pytest.approx(edited.kl_first, rel=1e-3)
     assert as_hook.refusals == edited.refusals
+
+
+def test_tokens_agree_as_far_as_an_edit_changes_no_answer(backend: Backend, delta) -> None:
+    """What teacher forcing says of an edited answer is what generating gives."""
+    batch = encode(backend.tokenizer, PROMPTS)
+    ref = reference(backend, batch, tokens=6, batch_size=3)
+    base, ends = backend.generate(batch, tokens=6), end_tokens(backend)
+    lengths = []
+    for scale in (0.0, 0.02, 0.3):
+        found = divergence(backend, ref, delta.scale(scale)).agreed
+        edited = backend.generate(batch, delta.scale(scale), tokens=6)
+        same = ((edited == base) | (until_end(base, ends) == 0)).long().cumprod(1).sum(1)
+        assert found == tuple(same.tolist())
+        lengths.append(sum(found))
+    assert lengths[0] == 6 * len(PROMPTS) > lengths[-1]
+
+
+def test_answers_that_an_edit_leaves_alone_are_not_generated_again(
+    backend: Backend, delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [PromptSet(PROMPTS, "refuse"), PromptSet(PROMPTS[::-1], "comply")]
+    bench = Bench.prepare(backend, *sets, response_tokens=4, continuation=6)
+    asked: list[int] = []
+    generate = type(backend).generate
+    monkeypatch.setattr(
+        type(backend), "generate",
+        lambda self, batch, *a, **k: asked.append(len(batch)) or generate(self, batch, *a, **k),
+    )  # fmt: skip
+    for scale in (0.0, 0.02, 0.3):
+        edit = delta.scale(scale)
+        agreed = divergence(backend, bench.reference, edit).agreed
+        asked.clear()
+        short = bench.responses(edit, agreed=agreed)
+        assert asked == [len(PROMPTS) + sum(n < 4 for n in agreed)]
+        assert short == bench.responses(edit)
+        assert asked[-1] == 2 * len(PROMPTS)

@@ -352,7 +352,7 @@ def test_pipeline_writes_everything(tmp_path: Path, chat_dir: Path) -> None:
     )
     names = [row.name for row in outcome.rows]
     assert names == [
-        "original", "directional ablation", "partial ablation", "least-disturbance",
+        "original", "directional ablation", "least-disturbance",
         "random direction",
     ]  # fmt: skip
     assert outcome.exports["delta"]["verdict"] == outcome.exports["peft"]["verdict"] == "verified"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,21 @@ from interp.watching import Watch, unwatched
 
 Say = Callable[[str], None]
 SEED = 0
-GRIDS = {
-    "ablation": {"depths": (0.8, 0.87), "strengths": (1.0,)},
-    MAIN: {"depths": (0.87, 0.93), "strengths": (0.8, 1.0)},
-}
-"""What a run of minutes can afford to search; `interp edit` searches more."""
-POOL = 400
-"""And of further answerable prompts to read; `interp edit` reads them all."""
-RESPONSE = 16
+DEPTHS = (0.8, 0.87)
+"""Where a run of minutes can afford to try directions; `interp edit` tries more, and several strengths."""
+OPENERS = 48
+"""Prompts of each class from which first tokens are taken, at most."""
+POOL = 200
+"""Further answerable prompts that are read, at most; `interp edit` reads them all."""
+SPOKEN = 8
+"""Response tokens that are left alone."""
+HELD = 40
+"""Prompts of each class of select, and of report, at most."""
+RESPONSE = 12
 PASSAGES = 8
 """Of neutral text, for report; the others may be looked at while an edit is developed."""
 UPPER = 0.53
-"""Partial ablation edits the upper part of the stack, from this share on."""
+"""A least-disturbance edit takes the upper part of the stack, from this share on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +100,34 @@ def run(
 ) -> Outcome:
     """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
 
-    Settings are chosen on *select* with edits fitted on *fit*; the chosen ones are fitted once more on
-    both. Everything is written under ``out``; *report* is touched once, after all choices.
+    Edits are fitted on *fit*. Where the direction is taken is chosen on *select*, by what ablation along it
+    does there; the least-disturbance edit takes the same direction. Of *select* and *report* ``HELD``
+    prompts of each class are read. Everything is written under ``out``; *report* is touched once, after all
+    choices.
     """
+    prompts = replace(prompts, select=_held(prompts.select), report=_held(prompts.report))
     outcome = Outcome(base=fingerprint(backend.model, backend.anatomy))
     for split in ("fit", "select", "report"):
         for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True):
             outcome.prompts[f"{split}:{side}"] = part.sha256
-    pool = _first(prompts.pool, POOL)
+    pool = prompts.pool and prompts.pool.spread(POOL)
     if pool:
         outcome.prompts["pool"] = pool.sha256
     common: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     with outcome.timed("attribute"):
-        openers = fit_openers(backend, *prompts.fit, **common)
+        some = [part.spread(OPENERS) for part in prompts.fit]
+        openers = fit_openers(backend, *some, **common)
         figure = attribution_figure(
             backend, *prompts.select, model=model, openers=openers, **common
         )
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
     with outcome.timed("fit"):
-        fitted = fit(backend, *prompts.fit, pool=pool, watch=watch, **common)
+        fitted = fit(
+            backend, *prompts.fit, pool=pool, response_tokens=SPOKEN, watch=watch, **common
+        )
     with outcome.timed("select"):
-        _choose_all(outcome, backend, fitted, prompts, common, watch, say)
-        # Everything is chosen: the last fit may use the prompts that chose it.
-        fitted = fitted.joined(fit(backend, *prompts.select, watch=watch, **common))
+        outcome.choices = _choices(backend, fitted, prompts, common, watch, say)
         edits = {
             name: build(backend, fitted, choice.setting) for name, choice in outcome.choices.items()
         }
@@ -166,41 +173,32 @@ def run(
     return outcome
 
 
-def _first(prompts: PromptSet | None, most: int) -> PromptSet | None:
-    if prompts is None or len(prompts) <= most:
-        return prompts
-    return PromptSet(prompts.prompts[:most], f"{prompts.source}, first {most}")
+def _held(part: tuple[PromptSet, PromptSet]) -> tuple[PromptSet, PromptSet]:
+    refuse, comply = (side.spread(HELD) for side in part)
+    return refuse, comply
 
 
-def _choose_all(
-    outcome: Outcome,
+def _choices(
     backend: Backend,
     fitted: Fitted,
     prompts: Prompts,
     common: dict[str, Any],
     watch: Watch,
     say: Say,
-) -> None:
-    """The best setting of each kind on the select split."""
+) -> dict[str, Choice]:
+    """The ablation that does best on select, and the closed-form edit along its direction."""
     selection = Selection.prepare(backend, fitted, *prompts.select, **common)
-    grids: dict[str, Sequence[Setting]] = {
-        "directional ablation": [*grid(backend, fitted, "ablation", 0.0)],
-        "partial ablation": [*grid(backend, fitted, "ablation", UPPER)],
-        MAIN: [*grid(backend, fitted, MAIN, UPPER)],
-    }
-    for name, settings in grids.items():
-        choice = choose(selection, settings, watch=watch, label=name)
-        outcome.choices[name] = choice
-        chosen = choice.setting
+    tried = candidates(backend, fitted, "ablation", starts=(0.0,), depths=DEPTHS)
+    choice = choose(selection, list(tried), watch=watch, label="directional ablation")
+    n, block = backend.anatomy.n_blocks, choice.setting.direction_block
+    ours = Setting(MAIN, block, min(round(UPPER * n), n - 1))
+    found = {"directional ablation": choice, MAIN: Choice(ours, ())}
+    for name, chosen in ((name, c.setting) for name, c in found.items()):
         say(
             f"{name}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
-            f"{backend.anatomy.n_blocks - 1}, strength {chosen.strength:g}"
+            f"{n - 1}, strength {chosen.strength:g}"
         )
-
-
-def grid(backend: Backend, fitted: Fitted, method: str, start: float) -> Iterator[Setting]:
-    """The settings that the pipeline tries for one method."""
-    return candidates(backend, fitted, method, starts=(start,), **GRIDS[method])
+    return found
 
 
 def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
