@@ -55,7 +55,7 @@ heretic: $(DEV) ## install heretic apart from us (2 GB, once) and run the tests 
 
 notebooks: $(DEV) ## run every notebook from top to bottom
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-	  INTERP_MODEL=tiny:llama $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks/ $(ARGS); \
+	  INTERP_MODEL=tiny:llama $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest --nbmake --nbmake-timeout=900 -n auto --maxprocesses=2 notebooks/ $(ARGS); \
 	else \
 	  echo "no notebooks in notebooks/"; \
 	fi

@@ -17,7 +17,7 @@ from interp.types import TokenBatch
 
 torch.set_num_threads(1)
 # Here, before any test is collected: a test keeps the profile that was loaded when it was defined.
-settings.register_profile("interp", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("interp", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("interp")
 
 
