@@ -48,7 +48,7 @@ format: $(DEV) ## let ruff fix and format the code
 
 heretic: $(DEV) ## install heretic apart from us (2 GB, once) and run the tests that ask it
 	@if $(PY) -m interp.export.heretic_program; then \
-	  $(OFFLINE) $(PY) -m pytest -m heretic tests/integration $(ARGS); \
+	  $(OFFLINE) $(PY) -m pytest -m heretic -n auto --maxprocesses=2 tests/integration $(ARGS); \
 	else \
 	  echo "SKIPPED: heretic could not be installed (the reason is above); nothing was compared with it"; \
 	fi
