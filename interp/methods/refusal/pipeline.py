@@ -193,7 +193,8 @@ def _choices(
     n, block = backend.anatomy.n_blocks, choice.setting.direction_block
     ours = Setting(MAIN, block, min(round(UPPER * n), n - 1))
     found = {"directional ablation": choice, MAIN: Choice(ours, ())}
-    for name, chosen in ((name, c.setting) for name, c in found.items()):
+    for name, each in found.items():
+        chosen = each.setting
         say(
             f"{name}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
             f"{n - 1}, strength {chosen.strength:g}"
