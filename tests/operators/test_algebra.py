@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from toolbox import relative
@@ -32,9 +32,6 @@ from interp.operators import (
     norm_restored,
     share_left,
 )
-
-settings.register_profile("operators", deadline=None, max_examples=25, derandomize=True)
-ours = settings.get_profile("operators")
 
 SEEDS = st.integers(0, 2**31 - 1)
 SIZES = st.integers(3, 16)
@@ -90,7 +87,6 @@ def hook_only(seed: int = 0) -> list[HookOnly]:
 # --- the two faces -------------------------------------------------------------------------------
 
 
-@ours
 @given(SIZES, SIZES, STRENGTHS, SEEDS, st.booleans())
 def test_both_faces_are_one_edit(
     d: int, d_in: int, strength: float, seed: int, biased: bool
@@ -144,7 +140,6 @@ def test_half_precision_stays_half_precision() -> None:
 # --- subspaces -----------------------------------------------------------------------------------
 
 
-@ours
 @given(st.integers(1, 5), st.integers(6, 16), SEEDS, st.randoms(use_true_random=False))
 def test_a_subspace_is_its_span(k: int, d: int, seed: int, random: object) -> None:
     basis, y = normal(k, d, seed=seed), normal(7, d, seed=seed + 1)
@@ -190,7 +185,6 @@ def test_dependent_vectors_are_refused() -> None:
 # --- affine maps ---------------------------------------------------------------------------------
 
 
-@ours
 @given(SIZES, SEEDS, st.floats(-5, 5))
 def test_ace_sets_the_level_and_nothing_else(d: int, seed: int, level: float) -> None:
     u, y = direction(d, seed), normal(6, d, seed=seed + 1)
@@ -212,7 +206,6 @@ def test_ace_goes_from_the_level_of_one_class_to_that_of_the_other() -> None:
         assert level == pytest.approx((u @ mean).item())
 
 
-@ours
 @given(SIZES, SEEDS, st.floats(-5, 5))
 def test_a_reflection_is_its_own_inverse(d: int, seed: int, level: float) -> None:
     u, y = direction(d, seed), normal(6, d, seed=seed + 1)
@@ -281,7 +274,6 @@ def test_around_leaves_the_mean_where_it_is() -> None:
 # --- clamps, angles, norms, gates ----------------------------------------------------------------
 
 
-@ours
 @given(SEEDS, st.floats(-2, 2), st.floats(0, 2))
 def test_a_clamp_clips_the_component_alone(seed: int, low: float, width: float) -> None:
     u, y = direction(seed=seed), normal(30, D, seed=seed + 1)
@@ -294,7 +286,6 @@ def test_a_clamp_clips_the_component_alone(seed: int, low: float, width: float) 
     assert relative(Clamp(u, low, low).act(y), Affine.ace(u, low).act(y)) < 1e-12
 
 
-@ours
 @given(SIZES, SEEDS, st.floats(-400, 400), st.booleans())
 def test_an_angle_keeps_the_norm_and_holds(
     d: int, seed: int, degrees: float, adaptive: bool
@@ -343,7 +334,6 @@ def test_planes_that_are_none_are_refused() -> None:
         Angular(normal(2, D), math.inf)
 
 
-@ours
 @given(SEEDS, STRENGTHS)
 def test_norm_kept_keeps_the_norm_and_the_new_direction(seed: int, strength: float) -> None:
     y, operator = normal(9, D, seed=seed), Addition(normal(D, seed=seed + 1), strength)
@@ -431,7 +421,6 @@ def one_by_one(u: Tensor, weight: Tensor, axis: str) -> Tensor:
 
 
 @pytest.mark.parametrize("axis", ["columns", "rows"])
-@ours
 @given(d=SIZES, d_in=SIZES, seed=SEEDS)
 def test_norms_come_back(axis: str, d: int, d_in: int, seed: int) -> None:
     u, weight = direction(d, seed), normal(d, d_in, seed=seed + 1)
@@ -445,7 +434,6 @@ def test_norms_come_back(axis: str, d: int, d_in: int, seed: int) -> None:
     assert relative(made, after) < 1e-9
 
 
-@ours
 @given(SIZES, SIZES, SEEDS)
 def test_columns_leave_nothing_and_rows_do(d: int, d_in: int, seed: int) -> None:
     assume(d_in > 1)
@@ -544,7 +532,6 @@ def test_ranks() -> None:
 # --- several operators at one writer -------------------------------------------------------------
 
 
-@ours
 @given(SEEDS, STRENGTHS)
 def test_a_total_is_the_sum_of_changes_in_any_order(seed: int, strength: float) -> None:
     y, a = normal(4, D, seed=seed), normal(4, 5, seed=seed + 1)
