@@ -30,7 +30,7 @@ def command(out: Path, json_file: Path | None, **values: Any) -> None:
 
     Attribution figure, edits fitted and chosen on their own splits, a before/after table on requests that
     nothing has seen, and a weight delta and a PEFT adapter, each reloaded in a fresh process. To stay
-    within minutes it asks at most 40 held-out prompts of each class; `interp measure` asks all.
+    within minutes it asks at most 32 held-out prompts of each class; `interp measure` asks all.
     """
     from interp.cli.progress import is_quiet, watching
     from interp.cli.tables import measures

@@ -33,11 +33,11 @@ DEPTHS = (0.8, 0.87)
 """Where a run of minutes can afford to try directions; `interp edit` tries more, and several strengths."""
 OPENERS = 48
 """Prompts of each class from which first tokens are taken, at most."""
-POOL = 200
+POOL = 100
 """Further answerable prompts that are read, at most; `interp edit` reads them all."""
-SPOKEN = 8
+SPOKEN = 4
 """Response tokens that are left alone."""
-HELD = 40
+HELD = 32
 """Prompts of each class of select, and of report, at most."""
 RESPONSE = 12
 PASSAGES = 8
