@@ -35,13 +35,12 @@ OPENERS = 48
 """Prompts of each class from which first tokens are taken, at most."""
 POOL = 100
 """Further answerable prompts that are read, at most; `interp edit` reads them all."""
-SPOKEN = 4
-"""Response tokens that are left alone."""
 HELD = 32
 """Prompts of each class of select, and of report, at most."""
 RESPONSE = 12
 PASSAGES = 8
-"""Of neutral text, for report; the others may be looked at while an edit is developed."""
+"""Of neutral text, for report; the others may be looked at while an edit is developed. A run of minutes reads
+every second of them."""
 UPPER = 0.53
 """A least-disturbance edit takes the upper part of the stack, from this share on."""
 
@@ -123,9 +122,8 @@ def run(
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
     with outcome.timed("fit"):
-        fitted = fit(
-            backend, *prompts.fit, pool=pool, response_tokens=SPOKEN, watch=watch, **common
-        )
+        # Response tokens are not read, which would take as long as both classes and the pool together.
+        fitted = fit(backend, *prompts.fit, pool=pool, response_tokens=0, watch=watch, **common)
     with outcome.timed("select"):
         outcome.choices = _choices(backend, fitted, prompts, common, watch, say)
         edits = {
@@ -137,7 +135,7 @@ def run(
             backend,
             *prompts.report,
             response_tokens=RESPONSE,
-            passages=neutral_passages()[:PASSAGES],
+            passages=neutral_passages()[:PASSAGES:2],
             watch=watch,
             **common,
         )
