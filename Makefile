@@ -15,6 +15,8 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
 # Python compiles what is imported when it is; compiling all 20000 files ahead takes a minute.
 INSTALL := $(PIP) install --no-compile
+# And keeps it, though many containers say not to: every process would compile torch anew, for 15 s.
+unexport PYTHONDONTWRITEBYTECODE
 CORE := $(VENV)/.stamp-core
 DEV := $(VENV)/.stamp-dev
 OFFLINE := HF_HUB_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
