@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from interp import __version__
 from interp.errors import RecordError
 from interp.files import sha256_text, write_json
-from interp.records import FigureRecord, Provenance
+from interp.records import FigureRecord, Provenance, package_versions, processor
 from interp.watching import Watch, unwatched
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Study:
 
     limit: prompts per class, for a quick look; None for all. seeds: how many splits of the topics a
     figure with seeds is repeated over. kept: directory in which long work leaves what is done, so that
-    it goes on after a kill; None keeps nothing. loading: options for opening the model. went_on: whether
-    anything was taken from an earlier run.
+    it goes on after a kill; None keeps nothing. loading: options for opening the model.
     """
 
     model: str = "smollm2"
@@ -89,8 +88,8 @@ class Study:
     kept: Path | None = None
     watch: Watch = unwatched
     loading: dict[str, Any] = field(default_factory=dict)
-    went_on: bool = field(default=False, init=False)
-    _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _shared: dict[str, tuple[Any, set[str]]] = field(default_factory=dict, init=False, repr=False)
+    _kept_on: set[str] = field(default_factory=set, init=False, repr=False)
 
     @cached_property
     def backend(self) -> Backend:
@@ -105,11 +104,39 @@ class Study:
 
         return fingerprint(self.backend.model, self.backend.anatomy)
 
+    @cached_property
+    def place(self) -> str:
+        """What this process measures on: the accelerator or processor, and the version of torch."""
+        from interp.evaluate.attributing import backend_device
+
+        device = backend_device(self.backend)
+        hardware = processor() if device == "cpu" else device
+        return f"{hardware}, torch {package_versions()['torch']}"
+
+    def anew(self) -> None:
+        """Begin a figure, to which nothing of an earlier run has gone yet."""
+        self._kept_on = set()
+
+    @property
+    def went_on(self) -> bool:
+        """Whether anything was taken from an earlier run."""
+        return bool(self._kept_on)
+
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What several figures need, made by the first of them."""
         if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]
+            self._shared[name] = self._made(make)
+        value, kept_on = self._shared[name]
+        self._kept_on |= kept_on  # where it went into this figure, too
+        return value
+
+    def _made(self, make: Callable[[], T]) -> tuple[T, set[str]]:
+        """A value, and what earlier runs measured those parts of it on that they had kept."""
+        before, self._kept_on = self._kept_on, set()
+        try:
+            return make(), self._kept_on
+        finally:
+            self._kept_on = before
 
     def resumed(self, step: str, make: Callable[[], T], **about: Any) -> T:
         """JSON values of one step of long work: read if an earlier run kept them, else made and kept.
@@ -123,23 +150,26 @@ class Study:
         asked = json.dumps(everything, sort_keys=True, default=str)
         path = self.kept / f"{step}-{sha256_text(self.fingerprint, asked)[:16]}.json"
         if path.is_file():
-            self.went_on = True
-            return json.loads(path.read_text(encoding="utf-8"))
-        value = make()
-        write_json(path, value)
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            # Earlier versions kept the bare value; where it was measured is not known.
+            if isinstance(kept, dict) and kept.keys() == {"measured_on", "value"}:
+                self._kept_on |= set(kept["measured_on"])
+                return kept["value"]
+        value, kept_on = self._made(make)
+        write_json(path, {"measured_on": sorted({*kept_on, self.place}), "value": value})
+        self._kept_on |= kept_on
         return value
 
     def provenance(self, prompts: Mapping[str, Any]) -> Provenance:
-        """Provenance of a figure of this study; prompts: name → hash or texts."""
-        from interp.evaluate.attributing import backend_device
+        """Provenance of a figure of this study, with all that it was measured on.
 
-        device = backend_device(self.backend)
+        prompts: name → hash or texts.
+        """
+        hardware, _, _ = self.place.rpartition(", torch ")
+        if elsewhere := sorted(self._kept_on - {self.place}):
+            hardware = f"{hardware}; what an earlier run kept: {'; '.join(elsewhere)}"
         return Provenance.collect(
-            self.model,
-            fingerprint=self.fingerprint,
-            prompts=prompts,
-            seed=0,
-            device=None if device == "cpu" else device,
+            self.model, fingerprint=self.fingerprint, prompts=prompts, seed=0, device=hardware
         )
 
 
@@ -162,7 +192,7 @@ def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
             needs=spec.needs,
         )
     module, _, function = spec.make.partition(":")
-    study.went_on = False
+    study.anew()
     started = time.perf_counter()
     record = getattr(importlib.import_module(module), function)(study)
     seconds = None if study.went_on else round(time.perf_counter() - started, 2)

@@ -106,13 +106,44 @@ def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
 
     def run(limit: int | None = None, **about: int) -> list[int]:
         study = Study("tiny:llama", limit=limit, kept=tmp_path)
-        study.__dict__["fingerprint"] = "same"  # no model is opened for this
+        study.__dict__.update(fingerprint="same", place="here")  # no model is opened for this
         return study.resumed("step", make, **about)
 
     assert run(seed=0) == run(seed=0) == [1]
     assert run(seed=1) == [2]
     assert run(limit=4, seed=0) == [3]
-    assert Study("tiny:llama").resumed("step", make) == [4]
+    for path in tmp_path.iterdir():  # as earlier versions kept it
+        path.write_text("[1]", encoding="utf-8")
+    assert run(seed=0) == [4]
+    assert Study("tiny:llama").resumed("step", make) == [5]
+
+
+def test_provenance_names_what_kept_parts_were_measured_on(tmp_path: Path) -> None:
+    def study(place: str) -> Study:
+        found = Study("tiny:llama", kept=tmp_path)
+        found.__dict__.update(fingerprint="same", place=f"{place}, torch 9")
+        return found
+
+    def hardware(of: Study) -> str | None:
+        return of.provenance({}).hardware
+
+    first = study("card A")
+    first.resumed("step", lambda: 1)
+    assert (hardware(first), first.went_on) == ("card A", False)
+    second = study("card B")
+    part = lambda: second.once("part", lambda: second.resumed("step", lambda: 2))  # noqa: E731
+    assert part() == 1
+    assert hardware(second) == "card B; what an earlier run kept: card A, torch 9"
+    second.anew()  # the next figure
+    assert (hardware(second), second.went_on) == ("card B", False)
+    assert part() == 1, "shared with the figure before"
+    assert second.went_on
+    assert hardware(second) == "card B; what an earlier run kept: card A, torch 9"
+    second.anew()
+    second.resumed("outer", part)  # made here of a part from there
+    third = study("card C")
+    assert third.resumed("outer", part) == 1
+    assert hardware(third) == ("card C; what an earlier run kept: card A, torch 9; card B, torch 9")
 
 
 def test_a_card_lies_where_its_key_says(tmp_path: Path) -> None:
