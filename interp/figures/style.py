@@ -18,9 +18,9 @@ FOOTER_CHARACTERS = 122
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 
-# Okabe and Ito, "Color Universal Design" (2008), without black and yellow (too pale on white).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+# Okabe and Ito, "Color Universal Design" (2008), without yellow (too pale on white); ink is their black.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", INK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 KIND_COLOURS = {
     "embedding": GREY,
