@@ -78,15 +78,16 @@ class Ridge(click.ParamType):
               help="with --opener: fit again on what is left refused, at this share of the strengths; "
               "0 for once")  # fmt: skip
 @click.option("--worth", type=click.FloatRange(min=0), metavar="NATS", show_default="0; 0.06 with --opener",
-              help="least disturbance: learn what the edit writes into the stream, where a logit of "
-              "refusal left may cost so many nats of KL; 0 keeps the closed form")  # fmt: skip
+              help="least disturbance: learn what the edit reads and writes, where a logit of refusal left "
+              "may cost so many nats of KL; 0 keeps the closed form, which takes minutes less")  # fmt: skip
 @click.option("--response-tokens", type=click.IntRange(min=0), default=16, show_default=True,
               help="response tokens of comply prompts that the edit leaves alone as well")  # fmt: skip
 @click.option("--spoken-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
               help="how much those count beside the decision position")  # fmt: skip
 @click.option("--prose", type=click.IntRange(min=0), metavar="N", show_default="0; 200 with --opener",
               help="least disturbance: leave alone as well what the model writes in response to so many "
-              "answerable prompts, as a response and as plain text")  # fmt: skip
+              "answerable prompts, as a response and as plain text; what is learned leaves these and shipped "
+              "English prose alone, neither with 0")  # fmt: skip
 @click.option("--prose-weight", type=click.FloatRange(min=0), default=0.1, show_default=True,
               help="how much that counts beside the decision position")  # fmt: skip
 @click.option("--opened-weight", type=click.FloatRange(min=0), default=0.05, show_default=True,
@@ -237,28 +238,31 @@ def _choose(
 
     from interp.methods.refusal import Choice, Selection, candidates, choose
     from interp.methods.refusal.choose import OPENED_RIDGE, opened_candidates
-    from interp.methods.refusal.writes import WORTH
+    from interp.methods.refusal.learning import WORTH
 
     v = given.values
     fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens")}
     fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight", "opened_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
-    named |= {k: v[k] for k in ("strength", "attention")} | {"worth": v["worth"]}
+    named |= {k: v[k] for k in ("strength", "attention")}
     grid = candidates(backend, fitted, method, **fixed)
     if fitted.opened is not None:
-        named |= {k: v[k] for k in ("opened", "again")}
+        named |= {k: v[k] for k in ("opened", "again", "worth")}
         source = click.get_current_context().get_parameter_source("ridge")
         grid = opened_candidates(backend, fitted, method, worth=WORTH, **fixed)
         if source is click.core.ParameterSource.DEFAULT:
             grid = (replace(setting, ridge=OPENED_RIDGE) for setting in grid)
     named = {k: x for k, x in named.items() if x is not None}
     settings = list(dict.fromkeys(replace(s, **named) for s in grid))
-    if len(settings) == 1:
-        return Choice(settings[0], ())
-    selection = Selection.prepare(
-        backend, fitted, refuse, comply, chat=given.chat, batch_size=given.batch_size
-    )
-    return choose(selection, settings, watch=watch)
+    choice = Choice(settings[0], ())
+    if len(settings) > 1:
+        common: dict[str, Any] = {"chat": given.chat, "batch_size": given.batch_size}
+        selection = Selection.prepare(backend, fitted, refuse, comply, watch=watch, **common)
+        choice = choose(selection, settings, watch=watch)
+    if fitted.opened is None and v["worth"]:
+        # To learn each of so many candidates would take hours.
+        choice = replace(choice, setting=replace(choice.setting, worth=v["worth"]))
+    return choice
 
 
 def _delta(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet, is_shipped, load_class, load_pairs, shipped_sets
-from interp.data.text import neutral_passages
+from interp.data.text import fit_passages, neutral_passages
 
 __all__ = [
     "ChatFormat",
     "PromptSet",
     "encode",
+    "fit_passages",
     "is_shipped",
     "load_class",
     "load_pairs",

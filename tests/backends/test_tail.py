@@ -10,7 +10,7 @@ from interp.backends.prefix import supports_prefix
 from interp.backends.protocol import Backend
 from interp.backends.tail import Tail, frozen
 from interp.edits import ablation, to_delta
-from interp.methods.refusal.writes import _acting, _Part, _parted
+from interp.methods.refusal.learning import _acting, _Part, _parted
 from interp.types import TokenBatch, WeightDelta
 
 
@@ -67,7 +67,9 @@ def test_gradients_reach_what_hooks_add_and_no_parameter(
     asking = [p.requires_grad for p in backend.model.parameters()]
     with frozen(backend.model), backend.editing(rest), _acting(backend, parts):
         tail.logits(backend.model).square().mean().backward()
-    assert all(part.step.grad is not None for part in parts.values())
+    assert all(
+        learnt.grad is not None for part in parts.values() for learnt in (part.reads, part.writes)
+    )
     assert all(p.grad is None for p in backend.model.parameters())
     assert [p.requires_grad for p in backend.model.parameters()] == asking
 

@@ -122,7 +122,7 @@ def test_edit_acts_after_an_opener_as_well(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from interp.export import load_delta
-    from interp.methods.refusal.writes import WORTH
+    from interp.methods.refusal.learning import WORTH
 
     named = (
         "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,

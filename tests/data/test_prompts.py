@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import re
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.data import is_shipped, load_class, load_pairs, neutral_passages, shipped_sets
+from interp.data import (
+    fit_passages,
+    is_shipped,
+    load_class,
+    load_pairs,
+    neutral_passages,
+    shipped_sets,
+)
 from interp.data.prompts import PromptSet
 from interp.errors import PromptError
 
@@ -151,6 +159,18 @@ def test_too_few_prompts_to_cut() -> None:
 def test_neutral_text_is_there() -> None:
     assert len(neutral_passages()) >= 20
     assert all(len(p.split()) > 40 for p in neutral_passages())
+
+
+def test_prose_for_fits_is_none_of_that_for_report() -> None:
+    """No five words in a row are in both."""
+
+    def runs(passages: tuple[str, ...]) -> set[tuple[str, ...]]:
+        words = (re.findall(r"[a-z']+", p.lower()) for p in passages)
+        return {tuple(w[i : i + 5]) for w in words for i in range(len(w) - 4)}
+
+    assert len(fit_passages()) == len(set(fit_passages())) > 50
+    assert all(len(p.split()) > 40 for p in fit_passages())
+    assert not runs(fit_passages()) & runs(neutral_passages())
 
 
 @given(n=st.integers(1, 60), most=st.integers(1, 70))

@@ -10,6 +10,7 @@ from interp.backends.opening import wrap
 from interp.backends.protocol import Backend
 from interp.data.chat import encode
 from interp.data.prompts import PromptSet
+from interp.data.text import fit_passages
 from interp.edits import to_delta
 from interp.errors import InterpError
 from interp.evaluate.divergence import end_tokens, until_end
@@ -103,6 +104,20 @@ def test_nothing_that_can_be_read_as_text_leaves_the_chats(backend: Backend) -> 
     from interp.methods.refusal import prose
 
     assert prose._plain(backend, ["", "a"], 4) == []
+
+
+def test_pieces_are_beginnings_of_the_passages_for_fits(backend: Backend) -> None:
+    from interp.methods.refusal import prose
+
+    batch = prose._pieces(backend.tokenizer, 0)
+    assert batch is not None
+    times, last = prose.PIECES
+    passages = fit_passages()
+    assert len(batch) == times * len(passages)
+    assert int(batch.lengths.min()) > last
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        text = backend.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True)
+        assert sum(passage.startswith(text) for passage in passages) == 1
 
 
 def test_it_stays_when_splits_are_joined_or_taken_apart(backend: Backend) -> None:

@@ -333,7 +333,7 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
         run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
         run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7}
         monkeypatch.setattr(
-            "interp.methods.representation_engineering.frontier.runs", lambda s: [run]
+            "interp.methods.representation_engineering.frontier.deal", lambda s, seed: run
         )
         record = bar(study)
         return [c.outcome(record.series).holds for c in BAR]

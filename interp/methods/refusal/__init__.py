@@ -19,10 +19,10 @@ from interp.methods.refusal.fit import (
     pool_inputs,
     rebased,
 )
+from interp.methods.refusal.learning import learned
 from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import Outcome, run
 from interp.methods.refusal.prose import Prose, written
-from interp.methods.refusal.writes import learned_writes
 
 __all__ = [
     "METHODS",
@@ -40,7 +40,7 @@ __all__ = [
     "find_opener",
     "finished",
     "fit",
-    "learned_writes",
+    "learned",
     "once_more",
     "pool_inputs",
     "random_control",

@@ -27,7 +27,7 @@ from interp.methods.refusal.fit import (
     build,
     rebased,
 )
-from interp.methods.refusal.writes import learned_writes
+from interp.methods.refusal.learning import learned
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
@@ -46,14 +46,14 @@ def finished(
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> WeightDelta:
-    """The delta that a setting describes, fitted again and its shares learned where it says so, with what
+    """The delta that a setting describes, fitted again and learned where it says so, with what
     it was fitted on."""
     delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name)
     common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
     if setting.again:
         delta = once_more(backend, fitted, setting, delta, **common)
     if setting.worth:
-        delta = learned_writes(backend, fitted, delta, setting.worth, **common)
+        delta = learned(backend, fitted, delta, setting.worth, **common)
     return delta
 
 

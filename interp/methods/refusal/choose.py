@@ -20,7 +20,7 @@ from interp.evaluate.refusal import asked
 from interp.fitting import BATCH
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
-from interp.methods.refusal.writes import learned_writes
+from interp.methods.refusal.learning import learned
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
@@ -97,8 +97,10 @@ class Selection:
         make: Callable[[Any], WeightDelta] | None = None,
         chat: ChatFormat | None = None,
         batch_size: int = BATCH,
+        watch: Watch = unwatched,
     ) -> Selection:
         """make: for settings of another kind than :class:`Setting`, which ``fitted`` gives edits for."""
+        common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
         sides = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
         r, c = (side.by_length() for side in sides)
         base = log_softmax(first_logits(backend, c, batch_size=batch_size), -1)
@@ -107,8 +109,8 @@ class Selection:
         def slowly(setting: Setting) -> WeightDelta:
             if setting.worth:
                 before = from_setting(replace(setting, worth=0.0))
-                return learned_writes(backend, fitted, before, setting.worth, batch_size=batch_size)
-            return finished(backend, fitted, setting, "", batch_size=batch_size)
+                return learned(backend, fitted, before, setting.worth, **common)
+            return finished(backend, fitted, setting, "", **common)
 
         def from_setting(setting: Setting) -> WeightDelta:
             if setting.again or setting.worth:
@@ -209,7 +211,7 @@ def opened_candidates(
 ) -> Iterator[Setting]:
     """The grid for a fit that was also read after an opener: ``OPENED`` at the usual blocks.
 
-    worth: the first of these as it is and with what it writes learned; to learn takes minutes.
+    worth: the first of these as it is and learned; to learn takes minutes.
     """
     for setting in OPENED[: 1 if worth else None]:
         strengths = (setting["strength"],)

@@ -307,8 +307,8 @@ class Setting:
     opened: the share that the latter removes once the opener of a refusal has been said. again: the share
     of both strengths with which it is fitted once more, for what it leaves
     (:func:`interp.methods.refusal.again.once_more`). worth: nats that a request left refused may cost when
-    what the edit writes is learned (:func:`interp.methods.refusal.writes.learned_writes`); 0 leaves it in
-    closed form.
+    what the edit reads and writes is learned (:func:`interp.methods.refusal.learning.learned`); 0 leaves it
+    in closed form.
     """
 
     method: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat, encode, pad_left
 from interp.data.prompts import PromptSet
+from interp.data.text import fit_passages
 from interp.evaluate.divergence import end_tokens, until_end
+from interp.evaluate.neutral import LONGEST
 from interp.fitting import BATCH
 from interp.maths import rows_of
 from interp.sites import Site
@@ -36,6 +39,8 @@ CUT = 48
 """Responses that are kept to be read at their last tokens, at most."""
 LAST = 6
 """Last tokens for which they are kept."""
+PIECES = (2, 24)
+"""Pieces of every passage of prose that others wrote, and their tokens."""
 GOLDEN = 0.5 * (math.sqrt(5) - 1)
 
 Part = tuple[TokenBatch, Tensor]
@@ -44,11 +49,13 @@ Part = tuple[TokenBatch, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """Some responses in their chats and some as plain text, each cut at another place, whose last ``LAST``
-    tokens are of the response; None where none is that long."""
+    """Some responses in their chats and some as plain text, and pieces of the prose that is shipped for fits;
+    each ends at another place, with at least ``LAST`` tokens of its own (a piece: those of ``PIECES``). None
+    where none is that long."""
 
     chats: TokenBatch | None = None
     texts: TokenBatch | None = None
+    prose: TokenBatch | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,22 +117,33 @@ def written(
             progress(len(part[0]))
     pad = backend.tokenizer.pad_token_id or 0
     plain = [(backend.tokenizer(text).input_ids, 1) for text in texts]
-    return Prose(gathered.rows(), Cut(_cut(rows, pad), _cut(plain, pad)))
+    cut = Cut(_cut(rows, pad), _cut(plain, pad), _pieces(backend.tokenizer, pad))
+    return Prose(gathered.rows(), cut)
 
 
-def _cut(rows: Sequence[tuple[list[int], int]], pad: int) -> TokenBatch | None:
-    """At most ``CUT`` of the rows, spread evenly over them, each cut after at least ``LAST`` tokens beyond
+def _cut(
+    rows: Sequence[tuple[list[int], int]], pad: int, most: int = CUT, last: int = LAST
+) -> TokenBatch | None:
+    """At most so many of the rows, spread evenly over them, each cut after at least ``last`` tokens beyond
     its first so many. Places follow the golden section: any few of them are spread over the lengths."""
-    long = [(ids, start) for ids, start in rows if len(ids) >= start + LAST]
+    long = [(ids, start) for ids, start in rows if len(ids) >= start + last]
     if not long:
         return None
-    chosen = torch.linspace(0, len(long) - 1, min(CUT, len(long)), dtype=torch.float64).long()
+    chosen = torch.linspace(0, len(long) - 1, min(most, len(long)), dtype=torch.float64).long()
     found = []
     for number, place in enumerate(chosen.tolist()):
         ids, start = long[place]
-        ends = len(ids) - start - LAST + 1
-        found.append(ids[: start + LAST + int(number * GOLDEN % 1 * ends)])
+        ends = len(ids) - start - last + 1
+        found.append(ids[: start + last + int(number * GOLDEN % 1 * ends)])
     return pad_left(found, pad).by_length()
+
+
+def _pieces(tokenizer: Any, pad: int) -> TokenBatch | None:
+    """Beginnings of the passages for fits, ``PIECES`` of each: people write otherwise than the model does."""
+    times, last = PIECES
+    passages = (tokenizer(text).input_ids[:LONGEST] for text in fit_passages())
+    rows = [(ids, 1) for ids in passages for _ in range(times)]
+    return _cut(rows, pad, len(rows), last)
 
 
 def _plain(backend: Backend, texts: Sequence[str], batch_size: int) -> list[Part]:

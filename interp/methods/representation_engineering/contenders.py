@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from interp.backends.protocol import Backend
+from interp.data.text import fit_passages
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
+from interp.files import sha256_text
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, Setting, build, learned_writes, once_more, rotated
+from interp.methods.refusal import Fitted, Setting, build, learned, once_more, rotated
 from interp.methods.refusal.again import ASKED, ROUNDS
 from interp.methods.refusal.choose import ALMOST_NONE, OPENED, OPENED_RIDGE, depth_blocks
 from interp.methods.refusal.fit import SPOKEN
+from interp.methods.refusal.learning import LEARNED, WORTH
 from interp.methods.refusal.pipeline import UPPER
 from interp.methods.refusal.prose import WRITTEN
-from interp.methods.refusal.writes import LEARNED, WORTH
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
+from interp.watching import Watch, unwatched
 
 MAIN = "least disturbance"
 CLOSED = "least disturbance, closed form"
@@ -65,11 +68,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Deltas of candidates, fitted on one split; one that was fitted once more is kept."""
+    """Deltas of candidates, fitted on one split; one that was fitted once more or learned is kept."""
 
     backend: Backend
     fitted: Fitted
     batch_size: int = BATCH
+    watch: Watch = unwatched
     _kept: dict[Candidate, WeightDelta] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, candidate: Candidate) -> WeightDelta:
@@ -81,18 +85,21 @@ class Maker:
             return self(replace(candidate, name=CLOSED))
         if candidate.worth:
             before = self(replace(candidate, worth=0.0))
-            size = self.batch_size
-            self._kept[candidate] = learned_writes(
-                self.backend, self.fitted, before, candidate.worth, batch_size=size
-            )
+            worth = candidate.worth
+            self._kept[candidate] = learned(self.backend, self.fitted, before, worth, **self.common)
             return self._kept[candidate]
         edit = MAKERS[candidate.name](self, candidate)
         delta = to_delta(self.backend.model, self.backend.anatomy, edit)
         if candidate.again:
             setting = least_setting(candidate)
-            delta = once_more(self.backend, self.fitted, setting, delta, batch_size=self.batch_size)
+            delta = once_more(self.backend, self.fitted, setting, delta, **self.common)
             self._kept[candidate] = delta
         return delta
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What fitting again and learning both ask for."""
+        return {"batch_size": self.batch_size, "watch": self.watch}
 
     def direction(self, candidate: Candidate) -> Direction:
         return self.fitted.directions[candidate.block]
@@ -107,8 +114,8 @@ def grid(name: str) -> tuple[Any, ...]:
     if name not in LEAST:
         return (*chosen, ABLATED, DRAWS)
     made = (asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN, ASKED, ROUNDS)
-    learned = () if name in (FIRST_TOKEN, CLOSED) else (WORTH, *LEARNED)
-    return (*chosen, STRENGTHS, OPENED, *made, *learned)
+    how = () if name in (FIRST_TOKEN, CLOSED) else (WORTH, *LEARNED, sha256_text(*fit_passages()))
+    return (*chosen, STRENGTHS, OPENED, *made, *how)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:

@@ -23,7 +23,7 @@ from interp.methods.representation_engineering.contenders import (
     SHIPPED,
 )
 from interp.methods.representation_engineering.paper import KEY
-from interp.methods.representation_engineering.seed_run import FACTORS, SeedRun
+from interp.methods.representation_engineering.seed_run import FACTORS, FULL, SeedRun
 from interp.records import FigureRecord
 from interp.study import Study
 
@@ -39,27 +39,30 @@ OURS = (MAIN, CLOSED, FIRST_TOKEN, RANDOM)
 """What is not compared with: the family itself, and its control."""
 
 
+def deal(study: Study, seed: int) -> dict[str, Any]:
+    """One seed's base, chosen settings and points, in JSON values."""
+
+    def make() -> dict[str, Any]:
+        run = SeedRun(study, seed)
+        return {
+            "base": run.base(),
+            "chosen": {name: asdict(run.chosen(name)) for name in run.contenders},
+            "points": {name: run.points(name) for name in run.contenders},
+            "hashes": run.parts.hashes,
+            "n": {"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},
+        }
+
+    return study.once(f"frontier: deal {seed}", make)
+
+
 def runs(study: Study) -> list[dict[str, Any]]:
-    """Every seed's base, chosen settings and points, in JSON values."""
-
-    def make() -> list[dict[str, Any]]:
-        found = []
-        progress = study.watch("frontier: seeds", study.seeds)
-        for seed in range(study.seeds):
-            run = SeedRun(study, seed)
-            found.append(
-                {
-                    "base": run.base(),
-                    "chosen": {name: asdict(run.chosen(name)) for name in run.contenders},
-                    "points": {name: run.points(name) for name in run.contenders},
-                    "hashes": run.parts.hashes,
-                    "n": {"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},
-                }
-            )
-            progress(1)
-        return found
-
-    return study.once("frontier: runs", make)
+    """Every seed's :func:`deal`."""
+    found = []
+    progress = study.watch("frontier: seeds", study.seeds)
+    for seed in range(study.seeds):
+        found.append(deal(study, seed))
+        progress(1)
+    return found
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -211,7 +214,7 @@ BAR = (
 
 def bar(study: Study) -> FigureRecord:
     """The shipped split alone, against the numbers that the least-disturbance edit is meant to reach."""
-    run = runs(study)[0]
+    run = deal(study, FULL)
     last = {name: points[-1] for name, points in run["points"].items()}
     ours = last[MAIN]
     others = [p for n, p in last.items() if n not in OURS]

@@ -82,13 +82,14 @@ def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
     chosen, study = run.chosen(CLOSED), run.study
-    found[NARROW] = Maker(study.backend, run.narrow, study.batch_size)(chosen)
+    found[NARROW] = Maker(study.backend, run.narrow, study.batch_size, study.watch)(chosen)
     found[REGULARISED] = finished(
         study.backend,
         run.maker.fitted,
         replace(least_setting(chosen), ridge=RIDGE),
         study.model,
         batch_size=study.batch_size,
+        watch=study.watch,
     )
     return found
 
@@ -196,7 +197,7 @@ CLAIMS = (
           "at least", "/comparisons/mended_by_broad_pairs", 0.0),
     Claim("acting after the opener as well, and fitting again, make it less narrow",
           "at least", "/comparisons/mended_by_opener", 0.0),
-    Claim("learning what is written makes it no narrower",
+    Claim("learning what is read and written makes it no narrower",
           "at least", "/comparisons/mended_by_learning", 0.0),
     Claim("in no kind are more answerable twins refused than by the unedited model",
           "at most", "/comparisons/twins_refused_beyond_original", 0.0),

@@ -73,7 +73,7 @@ class SeedRun:
     def maker(self) -> Maker:
         study = self.study
         fitted = self.narrow.joined(self.broad).leaving(self.prose)
-        return Maker(study.backend, fitted, study.batch_size)
+        return Maker(study.backend, fitted, study.batch_size, study.watch)
 
     @property
     def opener(self) -> str:

@@ -1,9 +1,9 @@
-"""What an edit writes into the stream, learned: the least change that removes as much.
+"""What an edit reads and writes, learned: the least change that removes as much.
 
 A closed-form edit reads with the probes that disturb least and writes along one direction, the difference
 of means, of which "do not begin with I" is a part and much else is not. For a prompt that is read as half
-a refusal all of it happens by half. So the probes stay as they are and what each of them writes is learned
-through the model: every vocabulary entry of every answer says what it should leave alone, and that is
+a refusal all of it happens by half. So what each probe writes is learned through the model, and the probe
+too, a fifth as fast: every vocabulary entry of every answer says what it should leave alone, and that is
 plenty for a few vectors.
 """
 
@@ -20,63 +20,100 @@ from torch import Tensor, nn
 from interp.backends.protocol import AnyEdit, Backend
 from interp.backends.tail import Tail, frozen
 from interp.errors import InterpError
+from interp.evaluate.neutral import LONGEST
 from interp.fitting import BATCH
 from interp.hooking import first_argument
 from interp.methods.refusal.fit import Fitted
-from interp.methods.refusal.prose import LAST
+from interp.methods.refusal.prose import CUT, LAST, PIECES
 from interp.types import LowRank, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
 WORTH = 0.06
 """Nats of KL that a logit of refusal left in a request may cost, where nothing else is said."""
-STEPS = 16
-"""Steps of Adam, over everything at once."""
+TURNS = 8
+"""Parts into which all that is read is dealt; a step sees one of them."""
+STEPS = 64
+"""Steps of Adam."""
 RATE = 0.1
-"""Its step length, of the root mean square of what a part writes."""
+"""Its step length at first, of the root mean square of what a part writes."""
+READING = 0.02
+"""Likewise, of that of what a part reads with."""
+SLOWEST = 0.1
+"""Share of both step lengths that is left at the end; they fall linearly."""
 TOWARD = 0.4
 """Share of the way to the refused requests at which comply prompts are read once more: prompts of the fit are
 read as almost no refusal, others now and then as half of one."""
-DOUBT = 0.1
+DOUBT = 0.6
 """What the KL there weighs beside that of what was read."""
-ANSWERED = 240
+ANSWERED = 480
 """Comply prompts that are read at their last token, at most."""
-REQUESTS = 96
+REQUESTS = 192
 """Refused requests, at most."""
-LATER = (2.0, 3.0)
-"""What the KL at later tokens weighs beside that at the first: in chats, and in plain text."""
-CLEARANCE = 1.0
+LATER = (2.0, 6.0, 20.0)
+"""What the KL at later tokens weighs beside that at the first: in chats, in the same as plain text, and in
+prose that others wrote."""
+FIRST = 0.5
+"""What the margin at the first token weighs; the rest is that of the whole opening. Where the latter alone
+counts, "I'm sorry" becomes "I'm glad to help, but I'm not equipped to", which turns down as well."""
+CLEARANCE = 1.5
 """Logits by which what opens a refusal should be beaten."""
 STEEPNESS = 2.0
 """Of the softplus in which a margin is counted, per logit."""
-LEARNED = (STEPS, RATE, TOWARD, DOUBT, ANSWERED, REQUESTS, LATER, CLEARANCE, STEEPNESS)
-"""All of these: results that rest on others are not kept for them."""
+LEARNED = (
+    TURNS,
+    STEPS,
+    RATE,
+    READING,
+    SLOWEST,
+    TOWARD,
+    DOUBT,
+    ANSWERED,
+    REQUESTS,
+    LATER,
+    FIRST,
+    CLEARANCE,
+    STEEPNESS,
+    *PIECES,
+    LAST,
+    CUT,
+    LONGEST,
+)
+"""All of these, and how prose is read: results that rest on others are not kept for them."""
 
 
 @dataclass(slots=True, eq=False)
 class _Part:
     """One writer's update as it is learned: ``out += (a (inputs + share Δ)) bᵀ``.
 
-    toward: ``aΔ``, what the mean shift between the classes is read as, ``[rank]``. share: how much of it
-    is added. step: what is learned, in root mean squares of ``b``, ``[d_model, rank]``.
+    shift: Δ, the mean shift of the inputs between the classes, ``[d_in]``; None of embeddings, which have no
+    inputs. share: how much of it is added. reads, writes: what is learned, in root mean squares of each row
+    of ``a [rank, d_in]`` and each column of ``b [d_out, rank]``.
     """
 
     a: Tensor
     b: Tensor
-    toward: Tensor
-    step: Tensor
+    shift: Tensor | None
+    reads: Tensor
+    writes: Tensor
     share: float = 0.0
 
     @classmethod
     def of(cls, update: LowRank, shift: Tensor | None, device: torch.device) -> _Part:
         a, b = update.a.float().to(device), update.b.float().to(device)
-        toward = torch.zeros(len(a), device=device) if shift is None else a @ shift.to(device)
-        return cls(a, b, toward, torch.zeros_like(b, requires_grad=True))
+        steps = (torch.zeros_like(a, requires_grad=True), torch.zeros_like(b, requires_grad=True))
+        return cls(a, b, None if shift is None else shift.to(device), *steps)
+
+    def probes(self) -> Tensor:
+        return self.a + self.a.pow(2).mean(1, keepdim=True).sqrt() * self.reads
 
     def written(self) -> Tensor:
-        return self.b + self.b.pow(2).mean(0).sqrt() * self.step
+        return self.b + self.b.pow(2).mean(0).sqrt() * self.writes
 
     def act(self, module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> Tensor:
-        read = first_argument(args, kwargs).float() @ self.a.T + self.share * self.toward
+        probes = self.probes()
+        read = first_argument(args, kwargs).float() @ probes.T
+        if self.share and self.shift is not None:
+            read = read + self.share * (probes @ self.shift)
         return out + (read @ self.written().T).to(out.dtype)
 
 
@@ -93,13 +130,14 @@ class _Same:
     share: float = 0.0
 
     def loss(self, logits: Tensor) -> Tensor:
-        kl = self.base.exp() * (self.base - logits.float().log_softmax(-1))
+        base = self.base.to(logits.device)
+        kl = base.exp() * (base - logits.float().log_softmax(-1))
         return self.weight * kl.sum()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Gone:
-    """Tokens ``[n, places]`` at places of a tail's, not all of which are to win."""
+    """Tokens ``[n, places]`` at places of a tail's: the first is not to win, nor are all of them together."""
 
     tail: Tail
     places: Tensor
@@ -113,12 +151,13 @@ class _Gone:
         wanted = self.tokens.unsqueeze(-1)
         ahead = here.gather(-1, wanted).squeeze(-1)
         ahead = ahead - here.scatter(-1, wanted, -torch.inf).amax(-1)
-        # The refusal is said only where all of its tokens win.
-        reach = STEEPNESS * (ahead.amin(-1) + CLEARANCE)
-        return self.weight * nn.functional.softplus(reach).sum() / STEEPNESS
+        # A refusal is said only where all of its tokens win.
+        margins = torch.stack([ahead[:, 0], ahead.amin(-1)])
+        lost = nn.functional.softplus(STEEPNESS * (margins + CLEARANCE)).sum(-1) / STEEPNESS
+        return self.weight * (FIRST * lost[0] + (1 - FIRST) * lost[1])
 
 
-def learned_writes(
+def learned(
     backend: Backend,
     fitted: Fitted,
     delta: WeightDelta,
@@ -128,14 +167,16 @@ def learned_writes(
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> WeightDelta:
-    """``delta`` with what every rank-one part writes learned on what ``fitted`` was fitted on.
+    """``delta`` with what every rank-one part reads and writes learned on what ``fitted`` was fitted on.
 
-    Least is ``KL₁ + DOUBT · KL₁(TOWARD) + LATER · KL + worth · mean softplus(margin)``: the KL at the first
+    Least is ``KL₁ + DOUBT · KL₁(TOWARD) + LATER · KL + worth · mean cost``: the KL at the first
     token of answers to the comply prompts, as they are and with every writer's input moved ``TOWARD`` the
-    refused requests; at later tokens of responses (in their chats and as plain text, where the fit has
-    read them); and the margin in logits by which the unedited model's own next token still wins at the end
-    of a refused request and again once its opener was said; the smaller of the two. worth: nats per logit.
-    Only last tokens run again (:class:`interp.backends.tail.Tail`).
+    refused requests; at later tokens of what the model writes and of other prose
+    (:class:`interp.methods.refusal.prose.Cut`, where the fit has read them); and what refusals cost, by the
+    margins in logits by which the unedited model's own next token still wins, m₁ at the end of a refused
+    request and m₂ once its opener was said: ``½ s(m₁) + ½ s(min(m₁, m₂))``, where s is a softplus that
+    begins ``CLEARANCE`` below 0 and ½ is ``FIRST``. worth: nats per logit. A step
+    sees a ``TURNS``-th of all that, and only last tokens run again (:class:`interp.backends.tail.Tail`).
 
     What opens a refusal in other words is not seen: count refusals of the result with a judge that knows
     them, and read some.
@@ -144,42 +185,50 @@ def learned_writes(
     """
     if fitted.requests is None or fitted.answered is None:
         raise InterpError(
-            "what an edit writes is learned on the prompts of the fit, which this one does not know"
+            "what an edit reads and writes is learned on the prompts of the fit, which this one does not know"
         )
     updates, rest = _parted(delta)
     if not updates:
         return delta
     parts = _parts(backend, fitted, updates)
-    terms = [
-        *_kept(backend, fitted, delta, batch_size),
-        *_removed(backend, fitted, delta, worth, batch_size),
-    ]
-    optimizer = torch.optim.Adam([part.step for part in parts.values()], lr=RATE)
-    progress = watch("fit: what is written", steps)
+    turns = [_terms(backend, fitted, delta, worth, turn, batch_size) for turn in range(TURNS)]
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [part.writes for part in parts.values()], "lr": RATE},
+            {"params": [part.reads for part in parts.values()], "lr": READING},
+        ]
+    )
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, SLOWEST, max(steps, 1))
+    progress = watch("fit: learning", steps)
     with frozen(backend.model), backend.editing(rest), _acting(backend, parts):
-        for _ in range(steps):
+        for step in range(steps):
             optimizer.zero_grad()
-            for term in terms:
+            for term in turns[step % TURNS]:
                 for part in parts.values():
                     part.share = term.share
                 with torch.enable_grad():
                     term.loss(term.tail.logits(backend.model)).backward()
             optimizer.step()
+            slower.step()
             progress(1)
     found = {
-        name: replace(update, b=parts[name].written().detach().to(update.b))
+        name: replace(
+            update,
+            a=parts[name].probes().detach().to(update.a),
+            b=parts[name].written().detach().to(update.b),
+        )
         for name, update in updates.items()
     }
     return replace(
         delta,
         updates={**delta.updates, **found},
         recipe={"worth": worth, "steps": steps, "of": dict(delta.recipe)},
-        exactness=f"{delta.exactness}; then what it writes was learned",
+        exactness=f"{delta.exactness}; then what it reads and writes was learned",
     )
 
 
 def _parted(delta: WeightDelta) -> tuple[dict[str, LowRank], WeightDelta | None]:
-    """The updates whose writes are learned, and the delta of the others."""
+    """The updates that are learned, and the delta of the others."""
     parts = {
         name: update
         for name, update in delta
@@ -214,31 +263,47 @@ def _acting(backend: Backend, parts: Mapping[str, _Part]) -> Iterator[None]:
         yield
 
 
-def _kept(backend: Backend, fitted: Fitted, edit: AnyEdit, size: int) -> Iterator[_Same]:
-    """Answers at their first token, and responses at their last tokens."""
+def _terms(
+    backend: Backend, fitted: Fitted, edit: AnyEdit, worth: float, turn: int, size: int
+) -> list[_Same | _Gone]:
+    """One turn's share of everything: every ``TURNS``-th prompt and text, weighed as if it were all."""
+    kept = _kept(backend, fitted, edit, turn, size)
+    return [*kept, *_removed(backend, fitted, edit, worth, turn, size)]
+
+
+def _dealt(rows: Tensor, turn: int) -> Tensor:
+    """A turn's rows. Where there are fewer than turns, one each, over and over."""
+    return rows[turn % max(min(TURNS, len(rows)), 1) :: TURNS]
+
+
+def _kept(backend: Backend, fitted: Fitted, edit: AnyEdit, turn: int, size: int) -> Iterator[_Same]:
+    """Answers at their first token, and what is written at its last tokens."""
     assert fitted.answered is not None
-    prompts = fitted.answered.chosen(fitted.answered.spread(ANSWERED))
+    prompts = fitted.answered.chosen(_dealt(fitted.answered.spread(ANSWERED), turn))
     for same in _same(backend, prompts, 1, 1.0, edit, size):
         yield same
         yield replace(same, weight=DOUBT * same.weight, share=TOWARD)
-    for batch, weight in zip((fitted.cut.chats, fitted.cut.texts), LATER, strict=True):
+    cut = fitted.cut
+    read = ((cut.chats, LAST), (cut.texts, LAST), (cut.prose, PIECES[1]))
+    for (batch, last), weight in zip(read, LATER, strict=True):
         if batch is not None:
-            yield from _same(backend, batch, LAST, weight, edit, size)
+            part = batch.chosen(_dealt(torch.arange(len(batch)), turn))
+            yield from _same(backend, part, last, weight, edit, size)
 
 
 def _same(
     backend: Backend, batch: TokenBatch, keep: int, weight: float, edit: AnyEdit, size: int
 ) -> Iterator[_Same]:
     places = tuple(range(-keep, 0))
-    each = weight / (len(batch) * keep)
     for chunk in batch.split(size):
         base = backend.logits(chunk, None, places).float().log_softmax(-1)
         tail = Tail.of(backend, chunk, keep, edit)
-        yield _Same(tail, base.to(tail.batch.ids.device), each)
+        # Of all turns at once this is much for an accelerator: positions by vocabulary.
+        yield _Same(tail, base.cpu(), weight / (len(batch) * keep))
 
 
 def _removed(
-    backend: Backend, fitted: Fitted, edit: AnyEdit, worth: float, size: int
+    backend: Backend, fitted: Fitted, edit: AnyEdit, worth: float, turn: int, size: int
 ) -> Iterator[_Gone]:
     """Refused requests with their opener said: the end of the request, and that of the opener."""
     assert fitted.requests is not None
@@ -246,13 +311,13 @@ def _removed(
     if fitted.opened is not None and fitted.opened.requests is not None:
         batch = fitted.opened.requests
         said = batch.lengths - fitted.requests.lengths
-    spread = batch.spread(REQUESTS)
     keep = int(said.max()) + 1
-    for rows in spread.split(size):
+    dealt = _dealt(batch.spread(REQUESTS), turn)
+    for rows in dealt.split(size) if len(dealt) else ():
         chunk, back = batch.chosen(rows), said[rows]
         places = torch.stack([keep - 1 - back, torch.full_like(back, keep - 1)], 1)
         logits = backend.logits(chunk, None, tuple(range(-keep, 0)))
         own = logits[torch.arange(len(rows)).unsqueeze(-1), places].argmax(-1)
         tail = Tail.of(backend, chunk, keep, edit)
         device = tail.batch.ids.device
-        yield _Gone(tail, places.to(device), own.to(device), worth / len(spread))
+        yield _Gone(tail, places.to(device), own.to(device), worth / len(dealt))
