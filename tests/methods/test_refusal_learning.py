@@ -45,7 +45,7 @@ def backend(tokenizer) -> Backend:
 def fitted(backend: Backend) -> Fitted:
     sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prose, "fit_passages", lambda: fit_passages()[:6])
+        patch.setattr(prose, "fit_passages", lambda: fit_passages()[:2])
         return fit(backend, *sides, prose=sides[1], response_tokens=2, opener="I'm")
 
 
@@ -74,7 +74,7 @@ def test_responses_are_kept_cut_at_places_of_their_own(backend: Backend, fitted:
     assert chats is not None
     assert texts is not None
     assert pieces is not None
-    assert len(pieces) == 12
+    assert len(pieces) == 4
     assert len(set(chats.lengths.tolist())) > 1
     assert (chats.lengths.diff() >= 0).all()
     for batch in (chats, texts, pieces):
@@ -149,7 +149,7 @@ def test_a_part_that_only_disturbs_disturbs_less(
     mean = fitted.statistics.comply[writer.name].float().mean(0)
     noise = LowRank(4 * random_vector(len(part.b), 3).unsqueeze(1), mean.unsqueeze(0) / mean.norm())
     planted = replace(delta, updates={**delta.updates, name: part.plus(noise)})
-    found = learned(backend, fitted, planted, 0.0, batch_size=4)
+    found = learned(backend, fitted, planted, 0.0, steps=32, batch_size=4)
     before, after = (loss(backend, fitted, made, 0.0) for made in (planted, found))
     assert before > 2 * loss(backend, fitted, delta, 0.0)
     assert after < 0.5 * before
@@ -161,7 +161,7 @@ def test_a_refusal_that_is_worth_more_is_beaten_by_more(
     def ahead(found: WeightDelta) -> float:
         return loss(backend, fitted, found, 1.0) - loss(backend, fitted, found, 0.0)
 
-    cheap, dear = (learned(backend, fitted, delta, worth) for worth in (0.0, 10.0))
+    cheap, dear = (learned(backend, fitted, delta, worth, steps=24) for worth in (0.0, 10.0))
     assert ahead(dear) < ahead(delta) < ahead(cheap) + 1e-6
 
 
@@ -274,10 +274,10 @@ def test_doubt_makes_what_is_read_as_half_a_refusal_cost_less(
             losses = [t.loss(t.tail.logits(backend.model)).item() for t in terms]
         return sum(losses) / module.DOUBT
 
-    careful = learned(backend, fitted, delta, 0.01)
+    careful = learned(backend, fitted, delta, 0.01, steps=24)
     before = doubted(delta)
     monkeypatch.setattr(module, "DOUBT", 1e-9)
-    careless = learned(backend, fitted, delta, 0.01)
+    careless = learned(backend, fitted, delta, 0.01, steps=24)
     monkeypatch.undo()
     assert doubted(careful) < min(before, doubted(careless))
 

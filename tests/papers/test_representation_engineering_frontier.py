@@ -47,7 +47,7 @@ from interp.types import WeightDelta
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory, briefly: None) -> Study:
     return Study("tiny:llama", limit=6, seeds=2, kept=tmp_path_factory.mktemp("kept"))
 
 

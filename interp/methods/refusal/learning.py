@@ -163,20 +163,21 @@ def learned(
     delta: WeightDelta,
     worth: float,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> WeightDelta:
     """``delta`` with what every rank-one part reads and writes learned on what ``fitted`` was fitted on.
 
-    Least is ``KL₁ + DOUBT · KL₁(TOWARD) + LATER · KL + worth · mean cost``: the KL at the first
-    token of answers to the comply prompts, as they are and with every writer's input moved ``TOWARD`` the
-    refused requests; at later tokens of what the model writes and of other prose
-    (:class:`interp.methods.refusal.prose.Cut`, where the fit has read them); and what refusals cost, by the
-    margins in logits by which the unedited model's own next token still wins, m₁ at the end of a refused
-    request and m₂ once its opener was said: ``½ s(m₁) + ½ s(min(m₁, m₂))``, where s is a softplus that
-    begins ``CLEARANCE`` below 0 and ½ is ``FIRST``. worth: nats per logit. A step
-    sees a ``TURNS``-th of all that, and only last tokens run again (:class:`interp.backends.tail.Tail`).
+    Least is ``KL₁ + DOUBT · KL₁(TOWARD) + LATER · KL + worth · mean cost``: the KL at the first token of
+    answers to the comply prompts, as they are and with every writer's input moved ``TOWARD`` the refused
+    requests; at later tokens of what the model writes and of other prose
+    (:class:`interp.methods.refusal.prose.Cut`, where the fit has read them); and what refusals cost, by
+    the margins in logits by which the unedited model's own next token still wins, m₁ at the end of a
+    refused request and m₂ once its opener was said: ``½ s(m₁) + ½ s(min(m₁, m₂))``, where s is a softplus
+    that begins ``CLEARANCE`` below 0 and ½ is ``FIRST``. worth: nats per logit. steps: of Adam, ``STEPS``
+    where nothing is said. A step sees a ``TURNS``-th of all that, and only last tokens run again
+    (:class:`interp.backends.tail.Tail`).
 
     What opens a refusal in other words is not seen: count refusals of the result with a judge that knows
     them, and read some.
@@ -187,6 +188,7 @@ def learned(
         raise InterpError(
             "what an edit reads and writes is learned on the prompts of the fit, which this one does not know"
         )
+    steps = STEPS if steps is None else steps
     updates, rest = _parted(delta)
     if not updates:
         return delta
