@@ -105,13 +105,17 @@ class Study:
         return fingerprint(self.backend.model, self.backend.anatomy)
 
     @cached_property
-    def place(self) -> str:
-        """What this process measures on: the accelerator or processor, and the version of torch."""
+    def hardware(self) -> str:
+        """The accelerator or processor that this process measures on."""
         from interp.evaluate.attributing import backend_device
 
         device = backend_device(self.backend)
-        hardware = processor() if device == "cpu" else device
-        return f"{hardware}, torch {package_versions()['torch']}"
+        return processor() if device == "cpu" else device
+
+    @property
+    def place(self) -> str:
+        """That, and the version of torch."""
+        return f"{self.hardware}, torch {package_versions()['torch']}"
 
     def anew(self) -> None:
         """Begin a figure, to which nothing of an earlier run has gone yet."""
@@ -165,7 +169,7 @@ class Study:
 
         prompts: name → hash or texts.
         """
-        hardware, _, _ = self.place.rpartition(", torch ")
+        hardware = self.hardware
         if elsewhere := sorted(self._kept_on - {self.place}):
             hardware = f"{hardware}; what an earlier run kept: {'; '.join(elsewhere)}"
         return Provenance.collect(

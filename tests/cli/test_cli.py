@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,6 +148,28 @@ def test_edit_acts_after_an_opener_as_well(
     assert "steps" not in found.recipe
     assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
     assert "goes with --method least-disturbance" in capsys.readouterr().err
+
+
+def test_without_an_opener_what_was_chosen_alone_is_learned(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interp.export import load_delta
+    from interp.methods.refusal import again, choose, learned
+
+    asked = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args[3])
+        return learned(*args, **{**kwargs, "steps": 1})
+
+    monkeypatch.setattr(again, "learned", counted)
+    monkeypatch.setattr(sys.modules[choose.__module__], "learned", counted)
+    assert call(
+        "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
+        "--first-block", 0, "--worth", 0.01, "--out", tmp_path / "learned",
+    ) == 0  # fmt: skip
+    assert asked == [0.01]
+    assert load_delta(tmp_path / "learned").recipe["worth"] == 0.01
 
 
 def test_edit_on_top_of_an_edit(

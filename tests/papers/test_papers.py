@@ -12,7 +12,7 @@ import pytest
 
 from interp.errors import RecordError
 from interp.papers import PAPERS, cards, load_paper
-from interp.records import FigureRecord, Provenance
+from interp.records import FigureRecord, Provenance, package_versions
 from interp.study import FigureSpec, Paper, Study, measure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -106,7 +106,7 @@ def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
 
     def run(limit: int | None = None, **about: int) -> list[int]:
         study = Study("tiny:llama", limit=limit, kept=tmp_path)
-        study.__dict__.update(fingerprint="same", place="here")  # no model is opened for this
+        study.__dict__.update(fingerprint="same", hardware="here")  # no model is opened for this
         return study.resumed("step", make, **about)
 
     assert run(seed=0) == run(seed=0) == [1]
@@ -121,29 +121,32 @@ def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
 def test_provenance_names_what_kept_parts_were_measured_on(tmp_path: Path) -> None:
     def study(place: str) -> Study:
         found = Study("tiny:llama", kept=tmp_path)
-        found.__dict__.update(fingerprint="same", place=f"{place}, torch 9")
+        found.__dict__.update(fingerprint="same", hardware=place)
         return found
 
     def hardware(of: Study) -> str | None:
         return of.provenance({}).hardware
 
+    torch = f"torch {package_versions()['torch']}"
     first = study("card A")
     first.resumed("step", lambda: 1)
     assert (hardware(first), first.went_on) == ("card A", False)
     second = study("card B")
     part = lambda: second.once("part", lambda: second.resumed("step", lambda: 2))  # noqa: E731
     assert part() == 1
-    assert hardware(second) == "card B; what an earlier run kept: card A, torch 9"
+    assert hardware(second) == f"card B; what an earlier run kept: card A, {torch}"
     second.anew()  # the next figure
     assert (hardware(second), second.went_on) == ("card B", False)
     assert part() == 1, "shared with the figure before"
     assert second.went_on
-    assert hardware(second) == "card B; what an earlier run kept: card A, torch 9"
+    assert hardware(second) == f"card B; what an earlier run kept: card A, {torch}"
     second.anew()
     second.resumed("outer", part)  # made here of a part from there
     third = study("card C")
     assert third.resumed("outer", part) == 1
-    assert hardware(third) == ("card C; what an earlier run kept: card A, torch 9; card B, torch 9")
+    assert hardware(third) == (
+        f"card C; what an earlier run kept: card A, {torch}; card B, {torch}"
+    )
 
 
 def test_a_card_lies_where_its_key_says(tmp_path: Path) -> None:
