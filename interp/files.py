@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def sha256_file(path: Path) -> str:
@@ -47,8 +49,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused (they are not JSON)."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write JSON atomically; NaN and infinity are refused (they are not JSON).
+
+    Lone surrogates, which UTF-8 does not have, are written as JSON escapes and read back as they were.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def publish_directory(staged: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from interp.claims import Outcome
 from interp.errors import RecordError
 from interp.files import write_text
 from interp.papers import PAPERS, cards, load_paper
+from interp.printable import markdown
 from interp.records import FigureRecord, outcomes
 from interp.study import FigureSpec, Paper
 
@@ -87,12 +88,13 @@ def update_all(folder: Path, pages: Path | None = None) -> list[Path]:
 def _row(paper: Paper, spec: FigureSpec, card: FigureRecord | None) -> str:
     verdict = MISSING if card is None else card.verdict
     key = f"{paper.key}/{spec.name}"
-    return f"| {spec.title} | card `{key}` | {spec.stands_for or 'ours'} | {verdict} |"
+    cells = [markdown(text) for text in (spec.title, spec.stands_for or "ours", verdict)]
+    return f"| {cells[0]} | card `{key}` | {cells[1]} | {cells[2]} |"
 
 
 def _section(spec: FigureSpec, card: FigureRecord, pictures: str) -> str:
     """The picture of a card, and its claims."""
-    parts = [f"### {spec.title}", f"![{card.title}]({pictures}/{card.key}.svg)"]
+    parts = [f"### {markdown(spec.title)}", f"![{markdown(card.title)}]({pictures}/{card.key}.svg)"]
     if claims := "\n".join(_claims(card)):
         parts.append(claims)
     return "\n\n".join(parts)
@@ -102,7 +104,7 @@ def _claims(card: FigureRecord) -> Iterator[str]:
     for outcome in outcomes(card):
         holds = "holds" if outcome.holds else "**does not hold**"
         measured = _numbers(outcome.ours)
-        yield f"- {holds}: {outcome.claim.statement} (measured {measured}; {_test(outcome)})"
+        yield f"- {holds}: {markdown(outcome.claim.statement)} (measured {measured}; {_test(outcome)})"
 
 
 def _test(outcome: Outcome) -> str:

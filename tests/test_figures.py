@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.axes import Axes
@@ -346,3 +347,52 @@ def test_numbers_on_a_short_axis_are_told_apart() -> None:
         left, right = draw(with_series("rows", columns=columns, rows=rows)).axes
         assert {text.get_text() for text in left.texts} == {"3.7122", "3.7059", "3.8237"}
         assert {text.get_text() for text in right.texts} == {"3.1", "0", "50"}
+
+
+# --- texts of tokenizers and users --------------------------------------------------------------
+
+NASTY = {
+    "\x00\x1b[31m\ud800.\udfff": "\\x00\\x1b[31m\\ud800.\\udfff",
+    "a<b>&amp;]]>--$x_1$ \\frac{": "a<b>&amp;]]>--$x_1$ \\frac{",
+    "\u202ebidi\u2066two\nlines\r\t": "\\u202ebidi\\u2066two\\nlines\\r\\t",
+    "\ufffd\ufffe\U000e0001抱歉[red]'\"": "\ufffd\\ufffe\\U000e0001\\u62b1\\u6b49[red]'\"",
+}
+"""Text → what is drawn of it."""
+TEXTS = ("label", "unit", "title", "names", "positions")
+
+
+def with_texts(value: Any, text: str, *, named: bool = False) -> Any:
+    """A series with ``text`` after every text that is drawn."""
+    if isinstance(value, str):
+        return value + text if named else value
+    if isinstance(value, dict):
+        return {k: with_texts(v, text, named=named or k in TEXTS) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_texts(v, text, named=named) for v in value]
+    return value
+
+
+@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_xml_and_shows_every_text(kind: str, text: str, tmp_path: Path) -> None:
+    series = with_texts(json.loads(json.dumps(SERIES[kind])), text)
+    made = record(kind, series=series, title=f"T {text}", caption=text, intervals=text,
+                  n={text: 3}, paper_figure=text)  # fmt: skip
+    path = made.save(tmp_path)
+    assert FigureRecord.load(path).series == made.series, "the data stay as they are"
+    root = ElementTree.parse(render(path)).getroot()
+    title = next(e.text for e in root.iter() if e.tag.endswith("}title"))
+    assert title == f"T {NASTY[text]}"
+    assert texts(draw(made)).count(NASTY[text]) > 3
+
+
+def test_a_long_label_leaves_the_axes_their_room() -> None:
+    rows = [{"label": "word " * 100, "values": [1, 2]}]
+    shown = texts(draw(with_series("rows", rows=rows)))
+    assert "word word" in shown
+    assert "…" in shown
+
+
+def test_characters_of_the_font_are_drawn_as_they_are() -> None:
+    shown = texts(draw(record("rows", title="Größe, ελληνικά, русский, عربي, ×")))
+    assert "Größe, ελληνικά, русский, عربي, ×" in shown

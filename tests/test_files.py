@@ -80,3 +80,9 @@ def test_directory_comes_back_when_the_move_fails(
     with pytest.raises(OSError, match="disk full"):
         files.publish_directory(staged, target)
     assert (target / "f").read_text() == "old"
+
+
+def test_half_of_a_surrogate_pair_is_kept_in_json(tmp_path: Path) -> None:
+    value = {"token": "a\ud83d", "pair": "😀"}
+    files.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value

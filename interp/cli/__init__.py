@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from typing import Any
@@ -10,6 +11,9 @@ import click
 
 from interp import __version__
 from interp.errors import InterpError
+from interp.printable import printable
+
+LINE_BREAK = "\n"
 
 COMMANDS = {
     "demo": "the whole refusal pipeline on SmolLM2: attribute, edit, measure, export, verify",
@@ -60,10 +64,11 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Run the command line; errors made to be read are one line on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # what a notebook or a test puts there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return cli.main(args=argv, prog_name="interp", standalone_mode=True)
-    except InterpError as error:
-        click.echo(f"error: {error}", err=True)
-    except OSError as error:
-        click.echo(f"error: {error}", err=True)
+    except (InterpError, OSError) as error:
+        click.echo(f"error: {printable(str(error), keep=LINE_BREAK)}", err=True)
     sys.exit(1)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from interp.cli.tables import literal
+
 Advance = Callable[[int], None]
 
 
@@ -45,7 +47,7 @@ class Watcher:
 def watching() -> Iterator[Watcher]:
     """Bars on stderr for as long as the block runs; finished ones make room."""
     columns = (
-        TextColumn("{task.description:<40}"),
+        TextColumn("{task.description:<40}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -60,5 +62,5 @@ def status(text: str) -> Iterator[None]:
     if is_quiet():
         yield
         return
-    with _console().status(text):
+    with _console().status(literal(text)):
         yield

@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from interp.printable import printable
 
 
 def console() -> Console:
@@ -16,14 +19,23 @@ def console() -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows; columns whose name starts with ``>`` are right-aligned."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """Print rows; columns whose name starts with ``>`` are right-aligned. Texts are shown literally."""
+    made = Table(
+        title=literal(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for name in columns:
         right = name.startswith(">")
-        made.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
+        made.add_column(
+            literal(name.removeprefix(">")), justify="right" if right else "left", no_wrap=right
+        )
     for row in rows:
-        made.add_row(*row)
-    console().print(made, markup=False)
+        made.add_row(*map(literal, row))
+    console().print(made)
+
+
+def literal(text: str) -> Text:
+    """A text for rich: printable, and without markup, emoji codes or highlighting."""
+    return Text(printable(text))
 
 
 MEASURES = (

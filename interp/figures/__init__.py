@@ -31,6 +31,7 @@ def draw(record: FigureRecord, path: Path | str | None = None) -> Figure:
     from matplotlib import rc_context
 
     from interp.figures.card import Card
+    from interp.figures.labels import with_drawable_texts
     from interp.figures.style import STYLE, footer
 
     if record.needs is not None:
@@ -38,17 +39,18 @@ def draw(record: FigureRecord, path: Path | str | None = None) -> Figure:
     if record.kind not in KINDS:
         raise RecordError(f"{record.key}: no figures of kind {record.kind!r}; {', '.join(KINDS)}")
     renderer = importlib.import_module(f"interp.figures.{record.kind}")
+    shown = with_drawable_texts(record)
     with rc_context(STYLE):
         figure = Card(footer(record))
         try:
-            renderer.draw(figure, record)
+            renderer.draw(figure, shown)
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise RecordError(
                 f"{record.key} cannot be drawn as {record.kind!r} ({error!r}); the series it takes "
                 f"is described in interp/figures/{record.kind}.py"
             ) from error
         if path is not None:
-            _write(figure, Path(path), {"Title": record.title})
+            _write(figure, Path(path), {"Title": shown.title})
     return figure
 
 

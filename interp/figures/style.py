@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from interp.figures.labels import FONT, drawable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure looks alike on every machine
+    "font.family": FONT,
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.labelsize": 9.5,
@@ -95,5 +97,6 @@ def footer(record: FigureRecord) -> str:
         parts.append(record.intervals)
     if record.paper_figure:
         parts.append(f"for {record.paper_figure}")
-    facts = textwrap.wrap(" · ".join([*parts, record.verdict]), FOOTER_CHARACTERS)
-    return "\n".join([*textwrap.wrap(record.caption, FOOTER_CHARACTERS), *facts])
+    facts = " · ".join([*parts, record.verdict])
+    texts = (" ".join(record.caption.split()), facts)
+    return "\n".join(line for t in texts for line in textwrap.wrap(drawable(t), FOOTER_CHARACTERS))

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_failure_is_one_line_and_one(capsys: pytest.CaptureFixture[str]) -> None
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert call("measure", "--model", "smollm2", "--refuse", "absent.txt") == 1
+
+
+def test_names_with_markup_and_control_characters_are_shown_as_they_are(
+    chat_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "[red]"
+    folder.symlink_to(chat_dir)
+    assert call("inspect", folder) == 0
+    assert "[red]: llama" in capsys.readouterr().out
+    assert call("inspect", "/no/\x1b[31m\udc80/dir") == 1
+    assert "no directory /no/\\x1b[31m\\udc80/dir" in capsys.readouterr().err
 
 
 def test_inspect(chat_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +247,7 @@ def test_attribute(
         assert call("attribute", "--model", chat_dir, *prompts, *extra, "--out", out) == 0
         record = json.loads((out / "refusal" / "attribution.json").read_text())
         assert record["series"]["largest_residual"] < 1e-4
-        assert (out / "refusal" / "attribution.svg").is_file()
+        ElementTree.parse(out / "refusal" / "attribution.svg")
     assert "parts sum to it" in capsys.readouterr().out
 
 
