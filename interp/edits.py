@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from interp.errors import DeltaError, NotExpressible, SiteError
 from interp.maths import through_gain
 from interp.models.anatomy import Anatomy, BoundWriter
+from interp.models.quantised import values_of
 from interp.operators import Ablation, Addition, HookOnly, Operator
 from interp.sites import Site
 from interp.types import Coverage, Direction, LowRank, Shift, Update, Vector, WeightDelta
@@ -124,7 +125,7 @@ def _readable(param: Tensor, name: str) -> Tensor:
         raise DeltaError(
             f"{name} is offloaded; load the model without disk or meta offload to edit it"
         )
-    if not param.is_floating_point():
+    if not param.is_floating_point() or param.dtype.itemsize == 1:
         raise DeltaError(
             f"{name} is quantised ({param.dtype}); fit on the quantised model with hooks, or load the "
             "unquantised base to make a weight delta"
@@ -256,14 +257,15 @@ def fingerprint(model: nn.Module, anatomy: Anatomy) -> str:
 
     The rounding makes one checkpoint loaded in fp32 or bf16 give one fingerprint (in fp16 only one that
     is stored in bf16 or fp16); the samples (4,096 and more a writer, strided) make any low-rank edit
-    change it. A model whose writers are quantised or offloaded gets ``"unverified"``.
+    change it. Scaled float8 counts as the values that it stands for. A model whose writers are quantised
+    in another way, or offloaded, gets ``"unverified"``.
     """
     digest = hashlib.sha256(f"{anatomy.model_type}:{anatomy.d_model}:{anatomy.n_blocks}".encode())
     for writer in anatomy.writers:
-        param = model.get_parameter(writer.weight).detach()
-        if param.is_meta or not param.is_floating_point():
+        values = values_of(model, writer.weight)
+        if values is None:
             return "unverified"
-        flat = param.reshape(-1)
+        flat = values.reshape(-1)
         step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
         sample = flat[::step].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
         digest.update(writer.weight.encode() + sample.numpy().tobytes())

@@ -152,7 +152,7 @@ def bind_readout(backend: Backend, openers: Openers) -> Readout:
     anatomy = backend.anatomy
     head = backend.model.get_submodule(anatomy.unembed)
     weight: Tensor = head.weight  # type: ignore[assignment]
-    if weight.is_meta or not weight.is_floating_point():
+    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize == 1:
         raise InterpError(
             f"{anatomy.unembed} is offloaded or quantised; attribution reads its rows: load the "
             "model without disk offload and leave the unembedding unquantised"

@@ -54,7 +54,8 @@ def difference(
     (none if it still is the base's embedding).
 
     Raises ModelNotFound for files that cannot be read, DeltaError for two architectures, for
-    quantised weights, and for two models that do not differ beyond rounding.
+    weights quantised in another way than scaled float8, and for two models that do not differ beyond
+    rounding.
     """
     if tolerance is not None and not 0.0 <= tolerance < 1.0:
         raise DeltaError(f"tolerance is a share of the norm, from 0 to below 1, not {tolerance}")
@@ -65,10 +66,8 @@ def difference(
     _check_same(names, anatomy, skeleton(names[1], trust_remote_code=trust_remote_code)[1])
     pair = Pair(*(Checkpoint.open(_folder(name)) for name in names))
     for name, side in zip(names, (pair.base, pair.other), strict=True):
-        if any(_quantised(side, writer) for writer in anatomy.writers):
-            raise DeltaError(
-                f"the weights of {name} are quantised; give the unquantised checkpoint"
-            )
+        if side.quantisation is not None and side.quantisation.opaque:
+            raise DeltaError(side.quantisation.explain(name))
     wanted = targets(pair, model, anatomy)
     found = _Found(Cut(rank, tolerance))
     advance = watch("difference", len(wanted))
@@ -241,24 +240,18 @@ def _delta(
 def checkpoint_fingerprint(checkpoint: Checkpoint, anatomy: Anatomy) -> str:
     """:func:`interp.edits.fingerprint` of the model that these files hold, without building it.
 
-    ``"unverified"`` where a writer is quantised. Raises ModelNotFound for a writer that the files
-    lack or hold in another shape.
+    ``"unverified"`` where a writer cannot be read (quantised, but not as scaled float8). Raises
+    ModelNotFound for a writer that the files lack or hold in another shape.
     """
     digest = hashlib.sha256(f"{anatomy.model_type}:{anatomy.d_model}:{anatomy.n_blocks}".encode())
     for writer in anatomy.writers:
-        if _quantised(checkpoint, writer):
+        if any(checkpoint.is_quantised(name) for name in writer.checkpoint):
             return "unverified"
         step = max(1, math.prod(writer.shape) // FINGERPRINT_SAMPLES)
         parts = [part.to(torch.bfloat16) for part in _strided(checkpoint, writer, step)]
         sample = torch.cat(parts).contiguous().view(torch.int16)
         digest.update(writer.weight.encode() + sample.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _quantised(checkpoint: Checkpoint, writer: BoundWriter) -> bool:
-    found = (checkpoint.find(name) for name in writer.checkpoint)
-    dtypes = [checkpoint.tensors[key].dtype for key in found if key is not None]
-    return any(dtype is None or not dtype.is_floating_point for dtype in dtypes)
 
 
 def _strided(checkpoint: Checkpoint, writer: BoundWriter, step: int) -> Iterator[Tensor]:

@@ -195,12 +195,12 @@ def _only_the_unembedding_is_tied(base: Base) -> bool:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype of most of the checkpoint's bytes."""
+    """The dtype of the values that most of the checkpoint's bytes stand for."""
     sizes: Counter[str] = Counter()
-    for stored in checkpoint.tensors.values():
-        sizes[stored.code] += stored.size
-    code = sizes.most_common(1)[0][0]
-    return NAMES.get(code, code)
+    for name, stored in checkpoint.tensors.items():
+        scaled = str(checkpoint.dtype).removeprefix("torch.") if name in checkpoint.scales else ""
+        sizes[scaled or NAMES.get(stored.code, stored.code)] += stored.size
+    return sizes.most_common(1)[0][0]
 
 
 def _check(path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from interp.errors import DeltaError
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.checkpoint import Checkpoint
 from interp.models.layout import pieces
@@ -54,26 +53,16 @@ class Pair:
     def _side(self, side: Checkpoint, key: str | None, part: Part) -> Tensor | None:
         if key is None:
             return None
-        self._check_floating(side, key)
         if part.expert is None:
             value = side.read(key)
         else:
             value = side.rows(key, part.expert, part.expert + 1)[0]
         return value.T if part.turned else value
 
-    def _check_floating(self, side: Checkpoint, key: str) -> None:
-        dtype = side.tensors[key].dtype
-        if dtype is None or not dtype.is_floating_point:
-            raise DeltaError(
-                f"{key} of {side.folder} is quantised ({side.tensors[key].code}); give the "
-                "unquantised checkpoint"
-            )
-
     def eps(self, part: Part) -> float:
         """Relative spacing of the coarser of the two dtypes."""
         sides = ((self.base, part.base), (self.other, part.other))
-        found = [side.tensors[key].dtype for side, key in sides if key is not None]
-        return max(torch.finfo(dtype).eps for dtype in found if dtype is not None)
+        return max(torch.finfo(side.dtype_of(key)).eps for side, key in sides if key is not None)
 
     def change(self, key: str) -> tuple[float | None, float]:
         """``(‖other − base‖, ‖base‖)`` of a tensor; the first is None where shapes do not fit."""
@@ -196,6 +185,8 @@ def _axes(module: nn.Module) -> Axes | None:
 def unclaimed(pair: Pair, anatomy: Anatomy, wanted: list[Target]) -> Iterator[tuple[str, str]]:
     """``(name in the files, why there is no update of it)`` for every other tensor."""
     used = {key for t in wanted for p in t.parts for key in (p.base, p.other)}
+    # The scales of float8 weights are part of those.
+    used |= {scale.key for side in (pair.base, pair.other) for scale in side.scales.values()}
     # A copy of a tied embedding under the name of the unembedding is no tensor of its own.
     used |= {side.find(anatomy.unembed_checkpoint) for side in (pair.base, pair.other)}
     for key in sorted({*pair.base.tensors, *pair.other.tensors} - used):

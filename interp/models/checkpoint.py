@@ -1,7 +1,9 @@
 """A safetensors checkpoint on disk, read tensor by tensor or row by row; the model is never built.
 
 Offsets come from the files' own headers. Reads are plain ones into memory that was asked for; only a
-few values far apart are taken through a memory map.
+few values far apart are taken through a memory map. A scaled float8 weight is read as its values, in
+the dtype that the config gives (bfloat16 without one), as transformers loads it; :meth:`Checkpoint.lines`
+alone gives the bytes of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import ModelNotFound
+from interp.models.quantised import Quantisation, Scale, quantisation
 
+CONFIGS = ("hf_quant_config.json", "config.json")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {
@@ -29,6 +33,9 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -57,11 +64,16 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a model directory by their names in the files."""
+    """The tensors of a model directory by their names in the files.
+
+    quantisation: how they are quantised, None for plain values. dtype: of dequantised values.
+    """
 
     folder: Path
     tensors: Mapping[str, Stored]
     files: tuple[Path, ...]
+    quantisation: Quantisation | None = None
+    dtype: torch.dtype = torch.bfloat16
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -78,7 +90,8 @@ class Checkpoint:
                     )
                 tensors[name] = stored
         _check_index(path, tensors)
-        return cls(path, tensors, files)
+        config = read_config(path)
+        return cls(path, tensors, files, quantisation(tensors, config), _value_dtype(config))
 
     def find(self, name: str) -> str | None:
         """A tensor's name in these files: as given, or as older files have it, without the prefix of
@@ -86,20 +99,55 @@ class Checkpoint:
         short = name.split(".", 1)[-1]
         return next((key for key in (name, short) if key in self.tensors), None)
 
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """The scales of float8 weights by the weights' names."""
+        return {} if self.quantisation is None else self.quantisation.scales
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether the values of a weight cannot be read: packed, or absent under this name from files
+        that are quantised."""
+        if self.quantisation is None:
+            return False
+        key = self.find(name)
+        return key is None or key in self.quantisation.opaque
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype of the values that :meth:`read` gives. Raises ModelNotFound for quantised ones."""
+        if name in self.scales:
+            return self.dtype
+        if self.quantisation is not None and name in self.quantisation.opaque:
+            raise ModelNotFound(self.quantisation.explain(str(self.folder)))
+        return self._dtype(self.tensors[name])
+
     def read(self, name: str) -> Tensor:
         """One whole tensor, on the CPU and in its own dtype."""
         stored = self.tensors[name]
-        return self._at(stored, 0, stored.size).reshape(stored.shape)
+        if not stored.shape:
+            return self._at(stored, 0, stored.size).reshape(())
+        return self.rows(name, 0, stored.shape[0])
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Entries ``start:stop`` of the first axis."""
-        stored = self.tensors[name]
+        dtype, stored = self.dtype_of(name), self.tensors[name]
         step = stored.size // max(1, stored.shape[0])
         found = self._at(stored, start * step, (stop - start) * step)
-        return found.reshape(stop - start, *stored.shape[1:])
+        found = found.reshape(stop - start, *stored.shape[1:])
+        scale = self.scales.get(name)
+        if scale is None:
+            return found
+        return (found.float() * scale.of_rows(self.read(scale.key), start, stop)).to(dtype)
 
     def strided(self, name: str, first: int, step: int) -> Tensor:
         """Values ``first``, ``first + step``, … of the flattened tensor; no other pages are read."""
+        found = self._strided(name, first, step)
+        scale = self.scales.get(name)
+        if scale is None:
+            return found
+        places = torch.arange(first, math.prod(self.tensors[name].shape), step)
+        return (found.float() * scale.at(self.read(scale.key), places)).to(self.dtype)
+
+    def _strided(self, name: str, first: int, step: int) -> Tensor:
         stored = self.tensors[name]
         dtype = self._dtype(stored)
         mapped = np.memmap(
@@ -190,6 +238,25 @@ def _placed(file: Path, header: Mapping[str, Any], start: int) -> dict[str, Stor
     if file.stat().st_size != start + last:
         raise ValueError(f"{file.stat().st_size} bytes where its header says {start + last}")
     return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a model directory says of itself; empty where it holds no readable config."""
+    found: dict[str, Any] = {}
+    for name in CONFIGS:
+        try:
+            value = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        found |= value if isinstance(value, dict) else {}
+    return found
+
+
+def _value_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    names = [str(part.get(key)) for part in parts for key in ("dtype", "torch_dtype")]
+    found = (getattr(torch, name.removeprefix("torch."), None) for name in names)
+    return next((dtype for dtype in found if isinstance(dtype, torch.dtype)), torch.bfloat16)
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

@@ -29,12 +29,15 @@ class Piece:
 def pieces(checkpoint: Checkpoint, writer: BoundWriter) -> tuple[Piece, ...]:
     """The saved tensors of a writer's weight, in expert order.
 
-    Raises ModelNotFound for a tensor that is missing or has another shape than the config gives.
+    Raises ModelNotFound for a tensor that is quantised, missing, or of another shape than the config
+    gives.
     """
     split = writer.fused and len(writer.checkpoint) > 1
     found = []
     for e, name in enumerate(writer.checkpoint):
         key = checkpoint.find(name)
+        if checkpoint.quantisation is not None and checkpoint.is_quantised(name):
+            raise ModelNotFound(checkpoint.quantisation.explain(str(checkpoint.folder)))
         if key is None:
             raise ModelNotFound(
                 f"{checkpoint.folder} lacks {name}; the download is incomplete or another model's"
