@@ -137,7 +137,7 @@ def command(
     with watching() as watch:
 
         def run() -> tuple[Fitted, Choice]:
-            pool = given.pool(select_r, select_c) if least else None
+            pool = given.pool(fit_r, select_r, select_c) if least else None
             opener = _opener(given, backend, fit_r, fit_c)
             prose = _prose(given, pool or fit_c, opener) if least else None
             fitted = _fit(given, backend, fit_r, fit_c, pool, prose, opener, watch)

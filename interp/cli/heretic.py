@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp.cli.options import (
+    SIDES,
     asking_of,
     heretic_options,
     json_option,
     loading_options,
     out_option,
+    read_class,
     stack,
     write_result,
 )
@@ -117,14 +119,14 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
 
     A source without splits of its own is cut in two by hash, unless evaluation prompts are named.
     """
-    from interp.data import is_shipped, load_class
+    from interp.data import check_classes, is_shipped
 
     sets, named = {}, {}
     for role, (side, split) in ROLES.items():
         evaluated = role.endswith("evaluation_prompts")
         own = given[f"evaluate_{side}"]
         name = (own if evaluated else None) or given[side]
-        whole = load_class(name, side, split=split, limit=given["limit"])
+        whole = read_class(name, side, split=split, limit=given["limit"])
         found = whole
         if own is None and not is_shipped(name):
             found = whole.halves()[1 if evaluated else 0]
@@ -138,6 +140,8 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
             "rows": None if found is whole else [place[p] for p in found.prompts],
             "sha256": found.sha256,
         }
+    by_side = {side: [sets[role] for role, (s, _) in ROLES.items() if s == side] for side in SIDES}
+    check_classes(by_side["refuse"], by_side["comply"])
     return sets, named
 
 

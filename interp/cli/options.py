@@ -63,7 +63,8 @@ class_options = stack(
         default="capability",
         show_default=True,
         metavar="FILE|SET",
-        help="requests: a shipped set, a text or .jsonl file, or org/name#column on the hub",
+        help="requests: a shipped set, a file (text, JSON, CSV or Parquet; #column picks one), or "
+        "org/name#column on the hub",
     ),
     click.option(
         "--comply",
@@ -180,13 +181,7 @@ class Given:
 
     def classes(self, split: str) -> tuple[PromptSet, PromptSet]:
         """Both classes of prompts; ``split`` matters for shipped sets that name none."""
-        from interp.data import load_class
-
-        limit = self.values["limit"]
-        return (
-            load_class(self.values["refuse"], "refuse", split=split, limit=limit),
-            load_class(self.values["comply"], "comply", split=split, limit=limit),
-        )
+        return read_classes(self.values, split)
 
     def fit_and_select(self) -> tuple[PromptSet, PromptSet, PromptSet, PromptSet]:
         """``(fit refuse, fit comply, select refuse, select comply)``.
@@ -194,38 +189,74 @@ class Given:
         A shipped set has these splits; any other source is cut in two by hash, and its numbers must be
         reported on prompts from elsewhere.
         """
-        (fr, sr), (fc, sc) = (self._parts(side, ("fit", "select")) for side in SIDES)
+        (fr, sr), (fc, sc) = self._split(("fit", "select"))
         return fr, fc, sr, sc
 
     def three_splits(self) -> Prompts:
         """Fit, select and report; a source without splits of its own is cut in three by hash."""
         from interp.methods.refusal.pipeline import Prompts
 
-        refuse, comply = (self._parts(side, ("fit", "select", "report")) for side in SIDES)
-        return Prompts(*zip(refuse, comply, strict=True), pool=self.pool(*refuse[1:], *comply[1:]))
+        refuse, comply = self._split(("fit", "select", "report"))
+        pool = self.pool(refuse[0], *refuse[1:], *comply[1:])
+        return Prompts(*zip(refuse, comply, strict=True), pool=pool)
 
-    def pool(self, *held_out: PromptSet) -> PromptSet | None:
-        """What ``--pool`` names, less the prompts that are held out."""
-        from interp.data import load_class
+    def pool(self, refuse: PromptSet, *held_out: PromptSet) -> PromptSet | None:
+        """What ``--pool`` names, less the prompts that are held out.
+
+        Raises PromptError when ``refuse``, the requests to fit on, are among the rest.
+        """
+        from interp.data import check_classes
 
         name = self.values["pool"]
         if name == "none":
             return None
-        return load_class(name, "comply", limit=self.values["limit"]).without(*held_out)
+        found = read_class(name, "comply", limit=self.values["limit"]).without(*held_out)
+        check_classes([refuse], [found])
+        return found
+
+    def _split(self, splits: tuple[str, ...]) -> list[list[PromptSet]]:
+        """Both classes by split. Raises PromptError for prompts in both, whatever their splits."""
+        from interp.data import check_classes
+
+        refuse, comply = (self._parts(side, splits) for side in SIDES)
+        check_classes(refuse, comply)
+        return [refuse, comply]
 
     def _parts(self, side: Side, splits: tuple[str, ...]) -> list[PromptSet]:
-        from interp.data import is_shipped, load_class
+        from interp.data import is_shipped
 
         name, limit = self.values[side], self.values["limit"]
         # A name with a split of its own is cut like a file: its parts must not be the same prompts.
         if is_shipped(name) and ":" not in name:
-            return [load_class(name, side, split=split, limit=limit) for split in splits]
-        rest = load_class(name, side, limit=limit)
+            return [read_class(name, side, split=split, limit=limit) for split in splits]
+        rest = read_class(name, side, limit=limit)
         parts = []
         for _ in splits[1:]:
             rest, last = rest.halves()
             parts.insert(0, last)
         return [rest, *parts]
+
+
+def read_class(name: str, side: Side, **how: Any) -> PromptSet:
+    """:func:`interp.data.load_class`; what was left out is printed on stderr."""
+    from interp.data import load_class
+    from interp.printable import printable
+
+    found = load_class(name, side, **how)
+    for note in found.notes:
+        click.echo(f"note: {printable(note)}", err=True)
+    return found
+
+
+def read_classes(values: dict[str, Any], split: str) -> tuple[PromptSet, PromptSet]:
+    """Both classes of :data:`class_options`. Raises PromptError for prompts that are in both."""
+    from interp.data import check_classes
+
+    refuse, comply = (
+        read_class(values[side], side, split=split, limit=values["limit"]) for side in SIDES
+    )
+    check_classes([refuse], [comply])
+    return refuse, comply
 
 
 def loading_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from interp.cli.options import (
     heretic_options,
     json_option,
     loading_options,
+    read_classes,
     write_result,
 )
 from interp.errors import InterpError
@@ -90,7 +91,6 @@ def _ask(
 
     from interp.backends import open_model
     from interp.cli.progress import is_quiet, status
-    from interp.data import load_class
     from interp.export.exporter import dtype_of
     from interp.export.heretic_program import install
     from interp.export.merged import merge
@@ -99,10 +99,7 @@ def _ask(
     from interp.methods.heretic.opinion import check_prompts
     from interp.models.loading import resolve
 
-    refuse, comply = (
-        load_class(asked[side], side, split=asked["split"], limit=asked["limit"])  # type: ignore[arg-type]
-        for side in ("refuse", "comply")
-    )
+    refuse, comply = read_classes(asked, asked["split"])
     with status(f"opening {base}"):
         edit = read_edit(export, base, **loading)
         backend = open_model(base, **loading)

@@ -6,7 +6,8 @@ A *class* of prompts (``--refuse`` or ``--comply``) is named in one of six ways:
 - ``capability+broad`` — several shipped sets, each giving what it has of the split that is asked for
 - ``answerable`` — a shipped list of everyday questions, one class only
 - ``prompts.txt`` — a text file, one prompt a line
-- ``prompts.jsonl`` or ``prompts.jsonl#column`` — one JSON object a line
+- ``prompts.jsonl`` or ``prompts.jsonl#column`` — JSON lines, JSON, CSV or Parquet (:mod:`interp.data.rows`);
+  of conversations, the last user turn (:mod:`interp.data.turns`)
 - ``org/name#column`` or ``org/name:split#column`` — a data set on the hub
 
 Sets of harmful prompts are not shipped; name a file or a hub id.
@@ -15,29 +16,38 @@ Sets of harmful prompts are not shipped; name a file or a hub id.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from interp.data.rows import SUFFIXES, Row, read_rows
+from interp.data.turns import prompts_of
 from interp.errors import PromptError
 from interp.files import sha256_text
+from interp.printable import printable
 
 Side = Literal["refuse", "comply"]
 SPLITS = ("fit", "select", "report")
-DEFAULT_COLUMNS = ("prompt", "text", "instruction", "goal", "question")
 LISTS = ("answerable",)
 SMALLEST_CLASS = 4
+FINAL = " .?!…。？！"
+"""Punctuation at the end of a prompt that makes no other prompt of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts of one class, in order, without repeats. ``source`` says where they came from."""
+    """Prompts of one class, in order, without repeats.
+
+    source: where they came from. notes: what was left out when they were read.
+    """
 
     prompts: tuple[str, ...]
     source: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -52,9 +62,10 @@ class PromptSet:
         return sha256_text(*self.prompts)
 
     def without(self, *others: PromptSet) -> PromptSet:
-        """The prompts that are in none of ``others``."""
-        held = {p for other in others for p in other.prompts}
-        return PromptSet(tuple(p for p in self.prompts if p not in held), self.source)
+        """The prompts that are in none of ``others``, whatever their case or final punctuation."""
+        held = {normalised(p) for other in others for p in other.prompts}
+        kept = tuple(p for p in self.prompts if normalised(p) not in held)
+        return PromptSet(kept, self.source)
 
     def spread(self, most: int) -> PromptSet:
         """So many of the prompts (1 or more), or all where there are fewer, spread evenly over them."""
@@ -143,10 +154,10 @@ def load_class(
         found = _from_sets(name, side, split)
     elif name in LISTS:
         text = files("interp.data").joinpath(f"sets/{name}.txt").read_text(encoding="utf-8")
-        found = PromptSet(_unique(text.splitlines()), name)
+        found = _distinct(filter(str.strip, text.splitlines()), (), name)
     else:
         found = _from_file(name) or _from_hub(name)
-    return PromptSet(found.prompts[:limit], found.source) if limit else found
+    return replace(found, prompts=found.prompts[:limit]) if limit else found
 
 
 def is_shipped(name: str) -> bool:
@@ -166,51 +177,18 @@ def _from_sets(name: str, side: Side, split: str) -> PromptSet:
 def _from_file(name: str) -> PromptSet | None:
     """Prompts of a local file, or None when the name cannot be one."""
     where, _, column = name.partition("#")
+    if column and Path(name).expanduser().is_file():
+        where, column = name, ""
     path = Path(where).expanduser()
     if not path.is_file():
-        if path.suffix in (".txt", ".jsonl", ".json", ".csv") or path.is_dir():
+        if path.suffix.lower() in SUFFIXES or path.is_dir():
             raise PromptError(f"no prompt file {where}; give a text file with one prompt a line")
         return None
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise PromptError(
-            f"{where} is not UTF-8 text; save it as UTF-8, one prompt a line"
-        ) from None
-    if path.suffix == ".jsonl":
-        prompts = _column(_json_lines(lines, where), column, where)
-    elif path.suffix in (".json", ".csv"):
-        raise PromptError(f"{where}: use a text file (one prompt a line) or .jsonl")
-    else:
-        prompts = lines
-    return PromptSet(_unique(prompts), path.name)
-
-
-def _json_lines(lines: Iterable[str], where: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{where}, line {number} is not JSON: {error.msg}") from None
-    return rows
-
-
-def _column(rows: Sequence[Any], column: str, where: str) -> list[str]:
-    if rows and all(isinstance(r, str) for r in rows):
-        return list(rows)
-    if not rows or not all(isinstance(r, Mapping) for r in rows):
-        raise PromptError(f"{where}: every line must be a JSON object or a JSON string")
-    names = list(rows[0])
-    chosen = column or next((c for c in DEFAULT_COLUMNS if c in names), "")
-    if not chosen or any(not isinstance(r.get(chosen), str) for r in rows):
-        raise PromptError(
-            f"{where}: no text column {chosen or DEFAULT_COLUMNS[0]!r}; "
-            f"name one as {where}#COLUMN (columns: {', '.join(names)})"
-        )
-    return [r[chosen] for r in rows]
+    found = read_rows(path, column)
+    source = f"{path.name}#{column}" if column else path.name
+    if found.structured:
+        return _distinct(*prompts_of(found.rows, column, where), source)
+    return _distinct([row.value for row in found.rows if row.value.strip()], (), source)
 
 
 def _from_hub(name: str) -> PromptSet:
@@ -233,8 +211,35 @@ def _from_hub(name: str) -> PromptSet:
             f"cannot load the data set {repo} ({reason}); where there is a network and access run: "
             f"hf auth login && hf download --repo-type dataset {repo}"
         ) from error
-    return PromptSet(_unique(_column(list(rows), column, where)), name)
+    numbered = tuple(Row(value, f"row {i}") for i, value in enumerate(rows, 1))
+    return _distinct(*prompts_of(numbered, column, where), name)
 
 
-def _unique(lines: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(s for line in lines if (s := line.strip())))
+def normalised(prompt: str) -> str:
+    """What two prompts share that differ only in case, spacing, final punctuation or Unicode form."""
+    text = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+    return text.rstrip(FINAL) or text
+
+
+def check_classes(refuse: Iterable[PromptSet], comply: Iterable[PromptSet]) -> None:
+    """Raise PromptError for prompts that are in both classes, whatever their case or punctuation."""
+    asked = {normalised(p): p for each in refuse for p in each.prompts}
+    held = list(comply)
+    both = {key for each in held for p in each.prompts if (key := normalised(p)) in asked}
+    if both:
+        first = next(p for key, p in asked.items() if key in both)
+        raise PromptError(
+            f"{len(both)} of {len(asked)} refuse prompts are comply prompts as well, first "
+            f"{printable(first)!r}; a prompt can be in one class only, so remove each from one of them"
+        )
+
+
+def _distinct(prompts: Iterable[str], notes: tuple[str, ...], source: str) -> PromptSet:
+    """Each prompt once; a note counts those that repeat another."""
+    texts = [prompt.strip() for prompt in prompts]
+    kept: dict[str, str] = {}
+    for text in texts:
+        kept.setdefault(normalised(text), text)
+    if repeats := len(texts) - len(kept):
+        notes += (f"{source}: {repeats} of {len(texts)} prompts left out as repeats of others",)
+    return PromptSet(tuple(kept.values()), source, notes)

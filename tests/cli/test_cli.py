@@ -78,6 +78,28 @@ def test_names_with_markup_and_control_characters_are_shown_as_they_are(
     assert "no directory /no/\\x1b[31m\\udc80/dir" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["measure"], ["attribute"], ["demo"], ["edit", "--method", "ablation"],
+        ["heretic", "--kernel", "1,1,1,1"], ["heretic", "--kernel", "1,1,1,1", "--evaluate-refuse"],
+    ],
+    ids=lambda words: "".join(words),
+)  # fmt: skip
+def test_a_prompt_in_both_classes_is_an_error_of_every_command(
+    command: list[str], prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = tmp_path / "both.txt"
+    both.write_text("\n".join([*REFUSE[:6], *COMPLY[:6], COMPLY[6].upper()]))
+    if "--evaluate-refuse" in command:
+        given = [*command, both, *prompts]
+    else:
+        given = [*command, "--refuse", prompts[1], "--comply", both]
+    out = () if command == ["measure"] else ("--out", tmp_path / "out")
+    assert call(*given, "--model", "/never/opened", *out) == 1
+    assert "refuse prompts are comply prompts as well" in capsys.readouterr().err
+
+
 def test_inspect(chat_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", chat_dir, "--json", tmp_path / "r.json") == 0
     shown = capsys.readouterr().out

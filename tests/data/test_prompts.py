@@ -66,7 +66,7 @@ def test_jsonl_file(tmp_path: Path, text: str, column: str) -> None:
         ("p.jsonl", b'{"a": 1', "line 1 is not JSON"),
         ("p.jsonl", b'{"a": 1}\n', "columns: a"),
         ("p.jsonl", b"[1]\n", "JSON object"),
-        ("p.csv", b"a,b\n", "text file"),
+        ("p.csv", b"a,b\n", "no rows below its first line, which names columns: a, b"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, says: str) -> None:
