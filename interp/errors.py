@@ -45,3 +45,7 @@ class SiteError(InterpError):
 
 class RecordError(InterpError):
     """A figure record that is damaged, contradicts itself, or that no renderer can draw."""
+
+
+class NotFinite(InterpError):
+    """NaN or infinity where a model should give numbers: an overflow, or damaged weights."""

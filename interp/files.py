@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes. Standard library only."""
+"""Files that are whole or absent: atomic writes, hashes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from interp.errors import NotFinite
 
 BLOCK = 1 << 20
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -49,11 +51,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused (they are not JSON).
+    """Write JSON atomically. Raises NotFinite for NaN and infinity, which are not JSON.
 
     Lone surrogates, which UTF-8 does not have, are written as JSON escapes and read back as they were.
     """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError as error:
+        raise NotFinite(f"{path} is not written: a result is NaN or infinite ({error})") from None
     write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from interp import files
+from interp.errors import NotFinite
 
 
 def test_json_is_written_whole_and_replaces(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 
 def test_not_a_number_is_not_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(NotFinite, match="is not written"):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
 

@@ -8,20 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from interp.backends.finite import FiniteScores
 from interp.backends.prefix import Hoisted, prefix_cache
 from interp.types import Ids, TokenBatch
 
 
-def greedy(model: nn.Module, tokenizer: Any, batch: TokenBatch | Hoisted, tokens: int) -> Ids:
-    """Greedy continuation ``[batch, tokens]``, padded after the end of text."""
-    if tokens < 1:
-        return batch.ids[:, :0].cpu()
+def greedy(model: nn.Module, batch: TokenBatch | Hoisted, tokens: int, pad: int) -> Ids:
+    """Greedy continuation ``[batch, tokens]``, filled with ``pad`` after the end of text."""
     cached = {"past_key_values": prefix_cache(model, batch)} if isinstance(batch, Hoisted) else {}
-    with greedy_config(model, tokenizer, tokens) as config:
+    with greedy_config(model, tokens, pad) as config:
         out = model.generate(  # type: ignore[operator]
-            input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, **cached
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            generation_config=config,
+            logits_processor=[FiniteScores(batch.mask)],
+            **cached,
         )
-    return new_ids(out, batch, tokens, config.pad_token_id)
+    return new_ids(out, batch, tokens, pad)
 
 
 def new_ids(out: Tensor, batch: TokenBatch | Hoisted, tokens: int, pad: int) -> Ids:
@@ -30,8 +33,26 @@ def new_ids(out: Tensor, batch: TokenBatch | Hoisted, tokens: int, pad: int) -> 
     return nn.functional.pad(new, (0, tokens - new.shape[1]), value=pad)
 
 
+def end_ids(model: Any) -> list[int]:
+    """The ids that end a response, from the generation config or else the config."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    eos = own if own is not None else model.config.eos_token_id
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def padding_id(tokenizer: Any, model: Any, rows: int) -> int:
+    """An id that an embedding of ``rows`` has: the tokenizer's padding, the model's, an end, or 0."""
+    candidates = (
+        getattr(tokenizer, "pad_token_id", None),
+        getattr(model.generation_config, "pad_token_id", None),
+        model.config.pad_token_id,
+        *end_ids(model),
+    )
+    return next((i for i in candidates if i is not None and 0 <= i < rows), 0)
+
+
 @contextmanager
-def greedy_config(model: Any, tokenizer: Any, tokens: int) -> Iterator[Any]:
+def greedy_config(model: Any, tokens: int, pad: int) -> Iterator[Any]:
     """A generation config that is greedy and nothing else, in force while the context lasts.
 
     transformers fills what a config leaves open from the model's own one, which may hold repetition
@@ -40,13 +61,11 @@ def greedy_config(model: Any, tokenizer: Any, tokens: int) -> Iterator[Any]:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    eos = own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id
-    pads = (getattr(tokenizer, "pad_token_id", None), own.pad_token_id, model.config.pad_token_id)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=tokens,
-        eos_token_id=eos,
-        pad_token_id=next((pad for pad in pads if pad is not None), 0),
+        eos_token_id=end_ids(model) or None,
+        pad_token_id=pad,
     )
     model.generation_config = config
     try:

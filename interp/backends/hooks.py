@@ -10,17 +10,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from interp.backends.generation import greedy
 from interp.backends.prefix import after_prefix, hoist, supports_prefix
 from interp.backends.protocol import (
-    AnyEdit,
     Positions,
     SharedBackend,
-    check_positions,
-    check_sites,
     in_order,
     kept_logits,
     model_inputs,
@@ -42,24 +38,18 @@ class HooksBackend(SharedBackend):
 
     name: ClassVar[str] = "hooks"
 
-    @torch.no_grad()
-    def capture(
-        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    def _capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions
     ) -> dict[Site, Tensor]:
-        """Activations at ``sites``; raises SiteError for a site or position that does not exist."""
-        check_sites(self.anatomy, sites)
-        check_positions(positions, batch.ids.shape[1])
         found: dict[Site, Tensor] = {}
-        wanted: dict[Site, Reading] = {}
-        if sites:
-            inputs = self._inputs(batch, positions)
-            shape = inputs["input_ids"].shape
-            wanted = {s: reading(self.anatomy, s, positions, shape) for s in sites}
-            with ExitStack() as stack:
-                for site, place in wanted.items():
-                    self._listen(stack, site, place, found, len(wanted))
-                with suppress(_Stop):
-                    self.model(**inputs)
+        inputs = self._inputs(batch, positions)
+        shape = inputs["input_ids"].shape
+        wanted = {s: reading(self.anatomy, s, positions, shape) for s in sites}
+        with ExitStack() as stack:
+            for site, place in wanted.items():
+                self._listen(stack, site, place, found, len(wanted))
+            with suppress(_Stop):
+                self.model(**inputs)
         return in_order(found, wanted)
 
     def _inputs(self, batch: TokenBatch, positions: Positions) -> dict[str, Any]:
@@ -68,7 +58,6 @@ class HooksBackend(SharedBackend):
         ``positions`` are kept out of the prefix, so that hooks see them; an edit that is in place
         acts on the prefix, too.
         """
-        batch = batch.to(self.device)
         if positions is not None and supports_prefix(self.model, self.anatomy):
             keep = -min((positions,) if isinstance(positions, int) else positions)
             if (hoisted := hoist(batch, keep)) is not None:
@@ -96,19 +85,10 @@ class HooksBackend(SharedBackend):
         )
         stack.callback(register(keep, with_kwargs=True).remove)
 
-    @torch.no_grad()
-    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
-        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise."""
-        check_positions(positions, batch.ids.shape[1])
-        with self.editing(edit):
-            inputs = self._inputs(batch, positions) | kept_logits(self.model, positions)
-            out = self.model(**inputs)
-        return take(out.logits, positions).cpu()
+    def _logits(self, batch: TokenBatch, positions: Positions) -> Tensor:
+        inputs = self._inputs(batch, positions) | kept_logits(self.model, positions)
+        return take(self.model(**inputs).logits, positions).cpu()
 
-    @torch.no_grad()
-    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
-        """Greedy continuation ``[batch, tokens]``, padded after the end of text."""
-        batch = batch.to(self.device)
-        with self.editing(edit):
-            shared = hoist(batch) if supports_prefix(self.model, self.anatomy) else None
-            return greedy(self.model, self.tokenizer, shared or batch, tokens)
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
+        shared = hoist(batch) if supports_prefix(self.model, self.anatomy) else None
+        return greedy(self.model, shared or batch, tokens, pad)

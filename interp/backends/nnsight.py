@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from interp.backends.finite import FiniteScores
 from interp.backends.generation import greedy_config, new_ids
 from interp.backends.protocol import (
     AnyEdit,
     Positions,
     SharedBackend,
     check_edit_sites,
-    check_positions,
-    check_sites,
     in_order,
     kept_logits,
     model_inputs,
@@ -55,17 +53,12 @@ class NNsightBackend(SharedBackend):
         super().__init__(model, tokenizer, anatomy, source)
         self.lm: Any = wrapped(twin(model), tokenizer)
 
-    @torch.no_grad()
-    def capture(
-        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    def _capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions
     ) -> dict[Site, Tensor]:
-        """Activations at ``sites``; raises SiteError for a site or position that does not exist."""
-        check_sites(self.anatomy, sites)
-        check_positions(positions, batch.ids.shape[1])
         wanted = {s: reading(self.anatomy, s, positions, batch.ids.shape) for s in sites}
         found: dict[Site, Tensor] = {}
-        if wanted:
-            self._read(model_inputs(self.model, batch.to(self.device)), wanted, found)
+        self._read(model_inputs(self.model, batch), wanted, found)
         return in_order(found, wanted)
 
     def _read(
@@ -82,31 +75,23 @@ class NNsightBackend(SharedBackend):
                     if len(found) == len(wanted):
                         tracer.stop()
 
-    @torch.no_grad()
-    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
-        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise."""
-        check_positions(positions, batch.ids.shape[1])
-        inputs = model_inputs(self.model, batch.to(self.device))
-        inputs |= kept_logits(self.model, positions)
-        with self.editing(edit), _quiet():
+    def _logits(self, batch: TokenBatch, positions: Positions) -> Tensor:
+        inputs = model_inputs(self.model, batch) | kept_logits(self.model, positions)
+        with _quiet():
             out = self.lm.trace(**inputs, use_cache=False, trace=False)
         return take(out.logits, positions).cpu()
 
-    @torch.no_grad()
-    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
-        """Greedy continuation ``[batch, tokens]``, padded after the end of text."""
-        if tokens < 1:
-            return batch.ids[:, :0].cpu()
-        batch, module = batch.to(self.device), self.lm._module
-        with self.editing(edit), greedy_config(module, self.tokenizer, tokens) as config, _quiet():
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
+        with greedy_config(self.lm._module, tokens, pad) as config, _quiet():
             out = self.lm.trace(
                 fn="generate",
                 trace=False,
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
                 generation_config=config,
+                logits_processor=[FiniteScores(batch.mask)],
             )
-        return new_ids(out, batch, tokens, config.pad_token_id)
+        return new_ids(out, batch, tokens, pad)
 
     @contextmanager
     def editing(self, edit: AnyEdit) -> Iterator[None]:

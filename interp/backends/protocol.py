@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -10,8 +11,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from interp.backends.finite import ScoresNotFinite, all_finite, first_site, not_finite
+from interp.backends.generation import padding_id
+from interp.backends.limits import admitted, vocabulary
 from interp.edits import Edit, applied
-from interp.errors import SiteError
+from interp.errors import NotFinite, SiteError
 from interp.hooking import hooked
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
@@ -21,7 +25,7 @@ Positions = int | tuple[int, ...] | None
 """Negative offsets from the end of a left-padded prompt; None keeps every position."""
 
 AnyEdit = Edit | WeightDelta | None
-NamesFilter = Sequence[str] | Callable[[str], bool] | None
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
 @runtime_checkable
@@ -144,8 +148,12 @@ def kept_logits(model: nn.Module, positions: Positions) -> dict[str, int]:
     return {"logits_to_keep": -min((positions,) if isinstance(positions, int) else positions)}
 
 
-class SharedBackend:
-    """What the backends share: editing, and the cache that TransformerLens users expect."""
+class SharedBackend(ABC):
+    """What the backends share: what goes in and what comes out is checked, and editing.
+
+    Every forward pass runs on a batch that the model has room for (:mod:`interp.backends.limits`), and
+    NaN or infinity is an error that names the first block (:mod:`interp.backends.finite`).
+    """
 
     name: ClassVar[str]
 
@@ -154,6 +162,75 @@ class SharedBackend:
         self.tokenizer = tokenizer
         self.anatomy = anatomy
         self.source = source
+
+    @abstractmethod
+    def _capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions
+    ) -> dict[Site, Tensor]: ...
+
+    @abstractmethod
+    def _logits(self, batch: TokenBatch, positions: Positions) -> Tensor: ...
+
+    @abstractmethod
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids: ...
+
+    @torch.no_grad()
+    def capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    ) -> dict[Site, Tensor]:
+        """Activations at ``sites``, in that order.
+
+        Raises SiteError for a site or position that does not exist or that the backend does not reach,
+        PromptError for a prompt that the model has no room for, NotFinite.
+        """
+        check_sites(self.anatomy, sites)
+        check_positions(positions, batch.ids.shape[1])
+        if not sites:
+            return {}
+        batch = self._admitted(batch)
+        found = self._capture(batch, tuple(dict.fromkeys(sites)), positions)
+        mask = take(batch.mask, positions)
+        if not all(all_finite(value, mask) for value in found.values()):
+            raise self._not_finite(batch)
+        return found
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
+        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise.
+
+        Raises as :meth:`capture` does.
+        """
+        check_positions(positions, batch.ids.shape[1])
+        batch = self._admitted(batch)
+        with self.editing(edit):
+            found = self._logits(batch, positions)
+            if not all_finite(found, take(batch.mask, positions)):
+                raise self._not_finite(batch)
+        return found
+
+    @torch.no_grad()
+    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
+        """Greedy continuation ``[batch, tokens]``, padded after the end of text.
+
+        Raises PromptError for a prompt that leaves no room for ``tokens`` more, NotFinite.
+        """
+        if tokens < 1:
+            return batch.ids[:, :0].cpu()
+        batch = self._admitted(batch, tokens)
+        pad = padding_id(self.tokenizer, self.model, vocabulary(self.anatomy))
+        with self.editing(edit):
+            try:
+                return self._generate(batch, tokens, pad)
+            except ScoresNotFinite as found:
+                raise self._not_finite(TokenBatch(found.ids, found.mask)) from None
+
+    def _admitted(self, batch: TokenBatch, more: int = 0) -> TokenBatch:
+        return admitted(self.model, self.tokenizer, self.anatomy, batch, more).to(self.device)
+
+    def _not_finite(self, batch: TokenBatch) -> NotFinite:
+        """The error for a batch whose pass failed; the edit is still in place."""
+        found = self._capture(batch, residual_sites(self.anatomy), None)
+        return not_finite(self.model, self.anatomy, first_site(found, batch.mask))
 
     @property
     def device(self) -> torch.device:
@@ -178,13 +255,16 @@ class SharedBackend:
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Logits and activations ``[batch, seq, d]`` by TransformerLens hook name.
 
-        names_filter: hook names, or a predicate on them; None keeps all of :func:`all_sites`.
+        names_filter: a hook name, several, or a predicate on them; None keeps all of
+        :func:`all_sites`.
         """
+        if isinstance(names_filter, str):
+            names_filter = [names_filter]
         if names_filter is None or callable(names_filter):
             keep = names_filter or (lambda name: True)
             sites = [s for s in all_sites(self.anatomy) if keep(s.hook_name)]
         else:
             sites = [Site.parse(name) for name in names_filter]
-        cache = self.capture(batch, sites, None)  # type: ignore[attr-defined]
-        logits = self.logits(batch, None, None)  # type: ignore[attr-defined]
+        cache = self.capture(batch, sites, None)
+        logits = self.logits(batch, None, None)
         return logits, {site.hook_name: value for site, value in cache.items()}

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from interp.backends.generation import greedy
+from interp.backends.hooks import HooksBackend
 from interp.backends.protocol import (
     AnyEdit,
     Positions,
     SharedBackend,
     check_edit_sites,
-    check_positions,
-    check_sites,
     in_order,
     kept_logits,
     model_inputs,
@@ -57,27 +56,17 @@ class TransformerLensBackend(SharedBackend):
         self.bridge: Any = build_bridge(model, tokenizer, anatomy, source)
         self._names = {id(point): name for name, point in self.bridge.hook_dict.items()}
 
-    @torch.no_grad()
-    def capture(
-        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1
+    def _capture(
+        self, batch: TokenBatch, sites: Sequence[Site], positions: Positions
     ) -> dict[Site, Tensor]:
-        """Activations at TransformerLens hook points.
-
-        Raises SiteError for a site or position that does not exist, or that has no hook point.
-        """
-        check_sites(self.anatomy, sites)
-        check_positions(positions, batch.ids.shape[1])
         found: dict[Site, Tensor] = {}
-        if not sites:
-            return found
-        wanted = dict.fromkeys(sites)
-        hooks = [self._hook(site, found, positions, batch.ids.shape) for site in wanted]
+        hooks = [self._hook(site, found, positions, batch.ids.shape) for site in sites]
         # A stop at the number of blocks is none: then at least most of the unembedding is spared.
-        options = model_inputs(self.model, batch.to(self.device)) | kept_logits(self.model, -1)
-        stop = max(max(site.block, 0) for site in wanted) + 1
+        options = model_inputs(self.model, batch) | kept_logits(self.model, -1)
+        stop = max(max(site.block, 0) for site in sites) + 1
         with self.bridge.hooks(fwd_hooks=hooks):
             self._run(options, return_type=None, stop_at_layer=stop)
-        return in_order(found, wanted, "; use backend='hooks'")
+        return in_order(found, sites, "; use backend='hooks'")
 
     def _run(self, options: dict[str, Any], **more: Any) -> Any:
         ids = options.pop("input_ids")
@@ -140,21 +129,12 @@ class TransformerLensBackend(SharedBackend):
         point, _ = self._point(site)
         return self._names[id(point)], lambda value, hook: operator.act(value)
 
-    @torch.no_grad()
-    def logits(self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1) -> Tensor:
-        """Logits ``[batch, vocab]`` for one position, ``[batch, n, vocab]`` otherwise."""
-        check_positions(positions, batch.ids.shape[1])
-        options = model_inputs(self.model, batch.to(self.device))
-        options |= kept_logits(self.model, positions)
-        with self.editing(edit):
-            return take(self._run(options), positions).cpu()
+    def _logits(self, batch: TokenBatch, positions: Positions) -> Tensor:
+        options = model_inputs(self.model, batch) | kept_logits(self.model, positions)
+        return take(self._run(options), positions).cpu()
 
-    @torch.no_grad()
-    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
-        """Greedy continuation ``[batch, tokens]``: the bridge's modules, transformers' cache."""
-        rewired = self.bridge.original_model
-        with self.editing(edit):
-            return greedy(rewired, self.tokenizer, batch.to(self.device), tokens)
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
+        return greedy(self.bridge.original_model, batch, tokens, pad)
 
 
 def _no_hook_point(site: Site, anatomy: Anatomy) -> SiteError:
@@ -166,14 +146,15 @@ def _no_hook_point(site: Site, anatomy: Anatomy) -> SiteError:
 def build_bridge(model: nn.Module, tokenizer: Any, anatomy: Anatomy, source: str) -> Any:
     """A ``TransformerBridge`` over the weights of ``model``, which is left as it was.
 
-    Raises InterpError for a model that the bridge cannot hold or computes differently.
+    Raises InterpError for a model that the bridge cannot hold or computes differently, NotFinite.
     """
     placed = {str(p.device) for p in model.parameters()}
     if len(placed) > 1:
         raise _not_bridged(model, f"it is on several devices ({', '.join(sorted(placed))})")
+    expected = HooksBackend(model, None, anatomy, source).logits(_few_tokens(), None, None)
     try:
         bridge = _bridged(model, tokenizer, anatomy, source or anatomy.model_type)
-        gap = _gap(bridge, model)
+        gap = _gap(bridge, expected)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _not_bridged(model, f"{type(error).__name__}: {error}") from error
     if not gap < SAME:
@@ -202,16 +183,20 @@ def _bridged(model: nn.Module, tokenizer: Any, anatomy: Anatomy, name: str) -> A
         model.get_submodule(anatomy.unembed)._parameters.setdefault("bias", None)
 
 
+def _few_tokens() -> TokenBatch:
+    ids = torch.arange(1, 4).unsqueeze(0)
+    return TokenBatch(ids, torch.ones_like(ids))
+
+
 @torch.no_grad()
-def _gap(bridge: Any, model: nn.Module) -> float:
-    """Relative distance between the logits of the bridge and of the model for three tokens.
+def _gap(bridge: Any, expected: Tensor) -> float:
+    """Relative distance between the bridge's logits for three tokens and the model's.
 
     Adapters are written for the usual configs of a family; unusual ones may compute something else.
     """
-    ids = torch.arange(1, 4, device=next(model.parameters()).device).unsqueeze(0)
-    expected = model(input_ids=ids, use_cache=False).logits.double()
-    actual = bridge(ids, use_cache=False).double()
-    return ((actual - expected).norm() / expected.norm()).item()
+    device = next(bridge.parameters()).device
+    actual = bridge(_few_tokens().ids.to(device), use_cache=False).cpu().double()
+    return ((actual - expected.double()).norm() / expected.double().norm()).item()
 
 
 def _not_bridged(model: nn.Module, why: str) -> InterpError:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.backends.generation import end_ids
 from interp.backends.protocol import AnyEdit, Backend
 from interp.errors import PromptError
 from interp.fitting import BATCH
@@ -78,10 +79,8 @@ def until_end(ids: Ids, ends: frozenset[int]) -> Int[Tensor, "batch tokens"]:
 
 
 def end_tokens(backend: Backend) -> frozenset[int]:
-    """The ids that end a response, from the generation config or the config."""
-    eos = getattr(backend.model.generation_config, "eos_token_id", None)
-    eos = backend.model.config.eos_token_id if eos is None else eos
-    return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    """The ids that end a response, from the generation config or else the config."""
+    return frozenset(end_ids(backend.model))
 
 
 def reference(

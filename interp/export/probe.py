@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.backends.hooks import HooksBackend
+from interp.backends.limits import vocabulary
 from interp.errors import ExportError
 from interp.export.tensors import first_line, read_tensors, write_tensors
-from interp.models.anatomy import Anatomy
 from interp.types import Logits, TokenBatch
 
 FILE = "verification/probe.safetensors"
@@ -27,11 +27,6 @@ PROMPTS = (
 ROWS, LENGTH = 4, 12
 COLUMNS = 512
 STRIDE = 7919  # a prime: the rows walk the whole vocabulary without repeating early
-
-
-def vocabulary(anatomy: Anatomy) -> int:
-    """Rows of the token embedding: ids below are valid."""
-    return anatomy.embeddings[0].shape[0]
 
 
 def probe_batch(backend: HooksBackend) -> TokenBatch:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from interp.backends.hooks import HooksBackend
+from interp.backends.limits import vocabulary
 from interp.edits import fingerprint
 from interp.errors import ExportError, InterpError
 from interp.export.exchange import REPLY, Reply, Request
 from interp.export.exporter import Base, Exporter, dtype_of, exporter_named, open_base
-from interp.export.probe import probe_batch, vocabulary
+from interp.export.probe import probe_batch
 from interp.export.tensors import first_line
 from interp.files import write_json
 from interp.types import TokenBatch

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import ModelNotFound, UnknownFamily
+from interp.errors import InterpError, ModelNotFound, UnknownFamily
 from interp.files import sha256_text
 from interp.models import family_of
+from interp.models.complete import check_complete, without_report
 from interp.models.embedded import ALIAS, cached, embedded_directory
 from interp.models.wheels import WHEEL_MODELS, installed_directory
 
@@ -122,8 +123,11 @@ def load(
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize)
     nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
-    with _explained(name), _readable(name), without_bars(nobody_watches):
-        model = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
+    with _explained(name), _readable(name), without_bars(nobody_watches), without_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    check_complete(name, model, info)
     return model.eval(), load_tokenizer(
         name, revision=revision, trust_remote_code=trust_remote_code
     )
@@ -193,17 +197,18 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Damaged weights and impossible options, which transformers reports in many ways."""
-    from safetensors import SafetensorError
-
+    """Damaged weights and impossible configs or options, which libraries report in many ways."""
     try:
         yield
-    except (SafetensorError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelNotFound(f"cannot load {name}: {_first_line(str(error))}") from error
+    except (InterpError, OSError):
+        raise
+    except Exception as error:
+        why = _first_line(str(error)) or type(error).__name__
+        raise ModelNotFound(f"cannot load {name}: {why}") from error
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "unreadable file"
+    return text.strip().splitlines()[0] if text.strip() else ""
 
 
 @contextmanager
