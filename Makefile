@@ -25,18 +25,24 @@ ARGS ?=
 JOBS ?= auto --maxprocesses=4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format heretic notebooks env lock clean distclean
+.PHONY: help demo test test-all lint format heretic notebooks env lock clean distclean
 
 help: ## list the tasks
 	@echo "usage: make TASK"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | \
 	  awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 demo: $(CORE) ## install what is needed into .venv and run the demo
 	@$(BIN)/interp demo $(ARGS)
 
-test: $(DEV) ## run the tests with coverage (ARGS="-k name" for some of them, JOBS=0 for one process)
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest --cov --durations=25 -n $(JOBS) --dist worksteal $(ARGS)
+# Tests that share a model are next to each other, and worksteal hands out runs of neighbours: a worker
+# keeps a model. nbmake is for notebooks, and costs each process seconds to import.
+test: $(DEV) ## run the tests that are not slow (ARGS="-k name" for some of them, JOBS=0 for one process)
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -p no:nbmake -m "not slow and not heretic" \
+	  -n $(JOBS) --dist worksteal $(ARGS)
+
+test-all: ## run the slow tests as well, with coverage, as .ci/run does
+	@$(MAKE) --no-print-directory test ARGS='-m "not heretic" --cov --durations=25 $(ARGS)'
 
 lint: $(DEV) ## ruff, import contracts, types
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""Tiny random models, one per ``model_type``, shared by a session: do not change them in place."""
+"""Tiny random models, one per ``model_type``, shared by a session: do not change them in place.
+
+A test that takes ``model_type``, or a fixture made from it, runs on the families of
+``covering.COVERING``; one marked ``every_family`` runs on all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import COVERING
 from hypothesis import settings
 from torch import nn
 
@@ -22,7 +27,16 @@ settings.register_profile("interp", deadline=None, max_examples=25, derandomize=
 settings.load_profile("interp")
 
 
-@pytest.fixture(scope="session", params=known_model_types())
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "model_type" not in metafunc.fixturenames or any("model_type" in names for names in given):
+        return
+    every = metafunc.definition.get_closest_marker("every_family")
+    types = known_model_types() if every else COVERING
+    metafunc.parametrize("model_type", types, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def model_type(request: pytest.FixtureRequest) -> str:
     return request.param
 

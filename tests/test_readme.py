@@ -94,6 +94,7 @@ def test_every_command_is_shown() -> None:
         assert f"interp {name}" in README
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(
     chat_dir: Path,
     tmp_path: Path,

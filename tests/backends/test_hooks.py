@@ -27,6 +27,7 @@ def plain(tiny: nn.Module) -> Backend:
     return wrap(tiny)
 
 
+@pytest.mark.every_family
 def test_components_add_up_to_the_stream(plain: Backend, batch: TokenBatch) -> None:
     """``resid_post = resid_pre + Σ components``, and one block's output is the next one's input."""
     found = plain.capture(batch, all_sites(plain.anatomy), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covering import COVERING
 from toolbox import assert_untouched, opened, random_direction, real, relative, state
 
 from interp.backends.hooks import writer_sites
@@ -28,34 +29,37 @@ TOKENS = 6
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-@pytest.fixture(
-    scope="session",
-    params=[(name, kind) for name in BACKENDS if name != "hooks" for kind in sorted(SUPPORT[name])],
-    ids="-".join,
-)
+OTHERS = tuple(name for name in BACKENDS if name != "hooks")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``pair``: a backend beside the hooks, and a family that it runs."""
+    if "pair" not in metafunc.fixturenames:
+        return
+    every = metafunc.definition.get_closest_marker("every_family")
+    kinds = known_model_types() if every else COVERING
+    pairs = [(name, kind) for name in OTHERS for kind in kinds if kind in SUPPORT[name]]
+    metafunc.parametrize("pair", pairs, ids="-".join, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A backend beside the hooks, and a family that it runs."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=OTHERS)
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="session")
-def name(pair: tuple[str, str]) -> str:
-    return pair[0]
+def plain(pair: tuple[str, str]) -> Backend:
+    return opened(pair[1], "hooks")
 
 
 @pytest.fixture(scope="session")
-def model_type(pair: tuple[str, str]) -> str:
-    return pair[1]
-
-
-@pytest.fixture(scope="session")
-def plain(model_type: str) -> Backend:
-    return opened(model_type, "hooks")
-
-
-@pytest.fixture(scope="session")
-def other(name: str, model_type: str) -> Backend:
-    return opened(model_type, name)
+def other(pair: tuple[str, str]) -> Backend:
+    return opened(pair[1], pair[0])
 
 
 def bridged(anatomy: Anatomy, site: Site) -> bool:
@@ -84,19 +88,43 @@ def least_disturbance(writer, direction) -> LeastDisturbance:
     return LeastDisturbance(direction.vector, probe, 0.1)
 
 
-@pytest.mark.parametrize("positions", [-1, (-3, -1), None])
-def test_capture_agrees(other: Backend, plain: Backend, batch: TokenBatch, positions) -> None:
-    sites = all_sites(plain.anatomy)
+def sites_of(other: Backend) -> list[Site]:
+    sites = all_sites(other.anatomy)
     if other.name == "transformer_lens":
-        sites = [site for site in sites if bridged(plain.anatomy, site)]
-    actual = other.capture(batch, sites, positions)
-    expected = plain.capture(batch, sites, positions)
+        sites = [site for site in sites if bridged(other.anatomy, site)]
+    return sites
+
+
+@pytest.mark.every_family
+def test_the_stream_agrees_and_so_do_logits_with_and_without_edits(
+    other: Backend, plain: Backend, batch: TokenBatch
+) -> None:
+    before, sites = state(other.model), sites_of(other)
+    actual, expected = (b.capture(batch, sites, None) for b in (other, plain))
+    for site in sites:
+        assert relative(*(real(v[site], batch) for v in (actual, expected))) < TOLERANCE, site
+    unedited = plain.logits(batch)
+    assert relative(other.logits(batch), unedited) < TOLERANCE
+    made = edits(plain.anatomy, plain.model)
+    for kind, edit in made.items():
+        expected = plain.logits(batch, edit)
+        assert relative(expected, unedited) > 1e-3, f"{kind}: an edit without effect proves nothing"
+        assert relative(other.logits(batch, edit), expected) < TOLERANCE, kind
+    delta = to_delta(other.model, other.anatomy, made["ablation"])
+    assert relative(other.logits(batch, delta), plain.logits(batch, delta)) < TOLERANCE
+    assert relative(other.logits(batch), unedited) < TOLERANCE
+    assert_untouched(other.model, before)
+
+
+@pytest.mark.parametrize("positions", [-1, (-3, -1)])
+def test_positions_agree(other: Backend, plain: Backend, batch: TokenBatch, positions) -> None:
+    sites = sites_of(other)
+    actual, expected = (b.capture(batch, sites, positions) for b in (other, plain))
     assert list(actual) == list(expected)
     for site in sites:
-        pair = (actual[site], expected[site])
-        if positions is None:
-            pair = tuple(real(value, batch) for value in pair)
-        assert relative(*pair) < TOLERANCE, site
+        assert relative(actual[site], expected[site]) < TOLERANCE, site
+    actual, expected = (b.logits(batch, None, positions) for b in (other, plain))
+    assert relative(actual, expected) < TOLERANCE
 
 
 def test_writer_inputs_agree_or_name_the_hooks_backend(
@@ -118,31 +146,13 @@ def test_writer_inputs_agree_or_name_the_hooks_backend(
     assert all("backend='hooks'" in text for text in refusals)
 
 
-def test_unreachable_components_name_the_hooks_backend(
-    plain: Backend, model_type: str, batch: TokenBatch
-) -> None:
-    hidden = [s for s in all_sites(plain.anatomy) if not bridged(plain.anatomy, s)]
+def test_unreachable_components_name_the_hooks_backend(batch: TokenBatch) -> None:
+    bridge = opened("zamba2", "transformer_lens")
+    hidden = [s for s in all_sites(bridge.anatomy) if not bridged(bridge.anatomy, s)]
+    assert hidden
     for site in hidden:
         with pytest.raises(SiteError, match="backend='hooks'"):
-            opened(model_type, "transformer_lens").capture(batch, [site])
-
-
-def test_logits_agree_with_and_without_edits(
-    other: Backend, plain: Backend, batch: TokenBatch
-) -> None:
-    before = state(other.model)
-    for positions in (-1, (-3, -1)):
-        actual, expected = (b.logits(batch, None, positions) for b in (other, plain))
-        assert relative(actual, expected) < TOLERANCE
-    unedited = plain.logits(batch)
-    for kind, edit in edits(plain.anatomy, plain.model).items():
-        expected = plain.logits(batch, edit)
-        assert relative(expected, unedited) > 1e-3, f"{kind}: an edit without effect proves nothing"
-        assert relative(other.logits(batch, edit), expected) < TOLERANCE, kind
-    delta = to_delta(other.model, other.anatomy, edits(other.anatomy, other.model)["ablation"])
-    assert relative(other.logits(batch, delta), plain.logits(batch, delta)) < TOLERANCE
-    assert relative(other.logits(batch), unedited) < TOLERANCE
-    assert_untouched(other.model, before)
+            bridge.capture(batch, [site])
 
 
 def test_capture_inside_an_edit_agrees(other: Backend, plain: Backend, batch: TokenBatch) -> None:

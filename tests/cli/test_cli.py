@@ -154,6 +154,7 @@ def test_edit_chooses_when_nothing_is_named(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_edit_acts_after_an_opener_as_well(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ def test_a_figure_that_nobody_has_measured_is_missing(
     assert "--folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_again_to_the_byte_without_torch(tmp_path: Path) -> None:
     for path in SHIPPED.glob("*/*.json"):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
@@ -80,6 +81,7 @@ def test_run_names_what_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "has no figure 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_measures_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

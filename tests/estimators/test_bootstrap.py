@@ -10,6 +10,7 @@ from sklearn.base import clone
 from interp.estimators import LDA, Bootstrap, DiffMeans, SymmetricPCA
 
 
+@pytest.mark.slow
 def test_interval_covers_about_95_percent() -> None:
     """Each of 600 coordinates is a simulation of its own: is the true gap of 1 inside?"""
     d, n = 600, 80

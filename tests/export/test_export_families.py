@@ -78,6 +78,7 @@ def test_peft_refuses_what_lora_cannot_hold(model_type, saved, tmp_path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.every_family
 def test_factors_come_back_bit_for_bit(model_type, saved, tmp_path) -> None:
     base = saved(model_type)
     edit = base.ablated(embeddings=True)

@@ -222,6 +222,7 @@ merge(load_delta(sys.argv[1]), sys.argv[2], sys.argv[3], advance=slow, unproven=
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_and_a_rerun_starts_clean(saved, tmp_path) -> None:
     from interp.export import save_delta
 
@@ -258,6 +259,7 @@ print(before, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
     """A checkpoint of 270 MB is merged in one block of memory, which a first run leaves as it was."""

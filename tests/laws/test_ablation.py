@@ -55,6 +55,7 @@ def test_a_random_direction_is_there_to_begin_with(
     assert component(plain, batch, direction) > 0.05
 
 
+@pytest.mark.every_family
 def test_nothing_is_left_in_the_weights(
     plain: Backend, batch: TokenBatch, direction: Direction, delta: WeightDelta
 ) -> None:
@@ -64,6 +65,7 @@ def test_nothing_is_left_in_the_weights(
         assert component(plain, batch, direction) < NOTHING
 
 
+@pytest.mark.every_family
 def test_nothing_is_left_with_hooks(
     plain: Backend, batch: TokenBatch, direction: Direction, edit: Edit
 ) -> None:
@@ -71,6 +73,7 @@ def test_nothing_is_left_with_hooks(
         assert component(plain, batch, direction) < NOTHING
 
 
+@pytest.mark.every_family
 def test_every_writer_is_needed(
     plain: Backend, batch: TokenBatch, direction: Direction, edit: Edit, delta: WeightDelta
 ) -> None:
@@ -83,6 +86,7 @@ def test_every_writer_is_needed(
             assert component(plain, batch, direction) > SOMETHING, writer.name
 
 
+@pytest.mark.every_family
 def test_every_bias_is_needed(
     plain: Backend, batch: TokenBatch, direction: Direction, delta: WeightDelta
 ) -> None:

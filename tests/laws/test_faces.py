@@ -66,6 +66,7 @@ def assert_one_edit(plain: Backend, edit: Edit, batch: TokenBatch, unedited: Ten
 # --- one operator at a time ----------------------------------------------------------------------
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("strength", [0.5, 1.0, 2.0, -1.0])
 def test_ablation(plain: Backend, batch: TokenBatch, unedited: Tensor, strength: float) -> None:
     assert_one_edit(plain, ablate(plain, strength), batch, unedited)
