@@ -19,7 +19,7 @@ import torch
 
 from interp.data.prompts import PromptSet, load_class
 from interp.errors import ExportError
-from interp.export import heretic_program, peft
+from interp.export import adapters, heretic_program, peft
 from interp.export.exporter import Base, Exporter
 from interp.export.gate import Passed
 from interp.export.tensors import AGAIN, read_object
@@ -180,7 +180,7 @@ def _check(path: Path) -> None:
     found = read_object(path / REPRODUCE, ExportError)
     if found.get("version") != FORMAT or not isinstance(found.get("hashes"), dict):
         raise ExportError(f"{path / REPRODUCE} is no reproduce.json of version {FORMAT}; {AGAIN}")
-    peft.read_peft(path)
+    adapters.check(path)
     for name, expected in found["hashes"].items():
         if name != peft.TENSORS or sha256_file(path / name) != expected:
             raise ExportError(f"{path / name} is not the file in {REPRODUCE}; {AGAIN}")

@@ -8,54 +8,25 @@ r]``. Factors stay fp32. Fused experts become ``target_parameters``: A ``[expert
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from interp.errors import ExportError
+from interp.export.adapters import CONFIG, PREFIX, TENSORS, WRAPPED, check, read_adapter
 from interp.export.exporter import Attached, Base, Exporter
 from interp.export.gate import Passed
-from interp.export.tensors import first_line, read_object, read_tensors, write_tensors
+from interp.export.tensors import first_line, write_tensors
 from interp.files import write_json
 from interp.models.anatomy import Anatomy
 from interp.types import Coverage, LowRank, Shift, WeightDelta
 
-Weights = Callable[[str], Tensor | None]
-
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 WITHOUT_OUT_PROJ = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 """Model types on whose ``out_proj`` PEFT 0.21 refuses LoRA, as a module or as a parameter."""
-KEY = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
-EMBEDDING_KEY = re.compile(r"base_model\.model\.(.+)\.lora_embedding_([AB])")
-CARRIED = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
-"""PEFT adds the base's own matrix to an adapter on an embedding or on the unembedding."""
-MORE_THAN_LORA = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "trainable_token_indices",
-    "layer_replication",
-    "megatron_config",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-    "loftq_config",
-    "ensure_weight_tying",
-)
-"""Options of an adapter with which it is no longer ``W + scale · B A``."""
 
 
 def _refusal(delta: WeightDelta, base: Base) -> str | None:
@@ -87,8 +58,9 @@ def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> None:
         else:
             if update.b.ndim == 3:
                 a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = a
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = b
+            key = f"{PREFIX}{module}{WRAPPED * _wrappers(name, delta, base)}"
+            tensors[f"{key}.lora_A.weight"] = a
+            tensors[f"{key}.lora_B.weight"] = b
         if update.b.ndim == 3 or _mistaken(module, base):
             parameters.append(f"{module}.{leaf}")
         else:
@@ -96,6 +68,15 @@ def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> None:
     conv1d = any(u.axes == "in out" for name, u in delta if name not in embeddings)  # type: ignore[union-attr]
     write_tensors(out / TENSORS, tensors)
     write_json(out / CONFIG, _config(base, rank, modules, parameters, fan_in_fan_out=conv1d))
+
+
+def _wrappers(name: str, delta: WeightDelta, base: Base) -> int:
+    """How many of PEFT's layers lie around the one of a parameter: it wraps the parameters of a module
+    one after another, in their order there."""
+    module, _, leaf = name.rpartition(".")
+    leaves = [n for n, _ in base.model.get_submodule(module).named_parameters(recurse=False)]
+    adapted = [n for n in leaves if f"{module}.{n}" in delta.updates]
+    return len(adapted) - 1 - adapted.index(leaf)
 
 
 def _mistaken(module: str, base: Base) -> bool:
@@ -133,133 +114,11 @@ def _config(
     }
 
 
-# --- reading -----------------------------------------------------------------------------------
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """An adapter's config. Raises ExportError for anything that is not plain LoRA."""
-    config = read_object(path / CONFIG, ExportError)
-    if config.get("peft_type") != "LORA":
-        kind = config.get("peft_type")
-        raise ExportError(f"{path / CONFIG} is a {kind!r} adapter; only LORA adapters are read")
-    more = [option for option in MORE_THAN_LORA if config.get(option)]
-    more += ["bias"] if config.get("bias", "none") != "none" else []
-    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        more.append("init_lora_weights")  # these rewrite the base's weights when they are loaded
-    if more:
-        raise ExportError(
-            f"{path / CONFIG} uses {', '.join(more)}, so that it is more than W + BA; merge it "
-            "with PEFT and verify the merged model"
-        )
-    return config
-
-
-def read_peft(path: Path | str) -> dict[str, LowRank]:
-    """Runtime weight name → update of a LoRA adapter, scale included, unused zero ranks dropped.
-
-    Fused experts come as ``expert out in``, a Conv1D as PEFT's own ``fan_in_fan_out`` says. Raises
-    ExportError for a missing or damaged file, keys that are no LoRA factors, or shapes that do not
-    fit.
-    """
-    folder = Path(path)
-    config = read_config(folder)
-    tensors = read_tensors(folder / TENSORS, ExportError)
-    pairs: dict[tuple[str, bool], dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if CARRIED.fullmatch(key):
-            continue
-        plain, embedding = KEY.fullmatch(key), EMBEDDING_KEY.fullmatch(key)
-        match = plain or embedding
-        if match is None:
-            raise ExportError(f"{folder / TENSORS}: {key} is no LoRA factor of a module")
-        pairs.setdefault((match[1], plain is None), {})[match[2][-1]] = value.float()
-    if not pairs:
-        raise ExportError(f"{folder / TENSORS} is empty; export again")
-    found = {}
-    for (module, embedding), pair in pairs.items():
-        try:
-            name, update = _update(config, module, pair, embedding)
-        except (KeyError, ValueError, RuntimeError, TypeError, ZeroDivisionError) as cause:
-            raise ExportError(
-                f"{folder}: the factors of {module} do not fit ({first_line(cause)})"
-            ) from None
-        found[name] = update
-    return found
-
-
-def _update(
-    config: Mapping[str, Any], module: str, pair: Mapping[str, Tensor], embedding: bool
-) -> tuple[str, LowRank]:
-    a, b = pair["A"], pair["B"]
-    rank = _patterned(config.get("rank_pattern"), module, config["r"])
-    alpha = _patterned(config.get("alpha_pattern"), module, config["lora_alpha"])
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    leaf = _parameter(config, module)
-    experts, left = divmod(a.shape[0], rank)
-    if left or (experts > 1 and leaf is None):
-        raise ValueError(f"A has {a.shape[0]} rows for rank {rank}")
-    axes: Any = "in out" if embedding or config.get("fan_in_fan_out") else "out in"
-    if experts > 1:
-        a = a.reshape(experts, rank, -1)
-        b = b.reshape(b.shape[0], rank, experts).permute(2, 0, 1)
-        axes = "expert out in"
-    b = b if scale == 1.0 else b * scale
-    return f"{module}.{leaf or 'weight'}", LowRank(b.contiguous(), a.contiguous(), axes).trimmed()
-
-
-def _patterned(patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of a module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _parameter(config: Mapping[str, Any], module: str) -> str | None:
-    """The leaf of the target parameter on a module, None when the module itself is the target."""
-    for target in config.get("target_parameters") or ():
-        owner, _, leaf = target.rpartition(".")
-        if module == owner or module.endswith(f".{owner}"):
-            return leaf
-    return None
+# --- reading ----------------------------------------------------------------------------------------
 
 
 def _on_base(path: Path, base: Base) -> dict[str, LowRank]:
-    return on_base(path, base.model, base.name)
-
-
-def on_base(
-    path: Path, model: nn.Module, base_name: str, weight: Weights | None = None
-) -> dict[str, LowRank]:
-    """The updates with the axes of the base's modules. Raises ExportError for another base.
-
-    weight: gives the base's own value of a parameter where ``model`` is a skeleton without any.
-    """
-    params = dict(model.named_parameters(remove_duplicate=False))
-    updates = read_peft(path)
-    if unmatched := [name for name in updates if name not in params]:
-        raise ExportError(
-            f"{path} does not fit {base_name}: {len(unmatched)} of its {len(updates)} targets are "
-            f"not in the base ({', '.join(unmatched[:3])}); give the base it was made for"
-        )
-    for key, value in read_tensors(path / TENSORS, ExportError).items():
-        if (match := CARRIED.fullmatch(key)) is None:
-            continue
-        if not _same((weight or params.get)(f"{match[1]}.weight"), value):
-            raise ExportError(
-                f"{path} carries its own {match[1]}, which is not that of {base_name}; merge it "
-                "with PEFT and verify the merged model"
-            )
-    placed = {}
-    for name, update in updates.items():
-        placed[name] = replace(update, axes=_axes(model, name, update))
-        shape = placed[name].stored_shape
-        if shape != tuple(params[name].shape):
-            raise ExportError(
-                f"{path} was made for another base: it adapts {name} as {shape}, {base_name} has "
-                f"{tuple(params[name].shape)}; give the base it was made for"
-            )
-    return placed
+    return read_adapter(path, base.model, base.name)
 
 
 def unties(anatomy: Anatomy, updates: Collection[str]) -> bool:
@@ -267,20 +126,6 @@ def unties(anatomy: Anatomy, updates: Collection[str]) -> bool:
     tied = {w.weight for w in anatomy.embeddings if w.tied}
     tied |= {f"{anatomy.unembed}.weight"} if tied else set()
     return not tied.isdisjoint(updates)
-
-
-def _same(param: Tensor | None, carried: Tensor) -> bool:
-    if param is None or param.shape != carried.shape:
-        return False
-    return torch.equal(param.detach().cpu(), carried.to(param.dtype))
-
-
-def _axes(model: nn.Module, name: str, update: LowRank) -> Any:
-    module = model.get_submodule(name.rpartition(".")[0])
-    if update.b.ndim == 3:
-        return "expert in out" if getattr(module, "is_transposed", False) else "expert out in"
-    stored_transposed = isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D"
-    return "in out" if stored_transposed else "out in"
 
 
 def _direct(path: Path, base: Base) -> WeightDelta:
@@ -316,17 +161,13 @@ def _attach(path: Path, base: Base | None, options: Mapping[str, Any]) -> Attach
     return Attached(base.backend)
 
 
-def _check(path: Path) -> None:
-    read_peft(path)
-
-
 EXPORTER = Exporter(
     name="peft",
     summary="a LoRA adapter for PEFT and vLLM, fused experts included",
     marks=(CONFIG, TENSORS),
     refusal=_refusal,
     write=_write,
-    check=_check,
+    check=check,
     attach=_attach,
     direct=_direct,
     priority=10,

@@ -12,11 +12,12 @@ from torch import Tensor
 from interp.edits import check_made_for
 from interp.errors import ExportError, ModelNotFound
 from interp.export import gguf_lora
+from interp.export.adapters import read_adapter
 from interp.export.delta import load_delta
 from interp.export.difference import checkpoint_fingerprint, difference
 from interp.export.exporter import Base, recognise
 from interp.export.merged import checkpoint_of
-from interp.export.peft import on_base, unties
+from interp.export.peft import unties
 from interp.export.sides import saved_name
 from interp.models.anatomy import Anatomy
 from interp.models.checkpoint import Checkpoint
@@ -59,7 +60,7 @@ def read_edit(
     if kind == "delta":
         return _own(source, anatomy, checkpoint)
     if kind == "peft":
-        updates = on_base(source, model, base_name, _weights(base_name, checkpoint, anatomy))
+        updates = read_adapter(source, model, base_name, _weights(base_name, checkpoint, anatomy))
     else:
         updates = gguf_lora.on_base(source, model, anatomy, base_name)
     return _adapter(kind, source, updates, anatomy, checkpoint, base_name)

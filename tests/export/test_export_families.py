@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from interp.errors import ExportError
 from interp.export import EXPORTERS, export, load_delta
-from interp.export.peft import WITHOUT_OUT_PROJ, read_peft
+from interp.export.adapters import read_adapter
+from interp.export.peft import WITHOUT_OUT_PROJ
 from interp.types import LowRank, Shift
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -49,7 +50,7 @@ def test_peft_holds_every_weight_update_or_names_who_does(model_type, saved, tmp
         assert list(tmp_path.iterdir()) == []
         return
     assert_verified(export(edit, to="peft", **base.base, out=tmp_path / "peft"))
-    back = read_peft(tmp_path / "peft")
+    back = read_adapter(tmp_path / "peft", base.model, "base")
     assert back.keys() == edit.updates.keys()
     for name, update in edit:
         assert torch.equal(back[name].b, update.b), name
@@ -62,7 +63,7 @@ def test_peft_holds_an_untied_embedding(saved, tmp_path) -> None:
     assert "model.embed_tokens.weight" in edit.updates
     assert_verified(export(edit, to="peft", **base.base, out=tmp_path / "peft"))
     assert torch.equal(
-        read_peft(tmp_path / "peft")["model.embed_tokens.weight"].a,
+        read_adapter(tmp_path / "peft", base.model, "base")["model.embed_tokens.weight"].a,
         edit.updates["model.embed_tokens.weight"].a,
     )
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from interp.edits import steering, to_delta
 from interp.errors import ExportError
 from interp.export import export, verify_export
-from interp.export.peft import read_peft
+from interp.export.adapters import read_adapter
 from interp.models.loading import load
 from interp.sites import Site
 
 pytestmark = pytest.mark.usefixtures("in_process")
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -64,7 +65,7 @@ def test_ranks_that_differ_are_padded_and_come_back(saved, tmp_path) -> None:
     receipt = export(wide, to="peft", **base.base, out=tmp_path / "peft")
     assert receipt.difference < 1e-5 * receipt.scale
     assert config_of(tmp_path / "peft")["r"] == 3
-    back = read_peft(tmp_path / "peft")
+    back = read_adapter(tmp_path / "peft", base.model, "base")
     for name, update in wide:
         assert back[name].rank == update.rank
         assert torch.equal(back[name].b, update.b)
@@ -144,6 +145,29 @@ def foreign(base, out: Path, **options) -> Path:
             "qwen3_moe",
             {"target_modules": ["o_proj"], "target_parameters": ["mlp.experts.down_proj"]},
         ),
+        ("qwen3_moe", {"target_modules": [], "target_parameters": EXPERTS}),
+        ("gpt_oss", {"target_modules": [], "target_parameters": EXPERTS}),
+        (
+            "qwen3_moe",
+            {
+                "target_modules": ["o_proj"],
+                "target_parameters": EXPERTS,
+                "alpha_pattern": {"mlp.experts.down_proj": 64, r"layers\.0\..*gate_up_proj": 3},
+                "rank_pattern": {r".*\.gate_up_proj": 2},
+            },
+        ),
+        ("llama", {"target_modules": r".*layers\.[02]\.self_attn\.(q|o)_proj"}),
+        ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+        ("llama", {"target_modules": ["q_proj", "o_proj"], "exclude_modules": r".*\.0\..*"}),
+        (
+            "llama",
+            {
+                "target_modules": ["q_proj", "up_proj"],
+                "use_rslora": True,
+                "rank_pattern": {r"layers\.1\..*": 2},
+                "alpha_pattern": {"up_proj": 5},
+            },
+        ),
         ("gpt_oss", {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}),
         ("jamba", {"target_modules": ["mamba.out_proj", "q_proj"]}),
     ],
@@ -154,6 +178,58 @@ def test_a_foreign_adapter_verifies(model_type, options, saved, tmp_path) -> Non
     assert (receipt.verdict, receipt.probe) == ("verified", "no stored probe")
     assert receipt.difference < 2e-5 * receipt.scale
     assert receipt.effect > 1e-3 * receipt.scale
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "eva", "mica", "lora_ga"])
+def test_a_start_that_leaves_the_base_alone_is_read(init, saved, tmp_path) -> None:
+    """PEFT loads such an adapter as W + BA, whatever it was trained from."""
+    base = saved("llama")
+    out = foreign(base, tmp_path / "adapter", target_modules=["q_proj"])
+    set_config(out, init_lora_weights=init)
+    assert verify_export(out, str(base.path)).verdict == "verified"
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_a_start_that_changes_the_base_is_refused(init, saved, tmp_path) -> None:
+    base = saved("llama")
+    out = foreign(base, tmp_path / "adapter", target_modules=["q_proj"])
+    set_config(out, init_lora_weights=init)
+    with pytest.raises(ExportError, match=f"init_lora_weights={init}.*merge it with PEFT"):
+        verify_export(out, str(base.path))
+
+
+def test_an_adapter_in_a_pickle_is_read_if_it_holds_only_tensors(saved, tmp_path) -> None:
+    base = saved("llama")
+    out = foreign(base, tmp_path / "adapter", target_modules=["q_proj"])
+    torch.save(load_file(out / TENSORS), out / "adapter_model.bin")
+    (out / TENSORS).unlink()
+    assert verify_export(out, str(base.path)).verdict == "verified"
+    torch.save({"x": Path("/")}, out / "adapter_model.bin")
+    with pytest.raises(
+        ExportError, match=r"adapter_model\.bin is damaged, or holds more than tensors"
+    ):
+        verify_export(out, str(base.path))
+
+
+def test_factors_named_by_expert_are_those_of_the_fused_experts(saved, tmp_path) -> None:
+    """Checkpoints name each expert's matrices; transformers fuses them, and PEFT follows."""
+    base = saved("qwen3_moe")
+    torch.manual_seed(0)
+    keys, names = {}, set()
+    for name, weight in load_file(base.path / "model.safetensors").items():
+        if ".experts." in name:
+            module = name.removesuffix(".weight")
+            names.add(module.split(".")[-1])
+            keys[f"base_model.model.{module}.lora_A.weight"] = torch.randn(2, weight.shape[1])
+            keys[f"base_model.model.{module}.lora_B.weight"] = torch.randn(weight.shape[0], 2)
+    (tmp_path / "adapter").mkdir()
+    save_file(keys, tmp_path / "adapter" / TENSORS)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4}
+    config["target_modules"] = sorted(names)
+    (tmp_path / "adapter" / CONFIG).write_text(json.dumps(config))
+    receipt = verify_export(tmp_path / "adapter", str(base.path))
+    assert receipt.verdict == "verified"
+    assert receipt.effect > 1e-2 * receipt.scale
 
 
 def test_an_adapter_that_does_nothing_is_an_error(saved, tmp_path) -> None:
@@ -181,16 +257,19 @@ def set_config(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda f: rename(f, "q_proj", "w_proj"), "3 of its 3 targets are not in the base"),
-        (lambda f: rename(f, "lora_A.weight", "lora_A.bias"), "is no LoRA factor of a module"),
-        (drop_one, "factors of .*q_proj do not fit"),
+        (lambda f: rename(f, "q_proj", "w_proj"), "6 of its 6 tensors have no place there"),
+        (
+            lambda f: rename(f, "lora_A.weight", "lora_A.bias"),
+            "3 of its 6 tensors have no place there",
+        ),
+        (drop_one, "lacks 1 of the factors that its config names .*q_proj.lora_A"),
         (lambda f: save_file({}, f / TENSORS), "is empty"),
         (lambda f: set_config(f, peft_type="IA3"), "'IA3' adapter; only LORA"),
         (lambda f: set_config(f, use_dora=True), "uses use_dora"),
-        (lambda f: set_config(f, bias="all"), "uses bias"),
-        (lambda f: set_config(f, init_lora_weights="pissa"), "uses init_lora_weights"),
-        (lambda f: set_config(f, r=3), "do not fit"),
-        (lambda f: set_config(f, r="four"), "do not fit"),
+        (lambda f: set_config(f, bias="all"), "uses bias=all"),
+        (lambda f: set_config(f, init_lora_weights="pissa"), "uses init_lora_weights=pissa"),
+        (lambda f: set_config(f, r=3), "PEFT does not load .*size mismatch"),
+        (lambda f: set_config(f, r="four"), "PEFT does not load"),
         (lambda f: (f / TENSORS).unlink(), "adapter_model.safetensors is missing"),
         (lambda f: (f / CONFIG).unlink(), "adapter_config.json is missing"),
         (lambda f: (f / CONFIG).write_text("{"), "not readable JSON"),
@@ -208,7 +287,9 @@ def test_a_damaged_adapter_is_one_clear_error(damage, says, saved, tmp_path) -> 
 def test_an_adapter_for_another_shape_is_an_error(saved, tmp_path) -> None:
     base, other = saved("llama"), saved("llama", hidden_size=48)
     out = foreign(base, tmp_path / "adapter", target_modules=["q_proj"])
-    with pytest.raises(ExportError, match=r"made for another base: it adapts .*q_proj"):
+    with pytest.raises(
+        ExportError, match=r"size mismatch .*q_proj.*; .* give the base it was made for"
+    ):
         verify_export(out, str(other.path))
 
 
