@@ -13,7 +13,7 @@ from torch import nn
 
 from interp.backends.protocol import Backend
 from interp.edits import check_base, fingerprint
-from interp.errors import ExportError
+from interp.errors import ExportError, NotFinite
 from interp.export import exchange, gate
 from interp.export.exchange import Reply, Request
 from interp.export.exporter import (
@@ -110,9 +110,10 @@ def _compare(
     """What the delta gives here beside what its files give in a fresh process."""
     batch = probe_batch(base.backend)
     plain = base.backend.logits(batch).float()
-    expected = base.backend.logits(batch, delta).float()
-    if not bool(expected.isfinite().all()):
-        raise ExportError("the edited model's logits are not finite; make the edit weaker")
+    try:
+        expected = base.backend.logits(batch, delta).float()
+    except NotFinite as cause:
+        raise ExportError(f"the edited model overflows: {cause}; or make the edit weaker") from None
     made_for = fingerprint(base.model, base.anatomy)
     reply = exchange.ask(
         Request(
