@@ -11,6 +11,7 @@ import click
 from interp.cli.options import (
     Given,
     json_option,
+    markers_option,
     model_options,
     out_option,
     pool_option,
@@ -22,6 +23,7 @@ from interp.cli.options import (
 @click.command(epilog="Example: interp demo --out out/demo --json demo.json")
 @model_options
 @prompt_options
+@markers_option
 @pool_option
 @out_option("out/demo", "directory for figures, delta and adapter")
 @json_option
@@ -38,12 +40,13 @@ def command(out: Path, json_file: Path | None, **values: Any) -> None:
 
     started = time.perf_counter()
     given = Given(values)
-    prompts = given.three_splits()
+    prompts, judge = given.three_splits(), given.judge
     backend = given.open()
     with watching() as watch:
         outcome = run(
-            backend, values["model"], prompts, out, chat=given.chat, batch_size=given.batch_size,
-            loading=given.loading, watch=watch, say=click.echo if is_quiet() else watch.say,
+            backend, values["model"], prompts, out, chat=given.chat, judge=judge,
+            batch_size=given.batch_size, loading=given.loading, watch=watch,
+            say=click.echo if is_quiet() else watch.say,
         )  # fmt: skip
     click.echo()
     rows = [row.as_json() for row in outcome.rows]

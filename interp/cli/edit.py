@@ -11,6 +11,7 @@ from interp.cli.options import (
     Given,
     delta_option,
     json_option,
+    markers_option,
     model_options,
     out_option,
     pool_option,
@@ -50,6 +51,7 @@ class Ridge(click.ParamType):
 )
 @model_options
 @prompt_options
+@markers_option
 @pool_option
 @delta_option
 @click.option(
@@ -132,6 +134,7 @@ def command(
             raise click.UsageError(f"--{option} goes with --method least-disturbance")
     check_target(out, overwrite=overwrite)
     before = read_delta(delta_dir)
+    judge = given.judge
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
     backend = given.open()
     with watching() as watch:
@@ -178,6 +181,7 @@ def command(
             "choice": choice.as_json(),
             "coverage": {"edited": len(delta.coverage.edited), "writers": delta.coverage.total},
             "verdict": receipt.verdict,
+            "judge": judge.as_json(),
         },
     )
 
@@ -189,7 +193,9 @@ def _opener(given: Given, backend: Backend, refuse: Any, comply: Any) -> str:
     asked = given.values["opener"] or ""
     if asked != "auto":
         return asked
-    found = find_opener(backend, refuse, comply, chat=given.chat, batch_size=given.batch_size)
+    found = find_opener(
+        backend, refuse, comply, chat=given.chat, judge=given.judge, batch_size=given.batch_size
+    )
     click.echo(f"opener: {found!r}" if found else "opener: none, refusals share no beginning")
     return found
 
@@ -220,7 +226,7 @@ def _fit(
         backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool, prose=prose,
         response_tokens=given.values["response_tokens"],
         behaviour_filter=not given.values["all_requests"], opener=opener,
-        batch_size=given.batch_size, watch=watch,
+        judge=given.judge, batch_size=given.batch_size, watch=watch,
     )  # fmt: skip
 
 

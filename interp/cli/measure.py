@@ -11,6 +11,7 @@ from interp.cli.options import (
     Given,
     delta_option,
     json_option,
+    markers_option,
     model_options,
     prompt_options,
     read_delta,
@@ -21,6 +22,7 @@ from interp.cli.options import (
 @click.command(epilog="Example: interp measure --model smollm2 --delta my-delta --json rows.json")
 @model_options
 @prompt_options
+@markers_option
 @delta_option
 @click.option(
     "--split",
@@ -44,7 +46,7 @@ def command(
     from interp.evaluate.measure import Bench
 
     given = Given(values)
-    delta = read_delta(delta_dir)
+    delta, judge = read_delta(delta_dir), given.judge
     refuse, comply = given.classes(split)
     backend = given.open()
     if delta is not None:
@@ -54,16 +56,24 @@ def command(
     with watching() as watch:
         bench = Bench.prepare(
             backend, refuse, comply, chat=given.chat, response_tokens=tokens,
-            batch_size=given.batch_size, watch=watch,
+            batch_size=given.batch_size, judge=judge, watch=watch,
         )  # fmt: skip
         rows = [bench.row("original", None, watch)]
         if delta is not None:
             rows.append(bench.row("edited", delta, watch))
     shown = [row.as_json() for row in rows]
     measures(f"{values['model']} on {refuse.source} and {comply.source}", shown)
+    for row in rows:
+        if row.unscored:
+            click.echo(
+                f"note: {row.name}: {row.unscored} of {len(refuse) + len(comply)} responses are cut off "
+                "while the model is thinking and not counted; ask for more with --tokens",
+                err=True,
+            )
     result: dict[str, Any] = {
         "model": values["model"],
         "rows": shown,
+        "judge": judge.as_json(),
         "prompts": {
             "refuse": {"source": refuse.source, "sha256": refuse.sha256},
             "comply": {"source": comply.source, "sha256": comply.sha256},

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interp.backends import Backend
     from interp.data import ChatFormat, PromptSet
     from interp.data.prompts import Side
+    from interp.evaluate.refusal import KeywordJudge
     from interp.methods.heretic import Asking
     from interp.methods.refusal.pipeline import Prompts
     from interp.types import WeightDelta
@@ -90,8 +91,17 @@ prompt_options = stack(
     click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True),
 )
 
+markers_option = click.option(
+    "--markers",
+    default="en",
+    show_default=True,
+    metavar="FILE|LANGUAGES",
+    help="what a refusal is known by: a file with one marker a line, or languages: en, pt, en+de, all",
+)
+
 heretic_options = stack(
     class_options,
+    markers_option,
     click.option("--system", help="system turn (default: heretic's)"),
     click.option("--prefix", default="", help="text that every answer already begins with"),
     click.option(
@@ -178,6 +188,10 @@ class Given:
     @property
     def batch_size(self) -> int:
         return self.values["batch_size"]
+
+    @property
+    def judge(self) -> KeywordJudge:
+        return judge_of(self.values)
 
     def classes(self, split: str) -> tuple[PromptSet, PromptSet]:
         """Both classes of prompts; ``split`` matters for shipped sets that name none."""
@@ -268,7 +282,17 @@ def asking_of(values: dict[str, Any], **more: Any) -> Asking:
     """How to ask, from the values of ``heretic_options``."""
     from interp.methods.heretic import Asking
 
-    return Asking(**{k: values[k] for k in ASKING_KEYS if values[k] is not None}, **more)
+    known = {k: values[k] for k in ASKING_KEYS if values[k] is not None}
+    return Asking(**known, markers=judge_of(values).markers, **more)
+
+
+def judge_of(values: dict[str, Any]) -> KeywordJudge:
+    """The judge that ``--markers`` describes. Raises PromptError for markers that are not there."""
+    from interp.data.markers import load_markers
+    from interp.evaluate.refusal import KeywordJudge
+
+    name = values["markers"]
+    return KeywordJudge(load_markers(name), name=Path(name).name)
 
 
 def read_delta(folder: Path | None) -> WeightDelta | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from interp.backends.generation import end_ids
 from interp.backends.protocol import AnyEdit, Backend
 from interp.errors import PromptError
+from interp.evaluate.thinking import response_texts
 from interp.fitting import BATCH
 from interp.types import Ids, TokenBatch
 from interp.watching import Progress
@@ -59,8 +60,8 @@ class Reference:
             return []
         texts: list[str] = []
         for spoken, kept in zip(self.batches, self.kept, strict=True):
-            new = spoken.ids[:, -kept.shape[1] :][:, :tokens]
-            texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+            prompts, new = spoken.ids.split([spoken.ids.shape[1] - kept.shape[1], kept.shape[1]], 1)
+            texts += response_texts(tokenizer, prompts, new[:, :tokens])
         return texts
 
 

@@ -13,7 +13,7 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
-from interp.evaluate.refusal import Judged, judge, respond
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, Judged, judge, respond
 from interp.fitting import BATCH
 from interp.types import TokenBatch
 from interp.watching import Watch, unwatched
@@ -25,7 +25,8 @@ RESPONSE = 24
 class Row:
     """Measures of one edit. Counts with Wilson 95 % intervals; KL and NLL in nats per token.
 
-    refusals of n_refuse: refused requests; over_refusals of n_comply: refused answerable twins.
+    refusals of n_refuse: refused requests; over_refusals of n_comply: refused answerable twins. Both counts
+    are of responses that could be judged; unscored: how many could not, of both classes.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     kl_continuation: float
     kl_continuation_se: float
     nll: float
+    unscored: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +58,7 @@ class Bench:
     reference: Reference
     response_tokens: int = RESPONSE
     batch_size: int = BATCH
+    judge: Judge = ENGLISH_JUDGE
 
     @classmethod
     def prepare(
@@ -69,6 +72,7 @@ class Bench:
         continuation: int = CONTINUATION,
         passages: Sequence[str] | None = None,
         batch_size: int = BATCH,
+        judge: Judge = ENGLISH_JUDGE,
         watch: Watch = unwatched,
     ) -> Bench:
         """Tokenise both classes and run the base model once on the comply prompts.
@@ -79,7 +83,7 @@ class Bench:
         progress = watch("base continuations", len(c))
         ref = reference(backend, c, tokens=continuation, batch_size=batch_size, progress=progress)
         neutral = neutral_batch(backend, passages)
-        return cls(backend, r, c, neutral, ref, response_tokens, batch_size)
+        return cls(backend, r, c, neutral, ref, response_tokens, batch_size, judge)
 
     def row(self, name: str, edit: AnyEdit = None, watch: Watch = unwatched) -> Row:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
@@ -95,16 +99,17 @@ class Bench:
         return Row(
             name,
             refused.count,
-            len(self.refuse),
+            refused.n,
             refused.interval,
             over.count,
-            len(self.comply),
+            over.n,
             over.interval,
             d.first,
             d.first_se,
             d.continuation,
             d.continuation_se,
             nll,
+            refused.unscored + over.unscored,
         )
 
     def responses(
@@ -139,4 +144,4 @@ class Bench:
         over = known or [""] * len(self.comply)
         for place, text in zip(changed, texts[n:], strict=True):
             over[place] = text
-        return judge(texts[:n]), judge(over)
+        return judge(texts[:n], self.judge), judge(over, self.judge)

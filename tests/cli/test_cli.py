@@ -261,6 +261,34 @@ def test_another_base_is_an_error(delta: Path, tmp_path: Path, tokenizer) -> Non
     assert call("verify", delta, "--base", other) == 1
 
 
+def test_markers_say_what_a_refusal_is(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is in every response of a model of bytes, and one that is in none."""
+    result = tmp_path / "rows.json"
+    counts = []
+    for marker in ("�", "no such words"):
+        (tmp_path / "mine.txt").write_text(f"{marker}\n")
+        assert call(
+            "measure", "--model", chat_dir, *prompts, "--markers", tmp_path / "mine.txt",
+            "--limit", 3, "--json", result,
+        ) == 0  # fmt: skip
+        found = json.loads(result.read_text())
+        assert found["judge"] == {"kind": "keywords", "name": "mine.txt", "markers": [marker]}
+        counts.append((found["rows"][0]["refusals"], found["rows"][0]["n_refuse"]))
+    assert counts == [(3, 3), (0, 3)]
+    assert call("measure", "--model", "/never/opened", *prompts, "--markers", "xx") == 1
+    assert "languages joined by + (de, en," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["measure", "edit", "demo", "heretic", "verify"])
+def test_every_command_that_judges_takes_markers(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(name, "--help") == 0
+    assert "--markers FILE|LANGUAGES" in capsys.readouterr().out
+
+
 def test_attribute(
     chat_dir: Path, prompts: list[str], delta: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

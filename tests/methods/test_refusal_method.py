@@ -216,7 +216,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, *counts: int) -> list[int]:
     def scripted(backend: Backend, batch: TokenBatch, *_: object, **__: object) -> Judged:
         asked_for.append(len(batch))
         count = left.pop(0)
-        return Judged(("",) * len(batch), tuple(i < count for i in range(len(batch))))
+        return Judged(("",) * len(batch), tuple(float(i < count) for i in range(len(batch))))
 
     monkeypatch.setattr("interp.methods.refusal.again.asked", scripted)
     monkeypatch.setattr("interp.methods.refusal.again.FEWEST_REFUSED", 2)

@@ -22,7 +22,7 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.errors import ExportError, PromptError
 from interp.evaluate.divergence import divergence, reference
-from interp.evaluate.refusal import MARKERS, judge, respond
+from interp.evaluate.refusal import MARKERS, KeywordJudge, judge, respond
 from interp.export.heretic_program import Program
 from interp.files import write_text
 from interp.methods.heretic.directions import BATCH, SYSTEM, render
@@ -120,8 +120,9 @@ def measure(
     """Our own measures, in heretic's setting."""
     chat = ChatFormat(system=asking.system, prefill=asking.prefix)
     asked, answerable = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+    by = KeywordJudge(tuple(asking.markers), whole=True)
     counts = [
-        judge(respond(backend, asked, which, tokens=asking.tokens), asking.markers).count
+        judge(respond(backend, asked, which, tokens=asking.tokens), by).count
         for which in (edit, None)
     ]
     known = reference(backend, answerable, tokens=1)

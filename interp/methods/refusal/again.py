@@ -93,6 +93,7 @@ def once_more(
                 backend,
                 batches[0].chosen(left),
                 tokens=OPENING,
+                by=fitted.judge,
                 batch_size=2 * batch_size,
                 progress=progress,
             )

@@ -16,7 +16,7 @@ from interp.data.prompts import PromptSet
 from interp.edits import to_delta
 from interp.errors import InterpError
 from interp.evaluate.divergence import first_logits, kl_nats
-from interp.evaluate.refusal import asked
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
 from interp.fitting import BATCH
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
@@ -85,6 +85,7 @@ class Selection:
     base: torch.Tensor = field(repr=False)
     tokens: int = OPENING
     batch_size: int = BATCH
+    judge: Judge = ENGLISH_JUDGE
 
     @classmethod
     def prepare(
@@ -117,7 +118,9 @@ class Selection:
                 return slowly(setting)
             return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
 
-        return cls(backend, make or from_setting, r, c, base, batch_size=batch_size)
+        return cls(
+            backend, make or from_setting, r, c, base, batch_size=batch_size, judge=fitted.judge
+        )
 
     def kl(self, setting: Any) -> float:
         """First-token KL on the comply prompts, in nats."""
@@ -125,12 +128,14 @@ class Selection:
         return kl_nats(self.base, log_softmax(logits, -1)).mean().item()
 
     def refusals(self, setting: Any, enough: int | None = None) -> int:
-        """Requests refused; counting may stop once there are more than ``enough``."""
+        """Requests refused, or not answered yet; counting may stop once there are more than ``enough``."""
         made, count = self.make(setting), 0
         for part in self.refuse.split(self.batch_size):
-            count += asked(
-                self.backend, part, made, tokens=self.tokens, batch_size=self.batch_size
-            ).count
+            found = asked(
+                self.backend, part, made, tokens=self.tokens, by=self.judge,
+                batch_size=self.batch_size,
+            )  # fmt: skip
+            count += found.count + found.unscored
             if enough is not None and count > enough:
                 break
         return count

@@ -15,7 +15,7 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation, to_delta
 from interp.errors import InterpError
-from interp.evaluate.refusal import asked
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
 from interp.fitting import (
     BATCH,
     DirectionRecipe,
@@ -52,6 +52,7 @@ class Fitted:
     the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
     requests: those over which it was taken; kept: their places among all. opened: the same read once
     ``opener`` has been said. answered: the comply prompts; cut: beginnings of what the model writes.
+    judge: of responses, also when a setting is chosen and an edit is fitted again.
     """
 
     directions: Mapping[int, Direction]
@@ -67,6 +68,7 @@ class Fitted:
     kept: Tensor | None = None
     answered: TokenBatch | None = None
     cut: Cut = field(default_factory=Cut)
+    judge: Judge = ENGLISH_JUDGE
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
@@ -198,6 +200,7 @@ def fit(
     response_tokens: int = SPOKEN,
     behaviour_filter: bool = True,
     opener: str = "",
+    judge: Judge = ENGLISH_JUDGE,
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> Fitted:
@@ -223,8 +226,8 @@ def fit(
         spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
     kept, refused = torch.arange(len(refuse)), None
     if behaviour_filter:
-        judged = asked(backend, batches[0], tokens=OPENING, batch_size=batch_size)
-        if judged.count >= FEWEST_REFUSED:
+        judged = asked(backend, batches[0], tokens=OPENING, by=judge, batch_size=batch_size)
+        if judged.n and judged.count >= FEWEST_REFUSED:
             kept, refused = torch.tensor(judged.refused).nonzero().flatten(), judged.count
     used = [(role, s) for role, s in zip(ROLES, (refuse, comply, pool, prose), strict=True) if s]
     opened = None
@@ -245,6 +248,7 @@ def fit(
         opener=opener,
         kept=kept,
         answered=batches[1],
+        judge=judge,
     )
 
 
@@ -391,6 +395,7 @@ def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> W
         "seen_prompts": list(fitted.seen),
         "refused_in_fit": fitted.refused,
         "opener": fitted.opener,
+        "judge": fitted.judge.name,
     }
     return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
 

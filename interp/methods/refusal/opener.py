@@ -15,7 +15,7 @@ from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import first_logits
-from interp.evaluate.refusal import asked
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
 from interp.fitting import BATCH
 from interp.methods.refusal.fit import FEWEST_REFUSED, OPENING
 
@@ -35,6 +35,7 @@ def find_opener(
     comply: PromptSet,
     *,
     chat: ChatFormat | None = None,
+    judge: Judge = ENGLISH_JUDGE,
     batch_size: int = BATCH,
 ) -> str:
     """The beginning that most refusals share after which the classes differ most in the next token.
@@ -45,7 +46,7 @@ def find_opener(
     """
     prompts = [PromptSet(side.prompts[:READ], side.source) for side in (refuse, comply)]
     batch = encode(backend.tokenizer, prompts[0].prompts, chat)
-    found = asked(backend, batch, tokens=OPENING, batch_size=batch_size)
+    found = asked(backend, batch, tokens=OPENING, by=judge, batch_size=batch_size)
     texts = [text for text, is_one in zip(found.texts, found.refused, strict=True) if is_one]
     if len(texts) < FEWEST_REFUSED:
         return ""

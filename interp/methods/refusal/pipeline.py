@@ -16,6 +16,7 @@ from interp.data.text import neutral_passages
 from interp.edits import fingerprint
 from interp.evaluate.attributing import attribution_figure, backend_device, fit_openers
 from interp.evaluate.measure import Bench, Row
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge
 from interp.export import export
 from interp.export.gate import PASSING
 from interp.figures import render
@@ -92,6 +93,7 @@ def run(
     out: Path,
     *,
     chat: ChatFormat | None = None,
+    judge: Judge = ENGLISH_JUDGE,
     batch_size: int = BATCH,
     loading: Mapping[str, Any] | None = None,
     watch: Watch = unwatched,
@@ -123,7 +125,9 @@ def run(
         say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
     with outcome.timed("fit"):
         # Response tokens are not read, which would take as long as both classes and the pool together.
-        fitted = fit(backend, *prompts.fit, pool=pool, response_tokens=0, watch=watch, **common)
+        fitted = fit(
+            backend, *prompts.fit, pool=pool, response_tokens=0, judge=judge, watch=watch, **common
+        )
     with outcome.timed("select"):
         outcome.choices = _choices(backend, fitted, prompts, common, watch, say)
         edits = {
@@ -136,6 +140,7 @@ def run(
             *prompts.report,
             response_tokens=RESPONSE,
             passages=neutral_passages()[:PASSAGES:2],
+            judge=judge,
             watch=watch,
             **common,
         )

@@ -18,7 +18,7 @@ from interp.data.text import neutral_passages
 from interp.evaluate.divergence import CONTINUATION, first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import passage_nats
-from interp.evaluate.refusal import DECLINES, asked, judge, respond
+from interp.evaluate.refusal import DECLINES, KeywordJudge, asked, judge, respond
 from interp.methods.refusal import (
     Fitted,
     Prose,
@@ -221,7 +221,7 @@ class SeedRun:
         texts = respond(
             self.study.backend, self.bench.refuse, delta, tokens=CONTINUATION, batch_size=size
         )
-        return judge(texts, DECLINES).count / len(texts)
+        return judge(texts, KeywordJudge(DECLINES)).count / len(texts)
 
     def _short(self, delta: WeightDelta | None) -> Point:
         """What is left refused on report, and the first-token KL of an edit there."""
