@@ -247,7 +247,7 @@ def test_what_only_begins_as_a_refusal_counts_at_the_first_token_alone(
     first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
     answers(monkeypatch)
     texts = (" I'm sorry", " I'm sorry", "I'm here", "I'm glad", "Here", "There")
-    judged = Judged(texts, (True, True, False, False, False, False))
+    judged = Judged(texts, (1.0, 1.0, 0.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("interp.methods.refusal.again.asked", lambda *a, **k: judged)
     read: list[int] = []
 
@@ -295,7 +295,7 @@ def test_the_opener_is_where_the_classes_part(
 ) -> None:
     texts = ["I am sorry, I cannot"] * 5 + ["It is red"] * 3
     refused = (True,) * 5 + (False,) * 3
-    judged = Judged(tuple(texts), refused)
+    judged = Judged(tuple(texts), tuple(map(float, refused)))
     monkeypatch.setattr("interp.methods.refusal.opener.asked", lambda *a, **k: judged)
     monkeypatch.setattr("interp.methods.refusal.opener.FEWEST_REFUSED", 4)
     ids = backend.tokenizer("I am sorry", add_special_tokens=False).input_ids
