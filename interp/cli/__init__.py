@@ -58,7 +58,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Read residual streams, find where refusal lives, edit it, export verified weight diffs.
 
-    Exit codes: 0 done, 1 failed or did not verify, 2 wrong use.
+    Exit codes: 0 done, 1 failed or did not verify, 2 wrong use. Where there is no terminal, long work prints
+    how far it is every 30 seconds (set INTERP_PROGRESS_SECONDS to change that; 0 for never).
     """
 
 

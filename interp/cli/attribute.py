@@ -54,7 +54,7 @@ def command(
     fit_refuse, fit_comply, refuse, comply = given.fit_and_select()
     backend = given.open()
     common: dict[str, Any] = {"chat": given.chat, "batch_size": given.batch_size}
-    with status("attributing"):
+    with status("attributing", out):
         chosen = (
             fit_openers(backend, fit_refuse, fit_comply, **common) if openers == "model" else None
         )

@@ -42,7 +42,7 @@ def command(out: Path, json_file: Path | None, **values: Any) -> None:
     given = Given(values)
     prompts, judge = given.three_splits(), given.judge
     backend = given.open()
-    with watching() as watch:
+    with watching(out) as watch:
         outcome = run(
             backend, values["model"], prompts, out, chat=given.chat, judge=judge,
             batch_size=given.batch_size, loading=given.loading, watch=watch,

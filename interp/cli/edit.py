@@ -137,11 +137,11 @@ def command(
     judge = given.judge
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
     backend = given.open()
-    with watching() as watch:
+    with watching(out) as watch:
 
         def run() -> tuple[Fitted, Choice]:
             pool = given.pool(fit_r, select_r, select_c) if least else None
-            opener = _opener(given, backend, fit_r, fit_c)
+            opener = _opener(given, backend, fit_r, fit_c, watch)
             prose = _prose(given, pool or fit_c, opener) if least else None
             fitted = _fit(given, backend, fit_r, fit_c, pool, prose, opener, watch)
             choice = _choose(method, given, backend, fitted, select_r, select_c, watch)
@@ -186,7 +186,7 @@ def command(
     )
 
 
-def _opener(given: Given, backend: Backend, refuse: Any, comply: Any) -> str:
+def _opener(given: Given, backend: Backend, refuse: Any, comply: Any, watch: Any) -> str:
     """What --opener names or finds; a model without one is told, and edited at the first token alone."""
     from interp.methods.refusal import find_opener
 
@@ -194,8 +194,9 @@ def _opener(given: Given, backend: Backend, refuse: Any, comply: Any) -> str:
     if asked != "auto":
         return asked
     found = find_opener(
-        backend, refuse, comply, chat=given.chat, judge=given.judge, batch_size=given.batch_size
-    )
+        backend, refuse, comply, chat=given.chat, judge=given.judge,
+        batch_size=given.batch_size, watch=watch,
+    )  # fmt: skip
     click.echo(f"opener: {found!r}" if found else "opener: none, refusals share no beginning")
     return found
 

@@ -96,7 +96,7 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
     loading = {k: v for k, v in loading.items() if v}
     with status(f"opening {given['model']}"):
         backend = open_model(given["model"], **loading)
-    with watching() as watch:
+    with watching(out) as watch:
         delta, metrics = _make(given, backend, kernels, sets, named, watch)
     receipt = export(
         delta, to="delta", base=backend, base_name=given["model"], out=out, overwrite=overwrite,

@@ -53,7 +53,7 @@ def command(
         from interp.edits import check_base
 
         check_base(backend.model, backend.anatomy, delta)
-    with watching() as watch:
+    with watching(json_file) as watch:
         bench = Bench.prepare(
             backend, refuse, comply, chat=given.chat, response_tokens=tokens,
             batch_size=given.batch_size, judge=judge, watch=watch,

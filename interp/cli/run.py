@@ -57,7 +57,7 @@ def command(
     chosen = load_paper(paper)
     wanted = [chosen.figure(name).name for name in names] or [s.name for s in chosen.figures]
     verdicts = {}
-    with watching() as watch:
+    with watching(folder) as watch:
         study = Study(
             model,
             limit=limit,

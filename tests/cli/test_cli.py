@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,26 @@ def test_another_base_is_an_error(delta: Path, tmp_path: Path, tokenizer) -> Non
     tokenizer.save_pretrained(other)
     assert call("measure", "--model", other, "--delta", delta) == 1
     assert call("verify", delta, "--base", other) == 1
+
+
+def test_long_work_without_a_terminal_prints_a_line_now_and_then(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def lines(seconds: str, code: int = 0) -> list[str]:
+        monkeypatch.setenv("INTERP_PROGRESS_SECONDS", seconds)
+        result = tmp_path / "r.json"
+        options = ("--limit", 6, "--tokens", 48, "--json", result)
+        assert call("measure", "--model", chat_dir, *prompts, *options) == code
+        return capsys.readouterr().err.splitlines()
+
+    found = [line for line in lines("0.02") if "opening" not in line]
+    assert found
+    assert found[0].endswith(f"(results go to {tmp_path / 'r.json'})")
+    assert not any("results" in line for line in found[1:])
+    assert any(re.match(r"0:\d\d original: [\w ]+ \d+/\d+", line) for line in found)
+    assert lines("0") == lines("1000") == []
+    assert "must be a number of seconds" in lines("soon", code=2)[-1]
 
 
 def test_markers_say_what_a_refusal_is(

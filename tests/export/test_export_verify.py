@@ -226,7 +226,9 @@ def test_an_edit_without_effect_is_refused(to, saved, tmp_path) -> None:
 @pytest.mark.usefixtures("in_process")
 def test_logits_that_overflow_are_refused(saved, tmp_path) -> None:
     base = saved("llama", dtype="float16")
-    with pytest.raises(ExportError, match=r"the edited model overflows: .*; or make the edit weaker"):
+    with pytest.raises(
+        ExportError, match=r"the edited model overflows: .*; or make the edit weaker"
+    ):
         export(base.ablated().scale(1e6), to="delta", **base.base, out=tmp_path / "out")
     assert nothing_is_left(tmp_path)
 

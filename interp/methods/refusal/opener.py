@@ -18,6 +18,7 @@ from interp.evaluate.divergence import first_logits
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
 from interp.fitting import BATCH
 from interp.methods.refusal.fit import FEWEST_REFUSED, OPENING
+from interp.watching import Watch, unwatched
 
 LONGEST = 4
 """Tokens of an opener at most."""
@@ -37,6 +38,7 @@ def find_opener(
     chat: ChatFormat | None = None,
     judge: Judge = ENGLISH_JUDGE,
     batch_size: int = BATCH,
+    watch: Watch = unwatched,
 ) -> str:
     """The beginning that most refusals share after which the classes differ most in the next token.
 
@@ -46,7 +48,8 @@ def find_opener(
     """
     prompts = [PromptSet(side.prompts[:READ], side.source) for side in (refuse, comply)]
     batch = encode(backend.tokenizer, prompts[0].prompts, chat)
-    found = asked(backend, batch, tokens=OPENING, by=judge, batch_size=batch_size)
+    found = asked(backend, batch, tokens=OPENING, by=judge, batch_size=batch_size,
+                  progress=watch("opener: responses", len(batch)))  # fmt: skip
     texts = [text for text, is_one in zip(found.texts, found.refused, strict=True) if is_one]
     if len(texts) < FEWEST_REFUSED:
         return ""
