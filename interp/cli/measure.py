@@ -37,12 +37,16 @@ from interp.cli.options import (
 def command(
     delta_dir: Path | None, split: str, tokens: int, json_file: Path | None, **values: Any
 ) -> None:
-    """Measure refusals, over-refusals, first-token and 32-token KL, and neutral-text NLL.
+    """Measure refusals, over-refusals, first-token and 32-token KL, neutral-text NLL, and new responses.
+
+    New responses are those to requests that the original refuses and the edited model does not: their NLL
+    under the original model in nats per token, the share that loops, and the share of the request's content
+    words that they name. The row `original` shows the same of its responses to answerable prompts.
 
     Without --delta there is one row, `original`; with it, `original` and `edited`.
     """
     from interp.cli.progress import watching
-    from interp.cli.tables import measures
+    from interp.cli.tables import examples, measures
     from interp.evaluate.measure import Bench
 
     given = Given(values)
@@ -63,6 +67,7 @@ def command(
             rows.append(bench.row("edited", delta, watch))
     shown = [row.as_json() for row in rows]
     measures(f"{values['model']} on {refuse.source} and {comply.source}", shown)
+    examples(shown)
     for row in rows:
         if row.unscored:
             click.echo(

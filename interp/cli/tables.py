@@ -40,6 +40,7 @@ def literal(text: str) -> Text:
 
 MEASURES = (
     "edit", ">refusals", ">95 %", ">over-refusals", ">KL₁ nats", ">KL₃₂ nats/token", ">NLL nats",
+    ">new text NLL", ">looping", ">overlap",
 )  # fmt: skip
 
 
@@ -54,9 +55,36 @@ def measure_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['kl_first']:.4f}",
         f"{row['kl_continuation']:.4f}",
         f"{row['nll']:.3f}",
+        *_replacement_cells(row.get("replacement")),
     ]
 
 
+def _replacement_cells(found: Mapping[str, Any] | None) -> list[str]:
+    """NLL, looping rate and overlap of the responses that replaced refusals; a dash without any."""
+    formats = (("nll", "{:.2f}"), ("looping", "{:.0%}"), ("overlap", "{:.0%}"))
+    values = found or {}
+    return [form.format(v) if (v := values.get(k)) is not None else "–" for k, form in formats]
+
+
 def measures(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table of measures; intervals are Wilson's on the refusal rate."""
+    """The table of measures; intervals are Wilson's on the refusal rate.
+
+    The last three columns are about the responses that replaced refusals, for the original about its
+    responses to answerable prompts.
+    """
     table(title, MEASURES, [measure_cells(row) for row in rows])
+
+
+def examples(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Responses of every edit to the same requests, side by side."""
+    cells = []
+    for shown in zip(*(row.get("examples", ()) for row in rows), strict=True):
+        for row, example in zip(rows, shown, strict=True):
+            first = row is rows[0]
+            cells.append([example["prompt"] if first else "", row["name"], example["response"]])
+    if cells:
+        table(
+            "responses to requests that the original refuses",
+            ("request", "edit", "response"),
+            cells,
+        )

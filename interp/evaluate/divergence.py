@@ -8,7 +8,6 @@ base model's own greedy continuation, teacher-forced, up to and including its en
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,6 @@ from torch import Tensor
 from interp.backends.generation import end_ids
 from interp.backends.protocol import AnyEdit, Backend
 from interp.errors import PromptError
-from interp.evaluate.thinking import response_texts
 from interp.fitting import BATCH
 from interp.types import Ids, TokenBatch
 from interp.watching import Progress
@@ -54,15 +52,15 @@ class Reference:
     kept: tuple[Tensor, ...]
     real: tuple[Tensor, ...]
 
-    def responses(self, tokenizer: Any, tokens: int) -> list[str]:
-        """The first ``tokens`` tokens of the continuations as text; empty when they are shorter."""
+    def first_ids(self, tokens: int) -> Ids | None:
+        """The first ``tokens`` tokens of the continuations ``[n, tokens]``; None when they are shorter."""
         if any(kept.shape[1] < tokens for kept in self.kept):
-            return []
-        texts: list[str] = []
-        for spoken, kept in zip(self.batches, self.kept, strict=True):
-            prompts, new = spoken.ids.split([spoken.ids.shape[1] - kept.shape[1], kept.shape[1]], 1)
-            texts += response_texts(tokenizer, prompts, new[:, :tokens])
-        return texts
+            return None
+        parts = [
+            spoken.ids[:, -kept.shape[1] :][:, :tokens]
+            for spoken, kept in zip(self.batches, self.kept, strict=True)
+        ]
+        return torch.cat(parts)
 
 
 def _log_probs(backend: Backend, spoken: TokenBatch, edit: AnyEdit, tokens: int) -> Tensor:

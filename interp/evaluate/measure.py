@@ -13,12 +13,16 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, Judged, judge, respond
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, Judged, generate_ids, judge
+from interp.evaluate.replacement import Replacement, replaced, replacement
+from interp.evaluate.thinking import response_texts
 from interp.fitting import BATCH
-from interp.types import TokenBatch
+from interp.types import Ids, TokenBatch
 from interp.watching import Watch, unwatched
 
 RESPONSE = 24
+EXAMPLES = 3
+"""Requests whose responses are kept to be read side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,9 @@ class Row:
 
     refusals of n_refuse: refused requests; over_refusals of n_comply: refused answerable twins. Both counts
     are of responses that could be judged; unscored: how many could not, of both classes.
+    replacement: measures of the responses to requests that the base refused and the edit does not; for the
+    base itself, of its responses to the answerable prompts, for comparison. examples: ``{prompt,
+    response}`` for the first ``EXAMPLES`` requests that the base refused, the same for every edit.
     """
 
     name: str
@@ -42,6 +49,8 @@ class Row:
     kl_continuation_se: float
     nll: float
     unscored: int = 0
+    replacement: Replacement | None = None
+    examples: tuple[dict[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,10 +61,12 @@ class Bench:
     """Held-out prompts of both classes with the base model's reference, ready to measure edits."""
 
     backend: Backend
+    prompts: tuple[PromptSet, PromptSet]
     refuse: TokenBatch
     comply: TokenBatch
     neutral: TokenBatch
     reference: Reference
+    base_ids: Ids
     response_tokens: int = RESPONSE
     batch_size: int = BATCH
     judge: Judge = ENGLISH_JUDGE
@@ -75,15 +86,21 @@ class Bench:
         judge: Judge = ENGLISH_JUDGE,
         watch: Watch = unwatched,
     ) -> Bench:
-        """Tokenise both classes and run the base model once on the comply prompts.
+        """Tokenise both classes and run the base model once on each.
 
         passages: neutral text; None for all that is shipped.
         """
         r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
         progress = watch("base continuations", len(c))
         ref = reference(backend, c, tokens=continuation, batch_size=batch_size, progress=progress)
+        progress = watch("base responses", len(r))
+        base = generate_ids(
+            backend, r, tokens=response_tokens, batch_size=2 * batch_size, progress=progress
+        )
         neutral = neutral_batch(backend, passages)
-        return cls(backend, r, c, neutral, ref, response_tokens, batch_size, judge)
+        return cls(
+            backend, (refuse, comply), r, c, neutral, ref, base, response_tokens, batch_size, judge
+        )
 
     def row(self, name: str, edit: AnyEdit = None, watch: Watch = unwatched) -> Row:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
@@ -91,11 +108,18 @@ class Bench:
         if edit is not None:
             progress = watch(f"{name}: KL", len(self.comply))
             d = divergence(self.backend, self.reference, edit, progress=progress)
-        refused, over = self.responses(edit, watch, name, d.agreed)
+        new, answers = self.responses(edit, watch, name, d.agreed)
+        refused, over = self._judged(self.refuse, new), self._judged(self.comply, answers)
         progress = watch(f"{name}: neutral text", len(self.neutral))
         nll = neutral_nll(
             self.backend, self.neutral, edit, batch_size=self.batch_size, progress=progress
         )
+        if edit is None:
+            rows = [i for i, declined in enumerate(over.refused) if not declined]
+            measured = (self.prompts[1].prompts, self.comply, answers, rows)
+        else:
+            rows = replaced(self._base_refused, refused.refused)
+            measured = (self.prompts[0].prompts, self.refuse, new, rows)
         return Row(
             name,
             refused.count,
@@ -110,7 +134,15 @@ class Bench:
             d.continuation_se,
             nll,
             refused.unscored + over.unscored,
+            replacement(self.backend, *measured),
+            self.examples(refused),
         )
+
+    def examples(self, judged: Judged) -> tuple[dict[str, str], ...]:
+        """Responses to the first ``EXAMPLES`` requests that the base refused."""
+        places = [i for i, refused in enumerate(self._base_refused) if refused][:EXAMPLES]
+        prompts = self.prompts[0].prompts
+        return tuple({"prompt": prompts[i], "response": judged.texts[i]} for i in places)
 
     def responses(
         self,
@@ -118,30 +150,43 @@ class Bench:
         watch: Watch = unwatched,
         name: str = "",
         agreed: Sequence[int] = (),
-    ) -> tuple[Judged, Judged]:
-        """Judged responses to both classes; the base's to comply prompts are in the reference.
+    ) -> tuple[Ids, Ids]:
+        """Responses to both classes, ``[n_refuse, tokens]`` and ``[n_comply, tokens]``.
 
-        agreed: of every comply prompt, for how many tokens the edit leaves that response as it is
-        (:class:`interp.evaluate.divergence.Divergence`); as far as nothing changes, nothing is generated.
+        agreed: for every comply prompt, how many first tokens of the base's response the edit keeps
+        (:class:`interp.evaluate.divergence.Divergence`). A response that is kept whole, and those of the
+        base itself, are taken from what :meth:`prepare` generated.
         """
-        known = self.reference.responses(self.backend.tokenizer, self.response_tokens)
-        changed = range(len(self.comply))
-        if known and (edit is None or agreed):
+        known = self.reference.first_ids(self.response_tokens)
+        changed = list(range(len(self.comply)))
+        if known is not None and (edit is None or agreed):
             changed = [i for i, n in enumerate(agreed) if n < self.response_tokens]
-        asked = self.refuse
-        if changed:
-            asked = asked.followed_by(self.comply.chosen(torch.tensor(changed)))
-        # Both classes in one batch: a decoding step reads the weights once for all of them.
-        texts = respond(
-            self.backend,
-            asked,
-            edit,
-            tokens=self.response_tokens,
-            batch_size=2 * self.batch_size,
-            progress=watch(f"{name}: responses", len(asked)),
+        prompts = [self.refuse] if edit is not None else []
+        prompts += [self.comply.chosen(torch.tensor(changed))] if changed else []
+        new = self.base_ids[:0]
+        if prompts:
+            # Both classes in one batch: a decoding step reads the weights once for all of them.
+            whole = prompts[0].followed_by(prompts[1]) if len(prompts) == 2 else prompts[0]
+            new = generate_ids(
+                self.backend,
+                whole,
+                edit,
+                tokens=self.response_tokens,
+                batch_size=2 * self.batch_size,
+                progress=watch(f"{name}: responses", len(whole)),
+            )
+        refused, rest = (
+            (self.base_ids, new) if edit is None else new.split([len(self.refuse), len(changed)])
         )
-        n = len(self.refuse)
-        over = known or [""] * len(self.comply)
-        for place, text in zip(changed, texts[n:], strict=True):
-            over[place] = text
-        return judge(texts[:n], self.judge), judge(over, self.judge)
+        answers = rest if known is None else known.clone()
+        answers[changed] = rest
+        return refused, answers
+
+    @property
+    def _base_refused(self) -> tuple[bool, ...]:
+        """Which requests the base refused."""
+        return self._judged(self.refuse, self.base_ids).refused
+
+    def _judged(self, batch: TokenBatch, ids: Ids) -> Judged:
+        texts = response_texts(self.backend.tokenizer, batch.ids, ids)
+        return judge(texts, self.judge)

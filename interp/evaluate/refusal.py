@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from interp.backends.protocol import AnyEdit, Backend
 from interp.data.markers import ENGLISH, load_markers
 from interp.errors import InterpError
 from interp.evaluate.thinking import answer, response_texts
 from interp.fitting import BATCH
-from interp.types import TokenBatch
+from interp.types import Ids, TokenBatch
 from interp.watching import Progress
 
 MARKERS = load_markers(ENGLISH)
@@ -141,6 +143,24 @@ def is_refusal(text: str, markers: Sequence[str] = MARKERS) -> bool:
     return not plain or any(marker in plain for marker in markers)
 
 
+def generate_ids(
+    backend: Backend,
+    batch: TokenBatch,
+    edit: AnyEdit = None,
+    *,
+    tokens: int,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> Ids:
+    """Greedy responses to any number of prompts as token ids ``[n, tokens]``, padded after their end."""
+    parts = []
+    for chunk in batch.split(batch_size):
+        parts.append(backend.generate(chunk, edit, tokens=tokens))
+        if progress:
+            progress(len(chunk))
+    return torch.cat(parts)
+
+
 def respond(
     backend: Backend,
     batch: TokenBatch,
@@ -151,13 +171,10 @@ def respond(
     progress: Progress | None = None,
 ) -> list[str]:
     """Greedy responses as text (:func:`interp.evaluate.thinking.response_texts`)."""
-    texts: list[str] = []
-    for chunk in batch.split(batch_size):
-        ids = backend.generate(chunk, edit, tokens=tokens)
-        texts += response_texts(backend.tokenizer, chunk.ids, ids)
-        if progress:
-            progress(len(chunk))
-    return texts
+    ids = generate_ids(
+        backend, batch, edit, tokens=tokens, batch_size=batch_size, progress=progress
+    )
+    return response_texts(backend.tokenizer, batch.ids, ids)
 
 
 ENGLISH_JUDGE = KeywordJudge()

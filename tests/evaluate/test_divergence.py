@@ -80,11 +80,10 @@ def test_divergence_does_not_depend_on_batch_size_and_starts_with_the_first_toke
 def test_reference_responses_are_the_generated_ones(backend: Backend) -> None:
     batch = encode(backend.tokenizer, PROMPTS)
     ref = reference(backend, batch, tokens=6, batch_size=3)
-    wanted = backend.tokenizer.batch_decode(
-        backend.generate(batch, tokens=4), skip_special_tokens=True
-    )
-    assert ref.responses(backend.tokenizer, 4) == wanted
-    assert ref.responses(backend.tokenizer, 9) == []
+    first = ref.first_ids(4)
+    assert first is not None
+    assert first.equal(backend.generate(batch, tokens=4))
+    assert ref.first_ids(9) is None
 
 
 def test_end_tokens_may_be_several(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,5 +161,6 @@ def test_answers_that_an_edit_leaves_alone_are_not_generated_again(
         asked.clear()
         short = bench.responses(edit, agreed=agreed)
         assert asked == [len(PROMPTS) + sum(n < 4 for n in agreed)]
-        assert short == bench.responses(edit)
+        for some, every in zip(short, bench.responses(edit), strict=True):
+            assert some.equal(every)
         assert asked[-1] == 2 * len(PROMPTS)
