@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from interp.data.templates import Turn, conversation, template_of
 from interp.errors import PromptError
 from interp.types import TokenBatch
 
@@ -39,20 +40,18 @@ class ChatFormat:
 
 
 def render(tokenizer: Any, prompt: str, chat: ChatFormat) -> str:
-    """The text that the model sees, ending at the decision position (generation prompt included)."""
-    if getattr(tokenizer, "chat_template", None) is None:
+    """The text that the model sees, ending at the decision position (generation prompt included).
+
+    Raises PromptError for a template that fails, drops what it is given or lacks what ``chat`` wants.
+    """
+    if template_of(tokenizer) is None:
         if chat.thinking is not None:
             raise PromptError("this tokenizer has no chat template, so no thinking switch")
         if chat.history:
             raise PromptError("this tokenizer has no chat template, so no earlier turns")
         system = f"{chat.system}\n\n" if chat.system else ""
         return system + chat.plain.replace("{prompt}", prompt) + chat.prefill
-    options: dict[str, Any] = {}
-    if chat.thinking is not None:
-        if "enable_thinking" not in str(tokenizer.chat_template):
-            raise PromptError("this chat template has no thinking switch; leave it unset")
-        options["enable_thinking"] = chat.thinking
-    turns = [
+    turns: list[Turn] = [
         {"role": role, "content": text}
         for turn in chat.history
         for role, text in zip(("user", "assistant"), turn, strict=True)
@@ -60,26 +59,14 @@ def render(tokenizer: Any, prompt: str, chat: ChatFormat) -> str:
     turns.append({"role": "user", "content": prompt})
     if chat.system is not None:
         turns.insert(0, {"role": "system", "content": chat.system})
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **options
-        )
-    except Exception as error:
-        if chat.system is None or "system" not in str(error).lower():
-            raise PromptError(f"the chat template failed: {error}") from error
-        # Templates without a system role (Gemma) document this as the way to pass one.
-        first = turns[1]["content"]
-        folded = [{"role": "user", "content": f"{chat.system}\n\n{first}"}, *turns[2:]]
-        text = tokenizer.apply_chat_template(
-            folded, tokenize=False, add_generation_prompt=True, **options
-        )
-    return text + chat.prefill
+    return conversation(tokenizer, turns, chat.thinking) + chat.prefill
 
 
 def encode(tokenizer: Any, prompts: Sequence[str], chat: ChatFormat | None = None) -> TokenBatch:
     """Left-padded ids ``[n, seq]``. Raises PromptError when the model has no tokenizer.
 
-    Templates write their own special tokens, so none are added; plain text gets the tokenizer's usual.
+    Templates write their own special tokens, so none are added; plain text gets those that the tokenizer
+    puts in front.
     """
     if tokenizer is None:
         raise PromptError(
@@ -87,9 +74,24 @@ def encode(tokenizer: Any, prompts: Sequence[str], chat: ChatFormat | None = Non
         )
     chat = chat or ChatFormat()
     texts = [render(tokenizer, p, chat) for p in prompts]
-    templated = getattr(tokenizer, "chat_template", None) is not None
-    rows = [tokenizer(t, add_special_tokens=not templated).input_ids for t in texts]
+    if template_of(tokenizer) is None:
+        rows = [text_ids(tokenizer, t) for t in texts]
+    else:
+        rows = [tokenizer(t, add_special_tokens=False).input_ids for t in texts]
     return pad_left(rows, tokenizer.pad_token_id or 0)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of plain text behind the special tokens that the tokenizer puts in front.
+
+    A special token that it puts at the end (T5's and others' ``</s>``) is left out: the text goes on.
+    """
+    bare = tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(text).input_ids
+    for end in range(len(ids), len(bare) - 1, -1):
+        if ids[end - len(bare) : end] == bare:
+            return ids[:end]
+    return ids
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> TokenBatch:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from interp.backends.limits import position_limit
 from interp.backends.protocol import AnyEdit, Backend
-from interp.data.chat import pad_left
+from interp.data.chat import pad_left, text_ids
 from interp.data.text import neutral_passages
 from interp.fitting import BATCH
 from interp.types import TokenBatch
@@ -20,9 +21,10 @@ ROWS = 8
 
 
 def neutral_batch(backend: Backend, passages: Sequence[str] | None = None) -> TokenBatch:
-    """The shipped passages as plain text (no chat template), cut at 128 tokens."""
+    """The shipped passages as plain text (no chat template), cut at 128 tokens or the model's limit."""
     texts = neutral_passages() if passages is None else passages
-    rows = [backend.tokenizer(t).input_ids[:LONGEST] for t in texts]
+    longest = min(LONGEST, position_limit(backend.model, backend.anatomy) or LONGEST)
+    rows = [text_ids(backend.tokenizer, t)[:longest] for t in texts]
     return pad_left(rows, backend.tokenizer.pad_token_id or 0)
 
 

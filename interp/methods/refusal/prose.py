@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
-from interp.data.chat import ChatFormat, encode, pad_left
+from interp.data.chat import ChatFormat, encode, pad_left, text_ids
 from interp.data.prompts import PromptSet
 from interp.data.text import fit_passages
 from interp.evaluate.divergence import end_tokens, until_end
@@ -116,7 +116,7 @@ def written(
             gathered.add(backend, part, 1.0 / (len(halves) * count))
             progress(len(part[0]))
     pad = backend.tokenizer.pad_token_id or 0
-    plain = [(backend.tokenizer(text).input_ids, 1) for text in texts]
+    plain = [(text_ids(backend.tokenizer, text), 1) for text in texts]
     cut = Cut(_cut(rows, pad), _cut(plain, pad), _pieces(backend.tokenizer, pad))
     return Prose(gathered.rows(), cut)
 
@@ -141,14 +141,14 @@ def _cut(
 def _pieces(tokenizer: Any, pad: int) -> TokenBatch | None:
     """Beginnings of the passages for fits, ``PIECES`` of each: people write otherwise than the model does."""
     times, last = PIECES
-    passages = (tokenizer(text).input_ids[:LONGEST] for text in fit_passages())
+    passages = (text_ids(tokenizer, text)[:LONGEST] for text in fit_passages())
     rows = [(ids, 1) for ids in passages for _ in range(times)]
     return _cut(rows, pad, len(rows), last)
 
 
 def _plain(backend: Backend, texts: Sequence[str], batch_size: int) -> list[Part]:
     """The texts without a template; those of fewer than two tokens have nothing to read."""
-    rows = [row for text in texts if len(row := backend.tokenizer(text).input_ids) > 1]
+    rows = [row for text in texts if len(row := text_ids(backend.tokenizer, text)) > 1]
     if not rows:
         return []
     batch = pad_left(sorted(rows, key=len), backend.tokenizer.pad_token_id or 0)
