@@ -55,7 +55,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 def left_over(model: nn.Module, keys: Iterable[str]) -> list[str]:
     """The unexpected tensors that lie inside a module or a block which the model has."""
-    if getattr(model.config, "quantization_config", None) is not None:
+    if getattr(model, "hf_quantizer", None) is not None:
         return []  # a quantiser packs weights under names of its own
     base = getattr(model, "base_model_prefix", "")
     modules = {path: module for path, module in model.named_modules() if path not in ("", base)}

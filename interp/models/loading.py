@@ -14,9 +14,11 @@ from interp.models import family_of
 from interp.models.complete import check_complete, without_report
 from interp.models.embedded import ALIAS, cached, embedded_directory
 from interp.models.intact import check_model_files, check_tokenizer_files, damaged_tokenizer
+from interp.models.quantised import of_config
 from interp.models.wheels import WHEEL_MODELS, installed_directory
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 TINY = "tiny:"
@@ -111,15 +113,10 @@ def load(
     through accelerate. quantize: ``4bit`` or ``8bit`` through bitsandbytes.
     Raises ModelNotFound, UnknownFamily.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
-    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ModelNotFound(f"no dtype {dtype!r}; use float32, bfloat16 or float16")
     options: dict[str, Any] = {
         "config": config,
-        "dtype": getattr(torch, dtype) if dtype else "auto",
+        "dtype": _dtype(dtype) if dtype else "auto",
         "trust_remote_code": trust_remote_code,
         "revision": revision,
     }
@@ -127,15 +124,38 @@ def load(
         options["device_map"] = device_map
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize)
-    nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
-    with explained(name), readable(name), without_bars(nobody_watches), without_report():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    check_complete(name, model, info)
-    return model.eval(), load_tokenizer(
+    return _load_model(name, options), load_tokenizer(
         name, revision=revision, trust_remote_code=trust_remote_code
     )
+
+
+def _load_model(name: str, options: dict[str, Any]) -> nn.Module:
+    """The model with every weight from its files, in eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
+    with explained(name), readable(name), without_bars(nobody_watches), without_report():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            check_complete(name, model, info)
+        except Exception as error:
+            if (packed := of_config(options["config"].to_dict())) is None:
+                raise
+            own = isinstance(error, InterpError)  # then the names say less than the config
+            why = "" if own else f" (transformers: {_first_line(str(error))})"
+            raise ModelNotFound(packed.explain(name) + why) from error
+    return model.eval()
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, name, None)
+    if not (isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1):
+        raise ModelNotFound(f"no dtype {name!r}; use float32, bfloat16 or float16")
+    return found
 
 
 def load_tokenizer(

@@ -97,3 +97,22 @@ def test_what_a_text_model_skips_is_no_fault(
     kind: str, change: Callable[[Weights], Weights], config: dict[str, int], tmp_path: Path
 ) -> None:
     load(saved(tmp_path, change, kind, **config))
+
+
+def test_a_quantisation_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    def packed(weights: Weights) -> Weights:
+        stems = {n.removesuffix("weight"): w for n, w in weights.items() if "_proj.weight" in n}
+        rest = {n: w for n, w in weights.items() if "_proj.weight" not in n}
+        return rest | {
+            f"{n}qweight": torch.zeros(4, len(w), dtype=torch.int32) for n, w in stems.items()
+        }
+
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    with pytest.raises(ModelNotFound, match=r"are quantised \(GPTQ, bits 4.*unquantised"):
+        load(saved(tmp_path / "gptq", packed, quantization_config=gptq))
+    unheard = {"quant_method": "unheard", "bits": 3}  # transformers ignores it
+    with pytest.raises(ModelNotFound, match=r"are quantised \(unheard, bits 3\)"):
+        load(saved(tmp_path / "unheard", packed, quantization_config=unheard))
+    with pytest.raises(ModelNotFound, match="are quantised"):
+        load(saved(tmp_path / "scaled", beside("model.layers.0.mlp.up_proj.weight_scale"),
+                   quantization_config=unheard))  # fmt: skip

@@ -94,7 +94,7 @@ def test_gated_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["bert", "no-such-architecture"])
 def test_unknown_family(tmp_path: Path, kind: str) -> None:
     name = folder(tmp_path, config_json=json.dumps({"model_type": kind}))
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(UnknownFamily):
         load(name)
 
