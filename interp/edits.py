@@ -252,12 +252,12 @@ def _checkpoint_names(
     return names
 
 
-def fingerprint(model: nn.Module, anatomy: Anatomy) -> str:
+def fingerprint(model: nn.Module, anatomy: Anatomy, *, samples: int = FINGERPRINT_SAMPLES) -> str:
     """SHA-256 of the architecture and of samples of every writer, rounded to bf16.
 
     The rounding makes one checkpoint loaded in fp32 or bf16 give one fingerprint (in fp16 only one that
-    is stored in bf16 or fp16); the samples (4,096 and more a writer, strided) make any low-rank edit
-    change it. Scaled float8 counts as the values that it stands for. A model whose writers are quantised
+    is stored in bf16 or fp16); the samples (``samples`` and more a writer, strided) make any low-rank
+    edit change it. Scaled float8 counts as the values that it stands for. A model whose writers are quantised
     in another way, or offloaded, gets ``"unverified"``.
     """
     digest = hashlib.sha256(f"{anatomy.model_type}:{anatomy.d_model}:{anatomy.n_blocks}".encode())
@@ -266,7 +266,7 @@ def fingerprint(model: nn.Module, anatomy: Anatomy) -> str:
         if values is None:
             return "unverified"
         flat = values.reshape(-1)
-        step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
+        step = max(1, flat.numel() // samples)
         sample = flat[::step].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
         digest.update(writer.weight.encode() + sample.numpy().tobytes())
     return digest.hexdigest()

@@ -237,7 +237,9 @@ def _delta(
     )
 
 
-def checkpoint_fingerprint(checkpoint: Checkpoint, anatomy: Anatomy) -> str:
+def checkpoint_fingerprint(
+    checkpoint: Checkpoint, anatomy: Anatomy, *, samples: int = FINGERPRINT_SAMPLES
+) -> str:
     """:func:`interp.edits.fingerprint` of the model that these files hold, without building it.
 
     ``"unverified"`` where a writer cannot be read (quantised, but not as scaled float8). Raises
@@ -247,7 +249,7 @@ def checkpoint_fingerprint(checkpoint: Checkpoint, anatomy: Anatomy) -> str:
     for writer in anatomy.writers:
         if any(checkpoint.is_quantised(name) for name in writer.checkpoint):
             return "unverified"
-        step = max(1, math.prod(writer.shape) // FINGERPRINT_SAMPLES)
+        step = max(1, math.prod(writer.shape) // samples)
         parts = [part.to(torch.bfloat16) for part in _strided(checkpoint, writer, step)]
         sample = torch.cat(parts).contiguous().view(torch.int16)
         digest.update(writer.weight.encode() + sample.numpy().tobytes())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from toolbox import assert_untouched, opened, random_direction, relative, state
+from torch import nn
 
 from interp.backends.prefix import supports_prefix
 from interp.backends.protocol import Backend
 from interp.backends.tail import Tail, frozen
 from interp.edits import ablation, to_delta
-from interp.methods.refusal.learning import _acting, _Part, _parted
 from interp.types import TokenBatch, WeightDelta
 
 
@@ -38,7 +40,7 @@ def prompts(request: pytest.FixtureRequest, batch: TokenBatch) -> TokenBatch:
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_a_tail_is_the_prompt_and_parts_are_their_delta(
+def test_a_tail_is_the_prompt_with_and_without_an_edit(
     backend: Backend, prompts: TokenBatch, keep: int
 ) -> None:
     before, delta = state(backend.model), edited(backend)
@@ -47,11 +49,9 @@ def test_a_tail_is_the_prompt_and_parts_are_their_delta(
     assert relative(plain, changed) > 1e-3
     with torch.no_grad():
         assert relative(Tail.of(backend, prompts, keep).logits(backend.model), plain) < 1e-4
-        parts, rest = _parted(delta)
         tail = Tail.of(backend, prompts, keep, delta)
         assert (tail.past is not None) == supports_prefix(backend.model, backend.anatomy)
-        same = {name: _Part.of(part, None, backend.device) for name, part in parts.items()}
-        with backend.editing(rest), _acting(backend, same):
+        with backend.editing(delta):
             found = [tail.logits(backend.model) for _ in range(2)]  # the cache is as it was
     assert torch.equal(*found)
     assert relative(found[0], changed) < 1e-4
@@ -61,26 +61,33 @@ def test_a_tail_is_the_prompt_and_parts_are_their_delta(
 def test_gradients_reach_what_hooks_add_and_no_parameter(
     backend: Backend, batch: TokenBatch
 ) -> None:
-    updates, rest = _parted(edited(backend))
-    parts = {name: _Part.of(part, None, backend.device) for name, part in updates.items()}
+    added = torch.zeros(backend.anatomy.d_model, requires_grad=True)
     tail = Tail.of(backend, batch, 2)
     asking = [p.requires_grad for p in backend.model.parameters()]
-    with frozen(backend.model), backend.editing(rest), _acting(backend, parts):
+    block = backend.model.get_submodule(backend.anatomy.blocks[0])
+
+    def add(module: nn.Module, args: object, out: Any) -> Any:
+        return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
+
+    handle = block.register_forward_hook(add)
+    with frozen(backend.model):
         tail.logits(backend.model).square().mean().backward()
-    assert all(
-        learnt.grad is not None for part in parts.values() for learnt in (part.reads, part.writes)
-    )
+    handle.remove()
+    assert added.grad is not None
+    assert added.grad.any()
     assert all(p.grad is None for p in backend.model.parameters())
     assert [p.requires_grad for p in backend.model.parameters()] == asking
 
 
-def test_parameters_ask_again_after_an_error(backend: Backend) -> None:
-    with pytest.raises(RuntimeError, match="stop"), frozen(backend.model):
+def test_parameters_ask_again_after_an_error() -> None:
+    model = opened("llama", "hooks").model
+    with pytest.raises(RuntimeError, match="stop"), frozen(model):
         raise RuntimeError("stop")
-    assert all(p.requires_grad for p in backend.model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_batch_that_is_no_longer_than_its_tail_runs_whole(backend: Backend) -> None:
+def test_a_batch_that_is_no_longer_than_its_tail_runs_whole() -> None:
+    backend = opened("llama", "hooks")
     ids = torch.arange(5, 11).reshape(2, 3)
     batch = TokenBatch(ids, torch.tensor([[0, 1, 1], [1, 1, 1]]))
     tail = Tail.of(backend, batch, 2)

@@ -348,7 +348,8 @@ def test_on_the_embedded_model_late_blocks_write_the_refusal_margin() -> None:
     assert late > 0.8 * contrast.measured
 
 
-def test_fixtures_are_left_as_they_were(tiny: nn.Module) -> None:
-    before = copy.deepcopy(tiny.state_dict())
-    attribute(wrap(tiny), prompts(), OPENERS)
-    assert all(torch.equal(before[k], v) for k, v in tiny.state_dict().items())
+def test_fixtures_are_left_as_they_were() -> None:
+    model = tiny_model("jamba")
+    before = copy.deepcopy(model.state_dict())
+    attribute(wrap(model), prompts(), OPENERS)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

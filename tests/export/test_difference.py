@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from interp.edits import ablation, applied, fingerprint, to_delta
 from interp.errors import DeltaError, ModelNotFound
-from interp.export import difference as module
 from interp.export import load_delta, save_delta
 from interp.export.difference import checkpoint_fingerprint, difference
 from interp.models import describe, tiny_model
@@ -89,15 +88,13 @@ def assert_arrives(delta: WeightDelta, base: Path, other: Path, ids: Tensor) -> 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_fingerprint_of_the_files_is_that_of_the_model(
-    on_disk: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+    on_disk: dict[str, Path], dtype: str
 ) -> None:
     model, anatomy = opened(on_disk[dtype])
-    monkeypatch.setattr(module, "FINGERPRINT_SAMPLES", 50)
-    monkeypatch.setattr("interp.edits.FINGERPRINT_SAMPLES", 50)
-    found = checkpoint_fingerprint(
-        Checkpoint.open(on_disk[dtype]), skeleton(str(on_disk[dtype]))[1]
-    )
-    assert found == fingerprint(model, anatomy)
+    checkpoint, found = Checkpoint.open(on_disk[dtype]), skeleton(str(on_disk[dtype]))[1]
+    for samples in (50, 4096):
+        expected = fingerprint(model, anatomy, samples=samples)
+        assert checkpoint_fingerprint(checkpoint, found, samples=samples) == expected
 
 
 def test_a_quantised_checkpoint_has_no_fingerprint(tmp_path: Path) -> None:
@@ -119,14 +116,18 @@ def test_experts_saved_one_by_one_may_be_stacked_transposed(tmp_path: Path) -> N
 
     saved = {f"e.{e}": torch.randn(5, 7) for e in range(3)}
     save_file(saved, tmp_path / "model.safetensors")
+    model = nn.Module()
+    model.stacked = nn.Parameter(torch.stack([value.T for value in saved.values()]))
+    anatomy = describe(tiny_model("gpt_oss"))
     writer = replace(
-        describe(tiny_model("gpt_oss")).block_writers[1],
+        anatomy.block_writers[1], weight="stacked",
         axes="expert in out", shape=(3, 7, 5), checkpoint=tuple(saved),
     )  # fmt: skip
-    stacked = torch.stack([value.T for value in saved.values()]).reshape(-1)
-    for step in (1, 4):
-        parts = module._strided(Checkpoint.open(tmp_path), writer, step)
-        assert torch.equal(torch.cat(list(parts)), stacked[::step])
+    component = replace(anatomy.components[1], writers=(writer,))
+    anatomy = replace(anatomy, embeddings=(), components=(component,))
+    for samples in (4096, 25):
+        found = checkpoint_fingerprint(Checkpoint.open(tmp_path), anatomy, samples=samples)
+        assert found == fingerprint(model, anatomy, samples=samples)
 
 
 # --- planted edits, every family ---------------------------------------------------------------

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from toolbox import relative
 from torch import Tensor
 
-from interp.export import factors
-from interp.export.factors import Cut, effective_rank, factor, rounding_floor
+from interp.export.factors import (
+    FIRST_GUESS,
+    LARGEST_SIDE,
+    Cut,
+    effective_rank,
+    factor,
+    rounding_floor,
+)
 
 EXACT = 1e-5
 
@@ -35,25 +41,30 @@ def test_a_factor_is_the_matrix_when_nothing_is_cut(m: int, n: int, rank: int, s
     assert made.left_out / made.norm < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [Cut(), Cut(rank=4), Cut(tolerance=0.3)])
-@pytest.mark.parametrize("shape", [(300, 340), (340, 300)])
-def test_a_randomised_range_agrees_with_the_whole_spectrum(
-    cut: Cut, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    matrix = planted(6, *shape)
-    matrix = matrix + 1e-6 * torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    floor = 1e-3
-    exact = factor(matrix, cut, floor)
-    monkeypatch.setattr(factors, "LARGEST_SIDE", 200)
-    monkeypatch.setattr(factors, "FIRST_GUESS", 4)
+def test_a_large_matrix_is_cut_as_its_planted_factors_are(cut: Cut) -> None:
+    """Beyond ``LARGEST_SIDE`` the range is drawn at random, first smaller than the rank that is here."""
+    rank, shape = FIRST_GUESS + 6, (LARGEST_SIDE + 4, LARGEST_SIDE + 60)
+    matrix = planted(rank, *shape)
+    matrix += 1e-6 * torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    core = factor(_small(rank, *shape), cut, 1e-3)
     state = torch.get_rng_state()
-    drawn = factor(matrix, cut, floor)
+    drawn = factor(matrix, cut, 1e-3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert exact.exact
     assert not drawn.exact
-    assert drawn.rank == exact.rank
-    assert relative(drawn.b @ drawn.a, exact.b @ exact.a) < EXACT
-    assert drawn.left_out == pytest.approx(exact.left_out, rel=1e-3, abs=1e-4)
+    assert drawn.rank == core.rank
+    assert drawn.left_out == pytest.approx(core.left_out, rel=0.05, abs=1e-2)
+    rows = torch.arange(0, shape[0], 97)
+    left = (matrix[rows] - drawn.b[rows] @ drawn.a).norm() / matrix[rows].norm()
+    assert left.item() == pytest.approx(core.left_out / core.norm, rel=0.1, abs=1e-4)
+
+
+def _small(rank: int, m: int, n: int) -> Tensor:
+    """``[rank, rank]``: the singular values of ``planted(rank, m, n)``."""
+    generator = torch.Generator().manual_seed(0)
+    b, a = torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator)
+    return 0.1 * torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T
 
 
 @pytest.mark.parametrize("uneven", [1.0, 40.0])

@@ -15,6 +15,7 @@ from interp.edits import to_delta
 from interp.errors import InterpError
 from interp.evaluate.divergence import end_tokens, until_end
 from interp.methods.refusal import Setting, build, fit, written
+from interp.methods.refusal.prose import PIECES, SQUARE
 from interp.models import tiny_model
 
 REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
@@ -86,32 +87,33 @@ def test_an_edit_moves_what_is_written_less_when_it_counts_more(backend: Backend
     assert moved[0] > moved[1] > moved[2] > 0
 
 
-def test_a_wide_writer_keeps_rows(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    from interp.methods.refusal import prose
-
-    monkeypatch.setattr(prose, "SQUARE", 1)
-    found = written(backend, COMPLY, tokens=TOKENS).moments
-    for name, moment in one_by_one(backend).items():
-        rows = found[name].double()
-        assert len(rows) != rows.shape[1]  # tokens, not a root of the moment
-        torch.testing.assert_close(rows.T @ rows / len(rows), moment, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(prose, "ROWS", 8)
-    few = written(backend, COMPLY, tokens=TOKENS).moments
-    assert all(len(rows) < 24 for rows in few.values())
+def test_a_wide_writer_keeps_rows(tokenizer) -> None:
+    model = tiny_model("llama", vocab_size=259, num_hidden_layers=1, intermediate_size=SQUARE + 4)
+    wide = wrap(model, tokenizer, source="tiny")
+    found, expected = written(wide, COMPLY, tokens=TOKENS).moments, one_by_one(wide)
+    name = wide.anatomy.block_writers[-1].name
+    rows = found[name].double()
+    assert len(rows) < rows.shape[1]  # tokens, not a root of the moment
+    torch.testing.assert_close(rows.T @ rows / len(rows), expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_that_can_be_read_as_text_leaves_the_chats(backend: Backend) -> None:
-    from interp.methods.refusal import prose
-
-    assert prose._plain(backend, ["", "a"], 4) == []
+def test_nothing_that_can_be_read_as_text_leaves_the_chats(tokenizer) -> None:
+    """A model that writes padding alone: its moment is that of the responses in their chats."""
+    model = tiny_model("llama", vocab_size=259, num_hidden_layers=1, tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    silent = wrap(model, tokenizer, source="tiny")
+    found, expected = written(silent, COMPLY, tokens=TOKENS), one_by_one(silent)
+    assert found.cut.texts is None
+    for name, moment in expected.items():
+        rows = found.moments[name].double()
+        # Half of it is what the moments of text would add.
+        torch.testing.assert_close(rows.T @ rows / len(rows), 2 * moment, rtol=1e-3, atol=1e-5)
 
 
 def test_pieces_are_beginnings_of_the_passages_for_fits(backend: Backend) -> None:
-    from interp.methods.refusal import prose
-
-    batch = prose._pieces(backend.tokenizer, 0)
+    batch = written(backend, COMPLY, tokens=TOKENS).cut.prose
     assert batch is not None
-    times, last = prose.PIECES
+    times, last = PIECES
     passages = fit_passages()
     assert len(batch) == times * len(passages)
     assert int(batch.lengths.min()) > last
