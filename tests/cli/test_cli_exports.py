@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 from toolbox import card
 
 from interp.cli import main
-from interp.errors import ExportError
 from interp.export import heretic_program, load_delta
 from interp.records import FigureRecord
 
@@ -131,7 +131,7 @@ def test_an_edit_of_heretics_family_is_made_and_exported(
     chat_dir: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv(heretic_program.VARIABLE, raising=False)
-    monkeypatch.setattr(heretic_program, "cache_directory", lambda: tmp_path / "no-cache")
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "no-cache"))
     made = tmp_path / "made"
     assert heretic(chat_dir, made, "--kernel", "1,1,0.5,2", "--kernel", "mlp.down_proj=0.8,0,0,1",
                    "--direction-index", 0.5, "--json", tmp_path / "made.json") == 0  # fmt: skip
@@ -226,11 +226,11 @@ def test_what_heretic_cannot_load_leaves_our_measures(
 def test_without_a_network_the_second_opinion_says_what_to_do(
     delta: Path, chat_dir: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    def offline(words: Any) -> None:
-        raise ExportError("cannot install heretic-llm==1.4.0: no network; set INTERP_HERETIC")
+    def offline(words: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, 1, "", "ERROR: no network")
 
     monkeypatch.delenv(heretic_program.VARIABLE, raising=False)
-    monkeypatch.setattr(heretic_program, "cache_directory", lambda: tmp_path / "cache")
-    monkeypatch.setattr(heretic_program, "_run", offline)
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", offline)
     assert ask(delta, chat_dir) == 1
-    assert "set INTERP_HERETIC" in capsys.readouterr().err
+    assert "no network; it needs a network, or set INTERP_HERETIC" in capsys.readouterr().err

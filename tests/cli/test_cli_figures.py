@@ -85,7 +85,7 @@ def test_run_names_what_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_run_measures_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp.models.embedded.cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
     words = ("representation_engineering", "--figure", "frontier", "--figure", "bar")
     where = ("--folder", str(tmp_path), "--model", "tiny:llama", "--limit", "6", "--seeds", "2")
     assert run("run", *words, *where) == 0

@@ -30,7 +30,7 @@ SEED = 11
 def no_heretic(monkeypatch, tmp_path) -> None:
     """Whatever is installed on this machine, nothing is found."""
     monkeypatch.delenv(heretic_program.VARIABLE, raising=False)
-    monkeypatch.setattr(heretic_program, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

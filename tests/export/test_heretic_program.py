@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +17,26 @@ from interp.export.heretic_program import Program, find, install
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path) -> Path:
     monkeypatch.delenv(heretic_program.VARIABLE, raising=False)
-    monkeypatch.setattr(heretic_program, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def commands(monkeypatch) -> Commands:
+    """Commands are recorded and not run; from ``commands.fail_at`` on they fail."""
+    made = Commands()
+    monkeypatch.setattr(subprocess, "run", made)
+    return made
+
+
+class Commands(list[list[str]]):
+    fail_at: int | None = None
+
+    def __call__(self, words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.append(list(words))
+        failed = self.fail_at is not None and len(self) > self.fail_at
+        says = "noise\nERROR: no matching distribution\n" if failed else ""
+        return subprocess.CompletedProcess(words, int(failed), "", says)
 
 
 def test_nothing_is_found_where_nothing_is() -> None:
@@ -33,36 +51,32 @@ def test_a_named_program_must_be_there(monkeypatch, tmp_path) -> None:
     assert find().executable == tmp_path / "heretic"
 
 
-def test_it_is_made_once_and_a_killed_attempt_is_begun_anew(monkeypatch, cache) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr(heretic_program, "_run", lambda words: asked.append(list(words)))
+def test_it_is_made_once(commands) -> None:
     said: list[str] = []
-    folder = heretic_program._folder()
-    folder.mkdir(parents=True)
-    (folder / "half").touch()  # without the stamp that ends an installation
     first = install(said.append)
-    assert not (folder / "half").exists()
-    assert len(asked) == 3
-    assert asked[0][1:3] == ["-m", "venv"]
-    assert asked[1][-1].startswith("torch==")
-    assert asked[2][-1] == "heretic-llm==1.4.0"
+    assert len(commands) == 3
+    assert commands[0][1:3] == ["-m", "venv"]
+    assert commands[1][-1].startswith("torch==")
+    assert commands[2][-1] == "heretic-llm==1.4.0"
     assert "once; about 2 GB" in said[0]
-    assert install(said.append) == first
-    assert len(asked) == 3
+    assert install(said.append) == find() == first
+    assert len(commands) == 3
 
 
-def test_without_a_network_it_says_what_to_do(monkeypatch) -> None:
-    monkeypatch.setattr(heretic_program, "PACKAGE", "no-such-package-anywhere")
-
-    def run(words, **options):
-        return subprocess.CompletedProcess(words, 1, "", "noise\nERROR: no matching distribution\n")
-
-    monkeypatch.setattr(subprocess, "run", run)
+def test_a_failed_attempt_says_what_to_do_and_is_begun_anew(commands, cache) -> None:
+    commands.fail_at = 2
     with pytest.raises(
         ExportError, match=r"ERROR: no matching distribution; it needs a network.*INTERP"
     ):
         install()
     assert find() is None
+    half = Path(commands[0][-1]) / "half"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    commands.fail_at = None
+    assert install().executable.is_relative_to(half.parent)
+    assert not half.exists()
+    assert find() is not None
 
 
 def test_an_endless_installation_is_stopped(monkeypatch) -> None:
@@ -74,18 +88,22 @@ def test_an_endless_installation_is_stopped(monkeypatch) -> None:
         install()
 
 
-def test_packages_are_listed_by_that_environments_own_python(monkeypatch) -> None:
-    here = Program(Path(sys.executable).with_name("pytest"))
+def test_packages_are_listed_by_that_environments_own_python(tmp_path) -> None:
     with pytest.raises(ExportError, match="is not heretic: heretic-llm is not installed"):
-        here.packages()
-    monkeypatch.setattr(heretic_program, "PACKAGE", "peft")
-    monkeypatch.setattr(heretic_program, "ROOTS", ("peft", "no-such-package"))
-    found = here.packages()
+        Program(Path(sys.executable).with_name("pytest")).packages()
+    info = tmp_path / "site" / "heretic_llm-1.4.0.dist-info"
+    info.mkdir(parents=True)
+    needs = 'Requires-Dist: peft>=0.1\nRequires-Dist: no_such; extra == "more"\n'
+    (info / "METADATA").write_text(f"Name: heretic-llm\nVersion: 1.4.0\n{needs}")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    found = Program(tmp_path / "heretic").packages()
     assert {"peft", "torch", "transformers", "huggingface-hub"} <= found.keys()
-    assert "no-such-package" not in found
+    assert "no-such" not in found
     import peft
 
-    assert found["peft"] == peft.__version__
+    assert (found["heretic-llm"], found["peft"]) == ("1.4.0", peft.__version__)
 
 
 def test_a_python_that_does_not_run_is_an_error(tmp_path) -> None:
@@ -94,17 +112,3 @@ def test_a_python_that_does_not_run_is_an_error(tmp_path) -> None:
     broken.chmod(0o755)
     with pytest.raises(ExportError, match="broken"):
         Program(tmp_path / "heretic").packages()
-
-
-def test_the_stamp_is_written_last(monkeypatch, cache) -> None:
-    def run(words):
-        raise ExportError("no")
-
-    monkeypatch.setattr(heretic_program, "_run", run)
-    with pytest.raises(ExportError):
-        install()
-    assert not (heretic_program._folder() / heretic_program.STAMP).exists()
-    monkeypatch.setattr(heretic_program, "_run", lambda words: None)
-    install()
-    stamp = json.loads((heretic_program._folder() / heretic_program.STAMP).read_text())
-    assert stamp == {"heretic-llm": "1.4.0"}

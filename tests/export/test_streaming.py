@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toolbox import random_direction
@@ -21,7 +22,7 @@ from interp.edits import ablation, applied, to_delta
 from interp.errors import DeltaError, ExportError, ModelNotFound
 from interp.export import verify_export
 from interp.export.merged import merge
-from interp.export.streaming import Leak, stream
+from interp.export.streaming import BLOCK, Leak, stream
 from interp.models import describe
 from interp.models.checkpoint import Checkpoint
 from interp.types import LowRank, Shift
@@ -156,38 +157,54 @@ def test_quantised_tensors_are_refused(tmp_path) -> None:
         stream(Checkpoint.open(tmp_path), tmp_path / "out", {"w": update}, {})
 
 
-@settings(max_examples=60, deadline=None)
+SIDES = st.sampled_from([1, 2, 3, 7, 64, 150, 257])
+"""Up to four and a half times what is summed at once."""
+
+
 @given(data=st.data())
-def test_any_shape_axes_rank_and_chunk(data, tmp_path_factory) -> None:
+def test_any_shape_axes_and_rank(data, tmp_path_factory) -> None:
     """Streamed rows add up to the whole update, wherever the pieces end."""
     experts = data.draw(st.sampled_from([0, 1, 3]))
-    d_out, d_in = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    rank, chunk = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 200))
-    block = data.draw(st.integers(1, 300))
-    inward = data.draw(st.booleans())
-    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    lead = (experts,) if experts else ()
-    axes = ("expert " if experts else "") + ("in out" if inward else "out in")
-    update = LowRank(
-        torch.randn(*lead, d_out, rank, generator=generator),
-        torch.randn(*lead, rank, d_in, generator=generator),
-        axes,
+    update, weight = drawn(
+        (experts,) if experts else (),
+        (data.draw(SIDES), data.draw(SIDES)),
+        rank=data.draw(st.integers(1, 3)),
+        axes=data.draw(st.sampled_from(["in out", "out in"])),
+        dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        seed=data.draw(st.integers(0, 99)),
     )
-    weight = torch.randn(update.stored_shape, generator=generator).to(dtype)
-    folder = tmp_path_factory.mktemp("any")
-    other = torch.arange(5, dtype=torch.int32)
-    bias = torch.randn(d_out, generator=generator).to(dtype)
+    assert_streamed(update, weight, tmp_path_factory.mktemp("any"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["in out", "out in"])
+def test_a_tensor_larger_than_a_block_is_the_sum_as_well(axes, tmp_path) -> None:
+    update, weight = drawn((), (BLOCK // 4096, 1030), rank=2, axes=axes, dtype=torch.float32)
+    assert weight.nbytes > BLOCK
+    assert_streamed(update, weight, tmp_path)
+
+
+def drawn(lead, sides, *, rank, axes, dtype, seed=0) -> tuple[LowRank, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    update = LowRank(
+        torch.randn(*lead, sides[0], rank, generator=generator),
+        torch.randn(*lead, rank, sides[1], generator=generator),
+        f"expert {axes}" if lead else axes,
+    )
+    return update, torch.randn(update.stored_shape, generator=generator).to(dtype)
+
+
+def assert_streamed(update: LowRank, weight: torch.Tensor, folder: Path) -> None:
+    """The update, a bias and a copy, between tensors that stay as they are."""
+    dtype = weight.dtype
+    other, bias = torch.arange(5, dtype=torch.int32), torch.linspace(-1, 1, 6).to(dtype)
     save_file(
         {"a": other, "m.bias": bias, "w": weight, "z": other.clone()}, folder / "model.safetensors"
     )
     out = folder / "out"
     out.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("interp.export.streaming.CHUNK", chunk)
-        patch.setattr("interp.export.streaming.BLOCK", block)
-        shift = Shift(torch.ones(d_out))
-        done = stream(Checkpoint.open(folder), out, {"w": update, "m.bias": shift}, {"new": "w"})
+    patches = {"w": update, "m.bias": Shift(torch.ones(6))}
+    done = stream(Checkpoint.open(folder), out, patches, {"new": "w"})
     got = load_file(out / "model.safetensors")
     expected = (weight.float() + update.stored()).to(dtype)
     # A matrix product of fewer rows may be summed in another order.
@@ -297,24 +314,37 @@ def test_where_the_kernel_does_not_copy_the_bits_are_the_same(saved, tmp_path, m
         raise OSError("not to a file")
 
     monkeypatch.setattr(os, "sendfile", refuse, raising=False)
-    monkeypatch.setattr("interp.export.streaming.CHUNK", 1000)
     merge(edit, str(base.path), tmp_path / "here", unproven=True)
     assert_same(tensors(tmp_path / "kernel"), tensors(tmp_path / "here"))
 
 
-@pytest.mark.parametrize("half", ["_copy_all", "_patch"])
-def test_a_failure_in_either_half_is_the_error_and_nothing_is_left(
-    half, saved, tmp_path, monkeypatch
-) -> None:
+def test_a_full_disk_is_the_error_and_nothing_is_left(saved, tmp_path) -> None:
+    """Files may not grow: the header is written, what follows it is not."""
     base = saved("llama")
-
-    def fail(*words: object) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(f"interp.export.streaming.{half}", fail)
-    with pytest.raises(ExportError, match="the disk is full"):
-        merge(base.ablated(), str(base.path), tmp_path / "out", unproven=True)
+    edit, before = base.ablated(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ExportError, match="File too large"):
+            merge(edit, str(base.path), tmp_path / "out", unproven=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_middle_is_the_error_and_nothing_is_left(saved, tmp_path) -> None:
+    """Whichever half of the merge it meets, the other one stops."""
+    base = saved("llama")
+    for after in range(3):
+        told: list[int] = []
+
+        def fail(done: int, told: list[int] = told, after: int = after) -> None:
+            told.append(done)
+            if len(told) > after:
+                raise OSError("the disk is full")
+
+        with pytest.raises(ExportError, match="the disk is full"):
+            merge(base.ablated(), str(base.path), tmp_path / "out", advance=fail, unproven=True)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_update_that_the_files_lack_or_share_is_one_clear_error(saved, tmp_path) -> None:
