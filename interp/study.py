@@ -32,7 +32,8 @@ class FigureSpec:
     """A figure of a paper. stands_for: the paper's own figure or table; None for one of ours.
 
     make: ``module:function`` with ``(Study) -> FigureRecord``. needs: what is missing to measure it
-    here; then there is nothing to make, and its card says so.
+    here; then there is nothing to make, and its card says so. model, limit: the model that the figure is
+    about and its prompts per class, where those are not the study's own.
     """
 
     name: str
@@ -40,6 +41,8 @@ class FigureSpec:
     make: str | None = None
     stands_for: str | None = None
     needs: str | None = None
+    model: str | None = None
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if (self.make is None) == (self.needs is None):

@@ -22,7 +22,7 @@ from interp.cli.options import (
     "--figure", "names", multiple=True, metavar="NAME", help="this one alone (repeatable)"
 )
 @click.option(
-    "--model", default="smollm2", show_default=True, help="smollm2, a directory or a hub id"
+    "--model", help="smollm2, a directory or a hub id", show_default="that of each figure"
 )
 @click.option("--limit", type=click.IntRange(min=4), help="prompts per class, for a quick look")
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True,
@@ -35,7 +35,7 @@ from interp.cli.options import (
 def command(
     paper: str,
     names: tuple[str, ...],
-    model: str,
+    model: str | None,
     limit: int | None,
     seeds: int,
     batch_size: int,
@@ -46,29 +46,36 @@ def command(
 ) -> None:
     """Measure the figures of PAPER, write their cards and pictures, and bring its page up to date.
 
-    Long figures keep what they have measured in the user's cache and go on from there.
+    Long figures keep what they have measured in the user's cache and go on from there. Without --figure,
+    those about a model that has to be installed first (`interp models`) are left out.
     """
     from interp.cli.progress import watching
     from interp.figures import render
+    from interp.models.embedded import ALIAS
     from interp.pages import update_all
     from interp.papers import load_paper
     from interp.study import Study, kept_directory, measure
 
     chosen = load_paper(paper)
-    wanted = [chosen.figure(name).name for name in names] or [s.name for s in chosen.figures]
+    wanted = [chosen.figure(name) for name in names]
+    wanted = wanted or [spec for spec in chosen.figures if model or not spec.model]
+    studies: dict[tuple[str, int | None], Study] = {}
+    kept = kept_directory(paper, fresh=fresh)
     verdicts = {}
     with watching(folder) as watch:
-        study = Study(
-            model,
-            limit=limit,
-            seeds=seeds,
-            batch_size=batch_size,
-            kept=kept_directory(paper, fresh=fresh),
-            watch=watch,
-            loading=loading_values(values),
-        )
-        for name in wanted:
-            record = measure(chosen, name, study)
+        for spec in wanted:
+            about = (model or spec.model or ALIAS, limit or spec.limit)
+            if about not in studies:
+                studies[about] = Study(
+                    about[0],
+                    limit=about[1],
+                    seeds=seeds,
+                    batch_size=batch_size,
+                    kept=kept,
+                    watch=watch,
+                    loading=loading_values(values),
+                )
+            record = measure(chosen, spec.name, studies[about])
             path = record.save(folder)
             picture = render(path) if record.needs is None else path
             verdicts[record.key] = record.verdict

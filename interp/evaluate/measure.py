@@ -14,7 +14,7 @@ from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, Judged, generate_ids, judge
-from interp.evaluate.replacement import Replacement, replaced, replacement
+from interp.evaluate.replacement import Replacement, measured, replaced
 from interp.evaluate.thinking import response_texts
 from interp.fitting import BATCH
 from interp.types import Ids, TokenBatch
@@ -109,17 +109,11 @@ class Bench:
             progress = watch(f"{name}: KL", len(self.comply))
             d = divergence(self.backend, self.reference, edit, progress=progress)
         new, answers = self.responses(edit, watch, name, d.agreed)
-        refused, over = self._judged(self.refuse, new), self._judged(self.comply, answers)
+        refused, over = self.judged(new), self._judged(self.comply, answers)
         progress = watch(f"{name}: neutral text", len(self.neutral))
         nll = neutral_nll(
             self.backend, self.neutral, edit, batch_size=self.batch_size, progress=progress
         )
-        if edit is None:
-            rows = [i for i, declined in enumerate(over.refused) if not declined]
-            measured = (self.prompts[1].prompts, self.comply, answers, rows)
-        else:
-            rows = replaced(self._base_refused, refused.refused)
-            measured = (self.prompts[0].prompts, self.refuse, new, rows)
         return Row(
             name,
             refused.count,
@@ -134,15 +128,27 @@ class Bench:
             d.continuation_se,
             nll,
             refused.unscored + over.unscored,
-            replacement(self.backend, *measured),
-            self.examples(refused),
+            self.answers(answers) if edit is None else self.replacement(new),
+            self.examples(new),
         )
 
-    def examples(self, judged: Judged) -> tuple[dict[str, str], ...]:
-        """Responses to the first ``EXAMPLES`` requests that the base refused."""
-        places = [i for i, refused in enumerate(self._base_refused) if refused][:EXAMPLES]
-        prompts = self.prompts[0].prompts
-        return tuple({"prompt": prompts[i], "response": judged.texts[i]} for i in places)
+    def replacement(self, new: Ids) -> Replacement:
+        """Measures of the responses ``new [n_refuse, tokens]`` of an edit that took the place of refusals."""
+        rows = replaced(self.judged(self.base_ids).refused, self.judged(new).refused)
+        return measured(self.backend, self.prompts[0].prompts, self.refuse, new, rows)
+
+    def answers(self, answers: Ids) -> Replacement:
+        """The same measures of the base's responses to the comply prompts that it answers."""
+        over = self._judged(self.comply, answers).refused
+        rows = [i for i, refused in enumerate(over) if not refused]
+        return measured(self.backend, self.prompts[1].prompts, self.comply, answers, rows)
+
+    def examples(self, new: Ids) -> tuple[dict[str, str], ...]:
+        """``{prompt, response}`` of the first ``EXAMPLES`` requests that the base refused."""
+        was = self.judged(self.base_ids).refused
+        texts, prompts = self.judged(new).texts, self.prompts[0].prompts
+        places = [i for i, refused in enumerate(was) if refused][:EXAMPLES]
+        return tuple({"prompt": prompts[i], "response": texts[i]} for i in places)
 
     def responses(
         self,
@@ -182,10 +188,9 @@ class Bench:
         answers[changed] = rest
         return refused, answers
 
-    @property
-    def _base_refused(self) -> tuple[bool, ...]:
-        """Which requests the base refused."""
-        return self._judged(self.refuse, self.base_ids).refused
+    def judged(self, new: Ids) -> Judged:
+        """Responses to the requests, ``[n_refuse, tokens]``, as text with the judge's scores."""
+        return self._judged(self.refuse, new)
 
     def _judged(self, batch: TokenBatch, ids: Ids) -> Judged:
         texts = response_texts(self.backend.tokenizer, batch.ids, ids)

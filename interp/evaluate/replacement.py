@@ -54,7 +54,7 @@ class Replacement:
         return [self.nll, *(None if share is None else 100 * share for share in shares)]
 
 
-def replacement(
+def measured(
     backend: Backend, prompts: Sequence[str], batch: TokenBatch, ids: Ids, rows: Sequence[int]
 ) -> Replacement:
     """Measures of the responses ``ids [n, tokens]`` to ``batch [n, seq]`` in the given rows.

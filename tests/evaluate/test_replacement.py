@@ -13,8 +13,8 @@ from interp.evaluate.replacement import (
     FIRST_LEFT_OUT,
     content_overlap,
     is_looping,
+    measured,
     replaced,
-    replacement,
     response_nats,
 )
 
@@ -67,7 +67,7 @@ def test_text_that_the_base_would_not_write_costs_more(backend: Backend) -> None
     own = backend.generate(batch, tokens=12)
     other = torch.randint(5, 200, own.shape, generator=torch.Generator().manual_seed(0))
     rows = list(range(len(PROMPTS)))
-    mine, theirs = (replacement(backend, PROMPTS, batch, ids, rows) for ids in (own, other))
+    mine, theirs = (measured(backend, PROMPTS, batch, ids, rows) for ids in (own, other))
     assert mine.n == 4
     assert mine.nll is not None
     assert theirs.nll is not None
@@ -77,6 +77,6 @@ def test_text_that_the_base_would_not_write_costs_more(backend: Backend) -> None
 
 def test_nothing_replaced_is_nothing_measured(backend: Backend) -> None:
     batch = encode(backend.tokenizer, PROMPTS)
-    found = replacement(backend, PROMPTS, batch, batch.ids, [])
+    found = measured(backend, PROMPTS, batch, batch.ids, [])
     assert found.n == 0
     assert found.cells == [None, None, None]

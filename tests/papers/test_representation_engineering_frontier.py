@@ -270,8 +270,14 @@ def test_a_change_is_better_on_one_count_and_no_worse_on_the_other(
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-def point(refused: float, kl1: float) -> dict[str, float]:
-    whole = {"declined": refused, "passages": [[37.0, 74.0], [10, 20]]}
+NEW_TEXT = {
+    "replacement": {"n": 30, "nll": 1.0, "nll_se": 0.1, "looping": 0.0, "overlap": 0.5},
+    "examples": [{"prompt": "what?", "response": "that"}],
+}
+
+
+def point(refused: float, kl1: float) -> dict[str, Any]:
+    whole = {"declined": refused, "passages": [[37.0, 74.0], [10, 20]], **NEW_TEXT}
     return {
         "refused": refused,
         "over_refused": 0.0,
@@ -331,7 +337,7 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
             loss = 3.7 if name == MAIN else other_nll
             points[-1] |= {"nll": loss, "passages": [[loss * 10, loss * 20], [10, 20]]}
         run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
-        run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7}
+        run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7, **NEW_TEXT}
         monkeypatch.setattr(
             "interp.methods.representation_engineering.frontier.deal", lambda s, seed: run
         )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from interp.claims import Claim
+from interp.evaluate.replacement import Replacement
 from interp.methods.representation_engineering.contenders import (
     CLOSED,
     FIRST_TOKEN,
@@ -212,6 +213,24 @@ BAR = (
 )  # fmt: skip
 
 
+BAR_COLUMNS = (
+    {"label": "refused", "unit": "%", "limits": [0, 100]},
+    {"label": "declined", "unit": "%", "limits": [0, 100]},
+    {"label": "over-refused", "unit": "%", "limits": [0, 100]},
+    {"label": "KL₁", "unit": "nats", "scale": "log"},
+    {"label": "KL₃₂", "unit": "nats", "scale": "log"},
+    {"label": "neutral NLL", "unit": "nats"},
+    {"label": "new text NLL", "unit": "nats"},
+    {"label": "looping", "unit": "%", "limits": [0, 100]},
+    {"label": "on topic", "unit": "%", "limits": [0, 100]},
+)
+NEW_TEXT = (
+    "The last three columns are about the responses that replaced refusals (of the original: about its "
+    "answers): NLL per token under the original model, share that repeats itself, and share of the "
+    "request's content words that a response names."
+)
+
+
 def bar(study: Study) -> FigureRecord:
     """The shipped split alone, against the numbers that the least-disturbance edit is meant to reach."""
     run = deal(study, FULL)
@@ -230,27 +249,24 @@ def bar(study: Study) -> FigureRecord:
         "declined_beyond_best": ours["declined"] - min(p["declined"] for p in others),
     }
     base = {**run["base"], "kl1": None, "kl32": None}
-    columns = [
-        {"label": "refused", "unit": "%", "limits": [0, 100]},
-        {"label": "declined", "unit": "%", "limits": [0, 100]},
-        {"label": "over-refused", "unit": "%", "limits": [0, 100]},
-        {"label": "KL₁", "unit": "nats", "scale": "log"},
-        {"label": "KL₃₂", "unit": "nats", "scale": "log"},
-        {"label": "neutral NLL", "unit": "nats"},
-    ]
-    rows = [{"label": n, "values": _row(p)} for n, p in {"original": base, **last}.items()]
+    rows = [{"label": n, "values": bar_row(p)} for n, p in {"original": base, **last}.items()]
     return FigureRecord(
         key=f"{KEY}/bar",
         title="All contenders on the shipped report split",
         kind="rows",
-        series={"columns": columns, "rows": rows, "comparisons": compared},
+        series={
+            "columns": BAR_COLUMNS,
+            "rows": rows,
+            "comparisons": compared,
+            "examples": {n: p["examples"] for n, p in {"original": base, **last}.items()},
+        },
         claims=BAR,
         provenance=study.provenance(run["hashes"]),
         n=run["n"],
         seeds=(0,),
         caption=(
             "Fitted on fit, chosen on select, measured on report. Declined: turned down in any words "
-            "within 32 tokens, by a wide judge."
+            f"within 32 tokens, by a wide judge. {NEW_TEXT}"
         ),
     )
 
@@ -273,6 +289,8 @@ def over_passages(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
     return [float(drawn.low), float(drawn.high)]
 
 
-def _row(point: Mapping[str, Any]) -> list[float | None]:
+def bar_row(point: Mapping[str, Any]) -> list[float | None]:
+    """The cells of one edit, in the order of :data:`BAR_COLUMNS`."""
     shares = [100 * point[name] for name in ("refused", "declined", "over_refused")]
-    return [*shares, point["kl1"], point["kl32"], point["nll"]]
+    new = Replacement(**point["replacement"]).cells
+    return [*shares, point["kl1"], point["kl32"], point["nll"], *new]

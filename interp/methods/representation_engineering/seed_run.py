@@ -18,7 +18,8 @@ from interp.data.text import neutral_passages
 from interp.evaluate.divergence import CONTINUATION, first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import passage_nats
-from interp.evaluate.refusal import DECLINES, KeywordJudge, asked, judge, respond
+from interp.evaluate.refusal import DECLINES, KeywordJudge, asked, generate_ids, judge
+from interp.evaluate.replacement import Replacement
 from interp.methods.refusal import (
     Fitted,
     Prose,
@@ -33,6 +34,7 @@ from interp.methods.refusal.fit import OPENING
 from interp.methods.refusal.pipeline import PASSAGES
 from interp.methods.representation_engineering.contenders import (
     ANSWERED,
+    CLOSED,
     MAIN,
     MAKERS,
     PARTIAL,
@@ -46,13 +48,15 @@ from interp.methods.representation_engineering.contenders import (
 )
 from interp.methods.representation_engineering.splits import BROAD, SET, SIDES, Splits, splits
 from interp.study import Study
-from interp.types import WeightDelta
+from interp.types import Ids, WeightDelta
 
 FACTORS = (1.3,)
 """The chosen edit times these, beside itself."""
 FULL = 0
 """The shipped split, where whole rows are measured; elsewhere refusals and first-token KL are."""
-WHOLE = ("refused", "declined", "over_refused", "kl1", "kl32", "nll", "passages")
+WHOLE = (
+    "refused", "declined", "over_refused", "kl1", "kl32", "nll", "passages", "replacement", "examples",
+)  # fmt: skip
 """What a whole row holds."""
 
 Point = dict[str, Any]
@@ -60,10 +64,18 @@ Point = dict[str, Any]
 
 @dataclass(eq=False)
 class SeedRun:
-    """One deal of the topics. The model works only for what an earlier run has not kept."""
+    """One deal of the topics. The model works only for what an earlier run has not kept.
+
+    names: contenders that are measured; empty for all. factors: what the chosen edit is scaled by, beside
+    1. reads_prose: whether least-disturbance edits keep what the model writes; that takes memory
+    quadratic in the width of every writer's input.
+    """
 
     study: Study
     seed: int
+    names: tuple[str, ...] = ()
+    factors: tuple[float, ...] = FACTORS
+    reads_prose: bool = True
 
     @cached_property
     def parts(self) -> Splits:
@@ -72,7 +84,9 @@ class SeedRun:
     @cached_property
     def maker(self) -> Maker:
         study = self.study
-        fitted = self.narrow.joined(self.broad).leaving(self.prose)
+        fitted = self.narrow.joined(self.broad)
+        if self.reads_prose:
+            fitted = fitted.leaving(self.prose)
         return Maker(study.backend, fitted, study.batch_size, study.watch)
 
     @property
@@ -159,7 +173,8 @@ class SeedRun:
         """A contender's setting, chosen on select; the control has that of what it controls, and a variant
         of partial ablation that of partial ablation."""
         if name == RANDOM:
-            return replace(self.chosen(MAIN), name=RANDOM)
+            controlled = MAIN if MAIN in self.contenders else CLOSED
+            return replace(self.chosen(controlled), name=RANDOM)
         if name in VARIANTS:
             return replace(self.chosen(PARTIAL), name=name)
 
@@ -186,7 +201,12 @@ class SeedRun:
         """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
         chosen = self.chosen(name)
         make = lambda: self._measured(name, self.maker(chosen))  # noqa: E731
-        about = {"setting": asdict(chosen), "factors": FACTORS, "grid": grid(name), **self.whole}
+        about = {
+            "setting": asdict(chosen),
+            "factors": self.factors,
+            "grid": grid(name),
+            **self.whole,
+        }
         return self.kept(name, make, **about)
 
     @property
@@ -197,31 +217,48 @@ class SeedRun:
     @property
     def contenders(self) -> tuple[str, ...]:
         """Those of this deal."""
+        if self.names:
+            return self.names
         return tuple(name for name in MAKERS if self.seed == FULL or name not in SHIPPED)
 
     def _measured(self, name: str, delta: WeightDelta) -> list[Point]:
-        factors = () if name == RANDOM else FACTORS
+        factors = () if name == RANDOM else self.factors
         found = [self._short(delta.scale(factor)) for factor in factors]
         if self.seed != FULL:
             return [*found, self._short(delta)]
         return [*found, self._whole(name, delta)]
 
+    @cached_property
+    def longer(self) -> Bench:
+        """The bench with responses of ``CONTINUATION`` tokens, long enough to read what is said."""
+        size = 2 * self.study.batch_size
+        bench = self.bench
+        ids = generate_ids(bench.backend, bench.refuse, tokens=CONTINUATION, batch_size=size)
+        return replace(bench, response_tokens=CONTINUATION, base_ids=ids)
+
     def _whole(self, name: str, delta: WeightDelta | None) -> Point:
-        """A row of the bench, with what it leaves declined in any words, and every passage's nats."""
+        """A row of the bench, every passage's nats, and what responses of ``CONTINUATION`` tokens say: the
+        share declined in any words, measures of what replaces refusals, and examples."""
         row = self.bench.row(name, delta, self.study.watch)
         nats, tokens = passage_nats(self.study.backend, self.bench.neutral, delta)
-        over = row.over_refusals / row.n_comply
-        shares = (row.refusals / row.n_refuse, self._declined(delta), over)
-        costs = (row.kl_first, row.kl_continuation, row.nll)
-        return dict(zip(WHOLE, (*shares, *costs, [nats.tolist(), tokens.tolist()]), strict=True))
+        new, said = self._said(delta)
+        declined = judge(self.longer.judged(new).texts, KeywordJudge(DECLINES))
+        shares = (row.refusals / row.n_refuse, declined.count / declined.n)
+        costs = (row.over_refusals / row.n_comply, row.kl_first, row.kl_continuation, row.nll)
+        more = ([nats.tolist(), tokens.tolist()], asdict(said), list(self.longer.examples(new)))
+        return dict(zip(WHOLE, (*shares, *costs, *more), strict=True))
 
-    def _declined(self, delta: WeightDelta | None) -> float:
-        """Share of the requests that are turned down in some words within ``CONTINUATION`` tokens."""
+    def _said(self, delta: WeightDelta | None) -> tuple[Ids, Replacement]:
+        """Responses of ``CONTINUATION`` tokens to the requests, and measures of those that replace refusals;
+        of the base model, measures of its answers."""
+        bench = self.longer
+        if delta is None:
+            answers = bench.reference.first_ids(CONTINUATION)
+            assert answers is not None  # the reference has as many tokens
+            return bench.base_ids, bench.answers(answers)
         size = 2 * self.study.batch_size
-        texts = respond(
-            self.study.backend, self.bench.refuse, delta, tokens=CONTINUATION, batch_size=size
-        )
-        return judge(texts, KeywordJudge(DECLINES)).count / len(texts)
+        new = generate_ids(bench.backend, bench.refuse, delta, tokens=CONTINUATION, batch_size=size)
+        return new, bench.replacement(new)
 
     def _short(self, delta: WeightDelta | None) -> Point:
         """What is left refused on report, and the first-token KL of an edit there."""

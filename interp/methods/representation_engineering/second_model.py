@@ -1,0 +1,64 @@
+"""The bar on a second model: whether what was developed on one model holds on another.
+
+Nothing is tuned on the second model: contenders, grids and the rule that chooses are those of the frontier.
+Least-disturbance edits are made in closed form and without the moments of what the model writes, which take
+memory quadratic in the width of a writer's input (8960 for an MLP of the model that is measured).
+"""
+
+from __future__ import annotations
+
+from interp.claims import Claim
+from interp.methods.representation_engineering.contenders import CLOSED, RANDOM
+from interp.methods.representation_engineering.frontier import BAR_COLUMNS, NEW_TEXT, bar_row
+from interp.methods.representation_engineering.paper import KEY
+from interp.methods.representation_engineering.seed_run import FULL, SeedRun
+from interp.records import FigureRecord
+from interp.study import Study
+
+ABLATION, KERNEL = "directional ablation", "heretic's kernel"
+CONTENDERS = (ABLATION, KERNEL, CLOSED, RANDOM)
+CLAIMS = (
+    Claim("the closed form leaves at most half of the refusals",
+          "at most", "/comparisons/refused_share_left", 0.5),
+    Claim("and no more requests refused than the better ablation, within 5 points",
+          "at most", "/comparisons/refused_beyond_best_ablation", 0.05),
+    Claim("at no more than a third of the first-token KL of the cheaper ablation",
+          "at most", "/comparisons/kl1_share_of_least_ablation", 1 / 3),
+    Claim("the same edit turned by a random rotation leaves at least four in five",
+          "at least", "/comparisons/random_share_left", 0.8),
+)  # fmt: skip
+
+
+def bar_coder(study: Study) -> FigureRecord:
+    """Original, two ablations, the closed form and its control on report, with what replaces refusals."""
+    run = SeedRun(study, FULL, names=CONTENDERS, factors=(), reads_prose=False)
+    base = {**run.base(), "kl1": None, "kl32": None}
+    last = {name: run.points(name)[-1] for name in run.contenders}
+    ablations = [last[name] for name in (ABLATION, KERNEL)]
+    ours, refused = last[CLOSED], max(base["refused"], 1e-9)
+    rows = {"original": base, **last}
+    return FigureRecord(
+        key=f"{KEY}/bar_coder",
+        title=f"Edits of {study.model} on the shipped report split",
+        kind="rows",
+        series={
+            "columns": BAR_COLUMNS,
+            "rows": [{"label": name, "values": bar_row(point)} for name, point in rows.items()],
+            "comparisons": {
+                "refused_share_left": ours["refused"] / refused,
+                "refused_beyond_best_ablation": ours["refused"]
+                - min(p["refused"] for p in ablations),
+                "kl1_share_of_least_ablation": ours["kl1"] / min(p["kl1"] for p in ablations),
+                "random_share_left": last[RANDOM]["refused"] / refused,
+            },
+            "examples": {name: point["examples"] for name, point in rows.items()},
+        },
+        claims=CLAIMS,
+        provenance=study.provenance(run.parts.hashes),
+        n={"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},
+        seeds=(FULL,),
+        caption=(
+            "Fitted on fit, chosen on select, measured on report; nothing is tuned on this model. "
+            f"{NEW_TEXT}"
+        ),
+    )
