@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from interp.backends.hooks import HooksBackend
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.edits import applied
 from interp.errors import InterpError
-from interp.evaluate.refusal import Judged
 from interp.methods.refusal import (
     Fitted,
     Selection,
@@ -31,18 +33,23 @@ from interp.methods.refusal import (
     run,
 )
 from interp.methods.refusal.choose import depth_blocks
-from interp.methods.refusal.opener import _likely, shared_beginning
+from interp.methods.refusal.fit import FEWEST_REFUSED
+from interp.methods.refusal.opener import shared_beginning
 from interp.methods.refusal.pipeline import Prompts
 from interp.models import tiny_model
 from interp.types import Shift, TokenBatch
 
 REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
 COMPLY = tuple(f"what is in a bag number {i} in general?" for i in range(8))
+DOZEN = tuple(f"what did I put in box {'ABCDEFGHIJKL'[i]} today?" for i in range(12))
+VOCABULARY = 259
 
 
 @pytest.fixture(scope="module")
 def backend(tokenizer) -> Backend:
-    model = tiny_model("llama", vocab_size=259, max_position_embeddings=512, num_hidden_layers=4)
+    model = tiny_model(
+        "llama", vocab_size=VOCABULARY, max_position_embeddings=512, num_hidden_layers=4
+    )
     return wrap(model, tokenizer, source="tiny")
 
 
@@ -209,70 +216,108 @@ def test_splits_read_after_an_opener_can_be_joined(backend: Backend, twice: Fitt
     assert len(whole.requests) == len(whole.opened.requests) == 9
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, *counts: int) -> list[int]:
-    """Let the next questions find so many refusals, the first ones; returns what was asked."""
-    asked_for, left = [], list(counts)
+class Counting:
+    """A judge that calls so many responses refusals, the first ones, each time it is asked."""
 
-    def scripted(backend: Backend, batch: TokenBatch, *_: object, **__: object) -> Judged:
-        asked_for.append(len(batch))
-        count = left.pop(0)
-        return Judged(("",) * len(batch), tuple(float(i < count) for i in range(len(batch))))
+    name = "counting"
 
-    monkeypatch.setattr("interp.methods.refusal.again.asked", scripted)
-    monkeypatch.setattr("interp.methods.refusal.again.FEWEST_REFUSED", 2)
-    return asked_for
+    def __init__(self, *counts: int) -> None:
+        self.left, self.judged = list(counts), []
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
+        self.judged.append(len(responses))
+        count = self.left.pop(0)
+        return [float(i < count) for i in range(len(responses))]
+
+
+class Saying(HooksBackend):
+    """A tiny model whose responses are given by request, and where given its next-token chances."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        says: Callable[[str], str],
+        chance: Callable[[str], tuple[int, float]] | None = None,
+    ) -> None:
+        super().__init__(backend.model, backend.tokenizer, backend.anatomy, "tiny")
+        self.says, self.chance, self.captured = says, chance, []
+
+    def texts(self, batch: TokenBatch) -> list[str]:
+        return self.tokenizer.batch_decode(batch.ids, skip_special_tokens=True)
+
+    def generate(self, batch: TokenBatch, *args: Any, tokens: int, **more: Any) -> torch.Tensor:
+        said = [self.tokenizer(self.says(text)).input_ids for text in self.texts(batch)]
+        return torch.tensor(
+            [(ids + [self.tokenizer.eos_token_id] * tokens)[:tokens] for ids in said]
+        )
+
+    def logits(self, batch: TokenBatch, *args: Any, **more: Any) -> torch.Tensor:
+        if self.chance is None:
+            return super().logits(batch, *args, **more)
+        rows = []
+        for token, p in map(self.chance, self.texts(batch)):
+            row = torch.full((VOCABULARY,), (1 - p) / (VOCABULARY - 1))
+            row[token] = p
+            rows.append(row.log())
+        return torch.stack(rows)
+
+    def capture(self, batch: TokenBatch, *args: Any, **more: Any) -> Any:
+        self.captured.append(len(batch))
+        return super().capture(batch, *args, **more)
+
+
+@pytest.fixture(scope="module")
+def dozen(backend: Backend) -> Fitted:
+    """Enough requests to fit again on."""
+    sides = PromptSet(DOZEN, "r"), PromptSet(COMPLY, "c")
+    return fit(backend, *sides, response_tokens=0, opener="I'm")
+
+
+AGAIN = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
 
 
 def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
-    backend: Backend, twice: Fitted, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, dozen: Fitted
 ) -> None:
-    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
-    first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
-    asked_for = answers(monkeypatch, 4, 3, 1)
-    found = once_more(backend, twice, setting, first, rounds=2)
-    assert asked_for == [6, 4]
+    first = as_delta(backend, dozen, build(backend, dozen, AGAIN), "tiny")
+    judge = Counting(10, FEWEST_REFUSED)
+    found = once_more(backend, replace(dozen, judge=judge), AGAIN, first, rounds=2)
+    assert judge.judged == [12, 10]
     assert found.rank == 6  # two for the first edit and for each round
     assert found.base == first.base
-    asked_for = answers(monkeypatch, 4, 4)
-    assert once_more(backend, twice, setting, first, rounds=1).rank == 4
-    assert asked_for == [6]
-    answers(monkeypatch, 1)
-    assert once_more(backend, twice, setting, first) is first
+    judge = Counting(10, 10)
+    assert once_more(backend, replace(dozen, judge=judge), AGAIN, first, rounds=1).rank == 4
+    assert judge.judged == [12]
+    few = replace(dozen, judge=Counting(FEWEST_REFUSED - 1))
+    assert once_more(backend, few, AGAIN, first) is first
 
 
 def test_what_only_begins_as_a_refusal_counts_at_the_first_token_alone(
-    backend: Backend, twice: Fitted, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, dozen: Fitted
 ) -> None:
-    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
-    first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
-    answers(monkeypatch)
-    texts = (" I'm sorry", " I'm sorry", "I'm here", "I'm glad", "Here", "There")
-    judged = Judged(texts, (1.0, 1.0, 0.0, 0.0, 0.0, 0.0))
-    monkeypatch.setattr("interp.methods.refusal.again.asked", lambda *a, **k: judged)
-    read: list[int] = []
+    """Eight requests are refused, two more answered after the opener of a refusal."""
+    first = as_delta(backend, dozen, build(backend, dozen, AGAIN), "tiny")
 
-    def inputs(b: Backend, batch: TokenBatch, size: int) -> dict[str, torch.Tensor]:
-        read.append(len(batch))
-        return {w.name: torch.ones(len(batch), w.d_in) for w in b.anatomy.block_writers}
+    def says(prompt: str) -> str:
+        number = next(i for i, request in enumerate(DOZEN) if request in prompt)
+        return " I'm sorry" if number < 8 else "I'm glad" if number < 10 else "Here"
 
-    monkeypatch.setattr("interp.methods.refusal.again._inputs", inputs)
-    once_more(backend, twice, setting, first, rounds=1)
-    assert read == [4, 2]
+    saying = Saying(backend, says)
+    once_more(saying, dozen, AGAIN, first, rounds=1)
+    assert saying.captured == [10, 8]
 
 
-def test_fitting_again_moves_the_mean_of_what_is_left(
-    backend: Backend, twice: Fitted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fitting_again_moves_the_mean_of_what_is_left(backend: Backend, dozen: Fitted) -> None:
     """At the first edited block, nothing before which is edited: ``(W + ΔW₁ + ΔW₂)Δ'`` along u is that of
     the first edit times one minus the share."""
-    setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0, attention=0.0, again=0.8)
-    first = as_delta(backend, twice, build(backend, twice, setting), "tiny")
-    answers(monkeypatch, 3)
-    both = once_more(backend, twice, setting, first, rounds=1)
+    setting = replace(AGAIN, attention=0.0, again=0.8)
+    first = as_delta(backend, dozen, build(backend, dozen, setting), "tiny")
+    judged = replace(dozen, judge=Counting(9))
+    both = once_more(backend, judged, setting, first, rounds=1)
     writer = next(w for w in backend.anatomy.block_writers if w.kind != "attention")
-    rows = twice.statistics
-    left = rows.refuse[writer.name][:3].double().mean(0) - rows.comply[writer.name].double().mean(0)
-    u = twice.directions[2].vector.double()
+    rows = dozen.statistics
+    left = rows.refuse[writer.name][:9].double().mean(0) - rows.comply[writer.name].double().mean(0)
+    u = dozen.directions[2].vector.double()
     weight = backend.model.get_parameter(writer.weight).detach().double()
     along = [
         (u @ (weight + delta.updates[writer.weight].stored().double()) @ left).item()
@@ -290,35 +335,28 @@ def test_the_shared_beginning_is_what_half_of_the_rows_share() -> None:
     assert len(shared_beginning([list(range(20))] * 3)) == 5
 
 
-def test_the_opener_is_where_the_classes_part(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = ["I am sorry, I cannot"] * 5 + ["It is red"] * 3
-    refused = (True,) * 5 + (False,) * 3
-    judged = Judged(tuple(texts), tuple(map(float, refused)))
-    monkeypatch.setattr("interp.methods.refusal.opener.asked", lambda *a, **k: judged)
-    monkeypatch.setattr("interp.methods.refusal.opener.FEWEST_REFUSED", 4)
-    ids = backend.tokenizer("I am sorry", add_special_tokens=False).input_ids
-    read: list[tuple[str, int]] = []
+def test_the_opener_is_where_the_classes_part(backend: Backend) -> None:
+    """After "I" both classes go on alike, after "I a" least."""
+    refusal = "I am sorry, I cannot"
+    ids = backend.tokenizer(refusal, add_special_tokens=False).input_ids
+    beginnings = {backend.tokenizer.decode(ids[:n]): ids[n] for n in range(1, 5)}
 
-    def likely(b, prompts, said, token, chat, size) -> float:
-        read.append((said, len(prompts)))
-        parts = {backend.tokenizer.decode(ids[:2]): 0.3, backend.tokenizer.decode(ids[:3]): 0.6}
-        return 0.2 + (parts.get(said, 0.0) if prompts == REFUSE[:5] else 0.0)
+    def find(refused: int, parts: dict[str, float]) -> str:
+        def says(prompt: str) -> str:
+            return refusal if any(request in prompt for request in DOZEN[:refused]) else "It is red"
 
-    monkeypatch.setattr("interp.methods.refusal.opener._likely", likely)
-    sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
-    assert find_opener(backend, *sides) == backend.tokenizer.decode(ids[:3])
-    assert {n for _, n in read} == {5, 8}  # refused requests against all answerable ones
-    monkeypatch.setattr("interp.methods.refusal.opener._likely", lambda *a: 0.4)
-    assert find_opener(backend, *sides) == ""
-    monkeypatch.setattr("interp.methods.refusal.opener.FEWEST_REFUSED", 6)
-    assert find_opener(backend, *sides) == ""
+        def chance(text: str) -> tuple[int, float]:
+            said = max((b for b in beginnings if text.endswith(b)), key=len)
+            more = parts.get(said, 0.0) if any(r in text for r in DOZEN[:refused]) else 0.0
+            return beginnings[said], 0.2 + more
 
+        sides = PromptSet(DOZEN, "r"), PromptSet(COMPLY, "c")
+        return find_opener(Saying(backend, says, chance), *sides)
 
-def test_likely_is_a_probability_after_what_was_said(backend: Backend) -> None:
-    total = sum(_likely(backend, REFUSE[:2], "I", token, None, 8) for token in range(259))
-    assert total == pytest.approx(1.0, abs=1e-4)
+    parted = {backend.tokenizer.decode(ids[:n]): p for n, p in ((2, 0.3), (3, 0.6))}
+    assert find(FEWEST_REFUSED, parted) == backend.tokenizer.decode(ids[:3])
+    assert find(FEWEST_REFUSED, {}) == ""
+    assert find(FEWEST_REFUSED - 1, parted) == ""
 
 
 def test_a_delta_remembers_its_prompts(backend: Backend, fitted: Fitted) -> None:
@@ -341,6 +379,7 @@ def test_an_edit_on_an_edit_adds_up(backend: Backend, fitted: Fitted) -> None:
     assert (stacked - summed).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_pipeline_writes_everything(tmp_path: Path, chat_dir: Path) -> None:
     from interp.backends import open_model
 
