@@ -206,10 +206,8 @@ def learned(
         for step in range(steps):
             optimizer.zero_grad()
             for term in turns[step % TURNS]:
-                for part in parts.values():
-                    part.share = term.share
                 with torch.enable_grad():
-                    term.loss(term.tail.logits(backend.model)).backward()
+                    _loss(term, parts, backend.model).backward()
             optimizer.step()
             slower.step()
             progress(1)
@@ -227,6 +225,30 @@ def learned(
         recipe={"worth": worth, "steps": steps, "of": dict(delta.recipe)},
         exactness=f"{delta.exactness}; then what it reads and writes was learned",
     )
+
+
+def objective(
+    backend: Backend,
+    fitted: Fitted,
+    delta: WeightDelta,
+    worth: float,
+    *,
+    batch_size: int = BATCH,
+) -> float:
+    """What :func:`learned` makes least, at ``delta`` as it is: nats, the mean over all turns."""
+    updates, rest = _parted(delta)
+    parts, total = _parts(backend, fitted, updates), 0.0
+    for turn in range(TURNS):
+        terms = _terms(backend, fitted, delta, worth, turn, batch_size)
+        with torch.no_grad(), backend.editing(rest), _acting(backend, parts):
+            total += sum(_loss(term, parts, backend.model).item() for term in terms)
+    return total / TURNS
+
+
+def _loss(term: _Same | _Gone, parts: Mapping[str, _Part], model: nn.Module) -> Tensor:
+    for part in parts.values():
+        part.share = term.share
+    return term.loss(term.tail.logits(model))
 
 
 def _parted(delta: WeightDelta) -> tuple[dict[str, LowRank], WeightDelta | None]:
