@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from interp.backends.protocol import AnyEdit, Backend
 from interp.data.chat import ChatFormat, encode
@@ -156,7 +158,7 @@ class Bench:
         watch: Watch = unwatched,
         name: str = "",
         agreed: Sequence[int] = (),
-    ) -> tuple[Ids, Ids]:
+    ) -> tuple[Int[Tensor, "refuse seq"], Int[Tensor, "comply seq"]]:
         """Responses to both classes, ``[n_refuse, tokens]`` and ``[n_comply, tokens]``.
 
         agreed: for every comply prompt, how many first tokens of the base's response the edit keeps

@@ -15,9 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from interp.backends.finite import all_finite
+from interp.backends.generation import padding_id
+from interp.backends.limits import admitted, vocabulary
 from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
-from interp.errors import NoDirection, PromptError
+from interp.errors import NoDirection, NotFinite, PromptError
+from interp.types import TokenBatch
 from interp.watching import Progress
 
 SYSTEM = "You are a helpful assistant."
@@ -75,6 +79,8 @@ def render(tokenizer: Any, prompts: Sequence[str], system: str, prefix: str) -> 
         raise PromptError(
             f"heretic needs a chat template that takes a system turn; this one fails: {error}"
         ) from error
+    if not all(texts) or (len(set(texts)) == 1 and len(set(prompts)) > 1):
+        raise PromptError("the chat template leaves out the prompt; give the model its own")
     return [text + prefix for text in texts]
 
 
@@ -107,13 +113,20 @@ def _residuals(backend: Backend, texts: list[str]) -> Float[Tensor, "batch rows 
     inputs = backend.tokenizer(
         texts, return_tensors="pt", padding=True, return_token_type_ids=False
     )
+    batch = TokenBatch(inputs["input_ids"], inputs["attention_mask"])
+    batch = admitted(model, backend.tokenizer, backend.anatomy, batch, 1).to(model.device)
+    inputs["input_ids"], inputs["attention_mask"] = batch.ids, batch.mask
     output = model.generate(
         **inputs.to(model.device),
         max_new_tokens=1,
         output_hidden_states=True,
         return_dict_in_generate=True,
         use_cache=False,
-        pad_token_id=backend.tokenizer.pad_token_id,
+        pad_token_id=padding_id(backend.tokenizer, model, vocabulary(backend.anatomy)),
         do_sample=False,
     )
-    return torch.stack([row[:, -1, :] for row in output.hidden_states[0]], dim=1).float()
+    found = torch.stack([row[:, -1, :] for row in output.hidden_states[0]], dim=1).float()
+    if not all_finite(found):
+        backend.logits(batch)  # which names the block
+        raise NotFinite("the hidden states of this model hold NaN or infinity; use another dtype")
+    return found
