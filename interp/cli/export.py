@@ -60,7 +60,8 @@ def command(
     """Write DELTA in another format, reload it in a fresh process, and keep it only if logits agree.
 
     DELTA may also be an adapter of PEFT or heretic, a LoRA GGUF, or a finetuned model, which are read
-    as deltas of --base first.
+    as deltas of --base first; the export must then give the logits of that adapter or model, as PEFT or
+    transformers loads it.
     """
     from interp.export.gate import check
 
@@ -76,9 +77,10 @@ def command(
     cards = _cards(card_files)
     check(made.recipe, cards, unproven=unproven)  # before anything large is loaded
     common: dict[str, Any] = {"cards": cards, "unproven": unproven, "overwrite": overwrite}
-    result = _merge(made, base, out, loading, common) if no_reload else _export(
-        made, to, base, out, loading, common
-    )  # fmt: skip
+    if no_reload:
+        result = _merge(made, base, out, loading, common)
+    else:
+        result = _export(made, to, base, out, loading, {**common, "source": delta})
     write_result(json_file, {"path": str(out), **result})
 
 
@@ -122,6 +124,11 @@ def _export(
         f"{to} {receipt.verdict}: {out} (largest logit difference {receipt.difference:.2g}, "
         f"the edit moves logits by {receipt.effect:.2g})"
     )
+    if source := receipt.source:
+        click.echo(
+            f"compared with {source['name']} as {source['library']} loads it: largest logit difference "
+            f"{source['difference']:.2g}" + ("" if source["whole"] else " (the delta is cut)")
+        )
     _say(receipt.notes, receipt.cards, receipt.unproven)
     return receipt_json(receipt)
 

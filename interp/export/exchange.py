@@ -32,7 +32,8 @@ class Request:
 
     batch: what to run, None for the probe that the base itself defines. fingerprint: of the base it
     was made for, where known. compare: also the logits of the unedited base. direct: also those of
-    the weight edit read from the files without the format's library.
+    the weight edit read from the files without the format's library. foreign: made elsewhere, so that
+    its tokenizer and number of tokens need not be the base's.
     """
 
     format: str
@@ -43,6 +44,7 @@ class Request:
     batch: TokenBatch | None = None
     compare: bool = False
     direct: bool = False
+    foreign: bool = False
     threads: int = 1
 
     def save(self, folder: Path) -> None:

@@ -72,7 +72,8 @@ class Exporter:
     model and raises for damaged ones; returns the delta when the format keeps one. attach: opens
     the export from its files, on ``base`` unless standalone. direct: the weight edit that the files
     stand for, read without the format's own library. dtype: of the weights in a standalone export's
-    files, which may be shorter than the dtype that they are loaded in.
+    files, which may be shorter than the dtype that they are loaded in. library: which opens such
+    files for everyone, empty where only this package does.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Exporter:
     direct: Callable[[Path, Base], WeightDelta] | None = None
     dtype: Callable[[Path], str] | None = None
     standalone: bool = False
+    library: str = ""
     priority: int = 0
 
 

@@ -195,5 +195,6 @@ EXPORTER = Exporter(
     check=_check,
     attach=peft.EXPORTER.attach,
     direct=peft.EXPORTER.direct,
+    library="PEFT",
     priority=15,
 )

@@ -231,5 +231,6 @@ EXPORTER = Exporter(
     check=_check,
     attach=_attach,
     standalone=True,
+    library="transformers",
     dtype=_dtype,
 )

@@ -170,5 +170,6 @@ EXPORTER = Exporter(
     check=check,
     attach=_attach,
     direct=_direct,
+    library="PEFT",
     priority=10,
 )

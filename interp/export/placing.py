@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from interp.errors import DeltaError, ExportError
 from interp.models.anatomy import Anatomy
 from interp.models.checkpoint import Checkpoint
-from interp.models.layout import pieces
+from interp.models.layout import pieces, readers_of_experts
 from interp.types import LowRank, Shift, Update, WeightDelta
 
 
@@ -53,6 +54,9 @@ def _parts(
             (p.key, LowRank(update.b[p.expert], update.a[p.expert], p.axes))  # type: ignore[index]
             for p in placed
         ]
+    split = readers_of_experts(anatomy, name) if isinstance(update, LowRank) else ()
+    if split and checkpoint.find(name) is None:
+        return list(_expert_rows(checkpoint, update, split))  # type: ignore[arg-type]
     saved = delta.checkpoint.get(name, (name,))
     keys = [checkpoint.find(key) for key in saved]
     if None in keys:
@@ -63,6 +67,17 @@ def _parts(
     if len(keys) == 1:
         return [(keys[0], update)]  # type: ignore[list-item]
     return [(key, _expert(update, e)) for e, key in enumerate(keys)]  # type: ignore[misc]
+
+
+def _expert_rows(
+    checkpoint: Checkpoint, update: LowRank, split: tuple[tuple[str, ...], ...]
+) -> Iterator[tuple[str, Update]]:
+    """The update of each saved part of fused experts: so many rows of its expert."""
+    for e, names in enumerate(split):
+        for name, b in zip(names, update.b[e].chunk(len(names)), strict=True):
+            if (key := checkpoint.find(name)) is None:
+                raise ExportError(f"{checkpoint.folder} has no {name}; export it as a delta")
+            yield key, LowRank(b.contiguous(), update.a[e], "out in")
 
 
 def _expert(update: Update, e: int) -> Update:

@@ -31,7 +31,9 @@ class Receipt:
     compares an adapter with the weight edit made from its factors, and is 0 where there is nothing
     to compare with. cards, unproven: see
     :mod:`interp.export.gate`. files: relative path → SHA-256. notes: what the format says about these files
-    (the leak of a merge, the error of a truncation). seconds: wall time of writing and verifying.
+    (the leak of a merge, the error of a truncation). source: what the delta was read from, the library
+    that loaded it for comparison, and the ``difference`` of its logits from the export's; empty for an
+    edit made here. seconds: wall time of writing and verifying.
     """
 
     format: str
@@ -51,6 +53,7 @@ class Receipt:
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property

@@ -38,7 +38,7 @@ def answer(request: Request) -> Reply:
     attached = exporter.attach(path, base, request.options)
     backend = attached.backend
     batch = batch or probe_batch(backend)
-    if exporter.standalone:
+    if exporter.standalone and not request.foreign:
         _check_tokens(request, backend, batch, tokens)
     logits["export"] = backend.logits(batch, attached.edit).float()
     return Reply(logits, dtype_of(backend.model), found)

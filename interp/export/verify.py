@@ -25,6 +25,7 @@ from interp.export.exporter import (
     recognise,
 )
 from interp.export.probe import Probe, distance, probe_batch
+from interp.export.provenance import compare_source
 from interp.export.receipt import TOLERANCES, Receipt, check_files, hashes, versions
 from interp.export.staging import check_not_the_base, check_target, publish, staged
 from interp.models.anatomy import Anatomy
@@ -45,6 +46,7 @@ def export(
     overwrite: bool = False,
     cards: Sequence[FigureRecord] = (),
     unproven: bool = False,
+    source: Path | str | None = None,
     **options: Any,
 ) -> Receipt:
     """Write ``delta`` in the format ``to`` and verify it before it appears at ``out``.
@@ -53,6 +55,8 @@ def export(
     which a fresh process opens it again, with ``options`` of :func:`interp.models.loading.load`
     (the dtype is the open model's). cards: figure cards that the edit rests on; without one for each
     of its methods, all passing, it does not leave unless ``unproven``, and then the files say so.
+    source: the adapter or model that the delta was read from; the export must also give its logits, as
+    PEFT or transformers loads it, unless the delta is an approximation by its own account.
     Raises ExportError when the cards are not good, the format cannot hold the edit, the reloaded
     export is not the edit, or ``out`` holds something else; DeltaError for another base. Then
     nothing is left at ``out``.
@@ -67,7 +71,7 @@ def export(
     passed = gate.check(delta.recipe, cards, unproven=unproven)
     with staged(target) as stage:
         notes = exporter.write(delta, opened, stage, passed) or {}
-        found, probe = _compare(delta, exporter, opened, stage)
+        found, probe = _compare(delta, exporter, opened, stage, source)
         if found.why:
             raise ExportError(f"the {to} export did not verify: {found.why}; nothing was written")
         probe.save(stage)
@@ -105,9 +109,9 @@ def _same_device(model: nn.Module) -> dict[str, Any]:
 
 
 def _compare(
-    delta: WeightDelta, exporter: Exporter, base: Base, stage: Path
+    delta: WeightDelta, exporter: Exporter, base: Base, stage: Path, source: Path | str | None
 ) -> tuple[Receipt, Probe]:
-    """What the delta gives here beside what its files give in a fresh process."""
+    """What the delta gives here beside what its files, and its source, give in a fresh process."""
     batch = probe_batch(base.backend)
     plain = base.backend.logits(batch).float()
     try:
@@ -115,17 +119,16 @@ def _compare(
     except NotFinite as cause:
         raise ExportError(f"the edited model overflows: {cause}; or make the edit weaker") from None
     made_for = fingerprint(base.model, base.anatomy)
-    reply = exchange.ask(
-        Request(
-            format=exporter.name,
-            path=str(stage),
-            base=base.name,
-            options=base.options,
-            fingerprint=made_for,
-            batch=batch,
-            threads=torch.get_num_threads(),
-        )
+    request = Request(
+        format=exporter.name,
+        path=str(stage),
+        base=base.name,
+        options=base.options,
+        fingerprint=made_for,
+        batch=batch,
+        threads=torch.get_num_threads(),
     )
+    reply = exchange.ask(request)
     found = Receipt(
         format=exporter.name,
         base=base.name,
@@ -138,6 +141,9 @@ def _compare(
         **_from_delta(delta),
         versions=versions(),
     )
+    if source is not None and not found.why:
+        compared = compare_source(Path(source), delta, request, reply, found)
+        found = replace(found, source=compared)
     return found, Probe.of(batch, expected)
 
 

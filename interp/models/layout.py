@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from interp.errors import ModelNotFound
-from interp.models.anatomy import BoundWriter
+from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.checkpoint import Checkpoint
 from interp.types import Axes
 
@@ -52,3 +52,31 @@ def pieces(checkpoint: Checkpoint, writer: BoundWriter) -> tuple[Piece, ...]:
             )
         found.append(Piece(key, axes, e if split else None))
     return tuple(found)
+
+
+def readers_of_experts(anatomy: Anatomy, name: str) -> tuple[tuple[str, ...], ...]:
+    """Names in the files of a fused parameter of experts that no writer is, such as ``gate_up_proj``.
+
+    One entry for each expert, with the tensors whose rows follow each other in it (gate, up). Empty for
+    other parameters, and for experts that are saved fused.
+    """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    module, _, leaf = name.rpartition(".")
+    writer = next((w for w in anatomy.block_writers if w.fused and w.module == module), None)
+    if writer is None or len(writer.checkpoint) == 1:
+        return ()
+    parts: dict[str, list[str]] = {}
+    for conversion in get_checkpoint_conversion_mapping(anatomy.model_type) or ():
+        steps = [(type(s).__name__, s.dim) for s in getattr(conversion, "operations", ())]
+        if steps in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
+            sources = [p.removesuffix(".weight") for p in conversion.source_patterns]
+            target = conversion.target_patterns[0].rpartition(".")[2]
+            parts[target] = [source.rpartition(".")[2] for source in sources]
+    own = parts.get(writer.weight.rpartition(".")[2], [])
+    if leaf not in parts or len(own) != 1:
+        return ()
+    return tuple(
+        tuple(key.replace(f".{own[0]}.", f".{part}.") for part in parts[leaf])
+        for key in writer.checkpoint
+    )
