@@ -7,6 +7,10 @@ class InterpError(Exception):
     """Base class: the command line prints it as one line and exits with 1."""
 
 
+class InterpWarning(UserWarning):
+    """Something in an input that was left out; the command line prints it as one note."""
+
+
 class UnknownFamily(InterpError):
     """A ``model_type`` for which no anatomy file exists."""
 

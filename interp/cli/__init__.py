@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import warnings
 from typing import Any
 
 import click
 
 from interp import __version__
-from interp.errors import InterpError
+from interp.errors import InterpError, InterpWarning
 from interp.printable import printable
 
 LINE_BREAK = "\n"
@@ -68,6 +69,26 @@ def main(argv: list[str] | None = None) -> Any:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # what a notebook or a test puts there
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with warnings.catch_warnings():
+        _show_notes()
+        return _run(argv)
+
+
+def _show_notes() -> None:
+    """Notes made to be read are one line on stderr each, once a command; other warnings stay as they are."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, InterpWarning):
+            click.echo(f"note: {printable(str(message), keep=LINE_BREAK)}", err=True)
+        else:
+            shown(message, category, *where, **more)
+
+    warnings.showwarning = show
+    warnings.simplefilter("once", InterpWarning)
+
+
+def _run(argv: list[str] | None) -> Any:
     try:
         return cli.main(args=argv, prog_name="interp", standalone_mode=True)
     except (InterpError, OSError) as error:

@@ -44,4 +44,6 @@ def command(model: str, trust_remote_code: bool, json_file: Path | None) -> None
     counts = ", ".join(f"{n} {kind}" for kind, n in found.counts().items())
     head = "tied to the embedding" if found.tied else "its own matrix"
     click.echo(f"{len(found.writers)} writers ({counts}); 0 undescribed; unembedding: {head}")
+    if found.quantisation:
+        click.echo(f"quantised: {found.quantisation}")
     write_result(json_file, found.as_json())

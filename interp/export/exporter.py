@@ -18,6 +18,7 @@ from interp.backends.protocol import AnyEdit
 from interp.errors import ExportError
 from interp.export.gate import Passed
 from interp.models.anatomy import Anatomy
+from interp.models.checkpoint import INDEX, SINGLE
 from interp.types import WeightDelta
 
 
@@ -118,11 +119,17 @@ def recognise(path: Path) -> Exporter:
     if not path.is_dir():
         what = "is a file; give the directory it lies in" if path.exists() else "does not exist"
         raise ExportError(f"{path} {what}")
-    for exporter in exporters().values():
-        if any((path / mark).is_file() for mark in exporter.marks):
-            return exporter
+    marked = [e for e in exporters().values() if any((path / mark).is_file() for mark in e.marks)]
+    if marked:
+        # An adapter left beside the whole model that it was merged into is ignored, as on opening one.
+        ignored = marked[0].library and marked[-1].standalone and _has_weights(path)
+        return marked[-1] if ignored else marked[0]
     wanted = "; ".join(f"{e.name}: {' or '.join(e.marks)}" for e in exporters().values())
     raise ExportError(f"{path} holds no export that this version knows ({wanted})")
+
+
+def _has_weights(path: Path) -> bool:
+    return any((path / name).is_file() for name in (SINGLE, INDEX, "pytorch_model.bin"))
 
 
 def check_holds(exporter: Exporter, delta: WeightDelta, base: Base) -> None:

@@ -34,7 +34,9 @@ from interp.watching import Progress, unheard
 CONFIG = "config.json"
 REPORT = "merge.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
-OURS = {RECEIPT, REPORT, "manifest.json"}
+LEFT = {RECEIPT, REPORT, "manifest.json", "adapter_config.json"}
+"""Files of the base's directory that are not of the base: receipts, and an adapter beside it, which
+transformers would add to the merged model."""
 TEMPLATES = "additional_chat_templates"
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -156,7 +158,7 @@ def _carry(folder: Path, out: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.name == TEMPLATES and path.is_dir():
             shutil.copytree(path, out / TEMPLATES)
-        elif path.is_file() and path.name not in OURS and not _is_weights(path.name):
+        elif path.is_file() and path.name not in LEFT and not _is_weights(path.name):
             shutil.copyfile(path, out / path.name)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import InterpError, ModelNotFound, UnknownFamily
+from interp.errors import InterpError, InterpWarning, ModelNotFound, UnknownFamily
 from interp.files import sha256_text
 from interp.models import family_of
 from interp.models.complete import check_complete, without_report
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 TINY = "tiny:"
+ADAPTER = "adapter_config.json"
+WITHOUT_ADAPTER = {"subfolder": "no adapter"}
+"""Where transformers is told to look for an adapter: it would add one that lies beside a model."""
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -54,7 +58,7 @@ def resolve(name: str) -> str:
         return name
     if not (path / "config.json").is_file():
         hint = ""
-        if (path / "adapter_config.json").is_file():
+        if (path / ADAPTER).is_file():
             hint = " (this is a PEFT adapter: open its base and verify the adapter against it)"
         raise ModelNotFound(
             f"{name} has no config.json{hint}; save a model there with save_pretrained"
@@ -85,6 +89,13 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
     from transformers import AutoConfig
 
     resolved = resolve(name)
+    if (Path(resolved) / ADAPTER).is_file():
+        warnings.warn(
+            f"{name} holds an adapter ({ADAPTER}) beside the weights of a model; the weights are used "
+            "and the adapter is ignored (move it to a directory of its own to use it)",
+            InterpWarning,
+            stacklevel=2,
+        )
     with explained(name), readable(name):
         try:
             config = AutoConfig.from_pretrained(
@@ -119,6 +130,7 @@ def load(
         "dtype": _dtype(dtype) if dtype else "auto",
         "trust_remote_code": trust_remote_code,
         "revision": revision,
+        "adapter_kwargs": WITHOUT_ADAPTER,
     }
     if device_map is not None:
         options["device_map"] = device_map

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from interp.errors import ModelNotFound
 from interp.models.anatomy import Anatomy, BoundWriter
+from interp.models.checkpoint import INDEX, SINGLE, Checkpoint
 from interp.models.loading import resolve
+from interp.models.quantised import Quantisation, of_config
 from interp.models.skeleton import skeleton
 
 
@@ -31,7 +32,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class CoverageReceipt:
-    """Everything that writes one model's residual stream."""
+    """Everything that writes one model's residual stream. quantisation: how its weights are quantised,
+    empty for plain values."""
 
     model: str
     model_type: str
@@ -39,7 +41,7 @@ class CoverageReceipt:
     n_blocks: int
     block_kinds: tuple[str, ...]
     tied: bool
-    quantised: bool
+    quantisation: str
     writers: tuple[Line, ...]
 
     def counts(self) -> dict[str, int]:
@@ -60,16 +62,26 @@ def receipt(name: str, *, trust_remote_code: bool = False) -> CoverageReceipt:
     UndescribedWriter.
     """
     model, anatomy = skeleton(name, trust_remote_code=trust_remote_code)
-    saved = saved_names(Path(resolve(name)))
+    checkpoint = _checkpoint(Path(resolve(name)))
+    saved = frozenset(() if checkpoint is None else checkpoint.tensors)
+    quantised = of_config(model.config.to_dict()) if checkpoint is None else checkpoint.quantisation
     tied = anatomy.tied and not _own_head(anatomy, saved)
     if saved:
         _check_saved(name, anatomy, saved)
-    quantised = getattr(model.config, "quantization_config", None) is not None
-    lines = tuple(_line(w, tied, quantised) for w in anatomy.writers)
+    opaque = quantised is not None and (checkpoint is None or bool(quantised.opaque))
+    lines = tuple(_line(w, tied, opaque) for w in anatomy.writers)
     return CoverageReceipt(
         name, anatomy.model_type, anatomy.d_model, anatomy.n_blocks, anatomy.block_kinds,
-        tied, quantised, lines,
+        tied, _how(quantised), lines,
     )  # fmt: skip
+
+
+def _how(quantised: Quantisation | None) -> str:
+    if quantised is None:
+        return ""
+    return quantised.how + (
+        "" if quantised.opaque or not quantised.scales else ", read as its values"
+    )
 
 
 def _line(writer: BoundWriter, tied: bool, quantised: bool) -> Line:
@@ -98,21 +110,10 @@ def _reach(writer: BoundWriter, tied: bool, quantised: bool) -> str:
     return "every edit" + (", through the post-norm gain" if writer.gain else "")
 
 
-def saved_names(folder: Path) -> frozenset[str]:
-    """Tensor names in a local directory's safetensors; empty for other formats and for hub ids."""
-    from safetensors import SafetensorError, safe_open
-
-    def names() -> Iterator[str]:
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                with safe_open(path, framework="pt") as handle:
-                    yield from handle.keys()
-            except (SafetensorError, OSError) as error:
-                raise ModelNotFound(
-                    f"{path.name} in {folder} is damaged ({error}); download it again"
-                ) from None
-
-    return frozenset(names()) if folder.is_dir() else frozenset()
+def _checkpoint(folder: Path) -> Checkpoint | None:
+    """A local directory's safetensors; None for other formats and for hub ids."""
+    known = any((folder / name).is_file() for name in (SINGLE, INDEX))
+    return Checkpoint.open(folder) if known else None
 
 
 def _own_head(anatomy: Anatomy, saved: frozenset[str]) -> bool:
