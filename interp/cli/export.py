@@ -129,6 +129,11 @@ def _export(
             f"compared with {source['name']} as {source['library']} loads it: largest logit difference "
             f"{source['difference']:.2g}" + ("" if source["whole"] else " (the delta is cut)")
         )
+    if left := made.recipe.get("not_held"):
+        name, why = next((name, entry["why"]) for name, entry in left.items())
+        click.echo(
+            f"not exported: {len(left)} changes that a delta does not hold, first {name}: {why}"
+        )
     _say(receipt.notes, receipt.cards, receipt.unproven)
     return receipt_json(receipt)
 

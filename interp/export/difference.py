@@ -46,7 +46,7 @@ def difference(
     ``relative`` (to ‖W‖), ``rank``, ``effective_rank``, ``left_out`` (share of the norm), ``exact``.
     ``recipe["rounding"]`` lists what differs by rounding only, ``recipe["not_held"]`` by name in the
     files what a delta has no update for (norm gains, convolutions, gate and up projections of fused
-    experts …) with its norm.
+    experts, the rows of tokens that only one of the two has …) with its norm.
 
     Experts that are fused at run time are stacked and share the largest rank among them. Where both
     files tie the unembedding, the update of the embedding edits both, as it does in ``other``;
@@ -76,6 +76,9 @@ def difference(
         advance(1)
     for key, why in unclaimed(pair, anatomy, wanted):
         found.leave(pair, key, why)
+    for target in wanted:
+        for part in target.parts:
+            found.leave_rows(pair, part)
     return _delta(found, pair, anatomy, rank, tolerance)
 
 
@@ -90,7 +93,7 @@ def _folder(name: str) -> str:
 
 
 def _check_same(names: tuple[str, str], base: Anatomy, other: Anatomy) -> None:
-    mine, theirs = ({w.weight: w.shape for w in a.writers} for a in (base, other))
+    mine, theirs = (_shapes(a) for a in (base, other))
     if base.model_type == other.model_type and mine == theirs:
         return
     what = f"{base.model_type} and {other.model_type}"
@@ -101,6 +104,11 @@ def _check_same(names: tuple[str, str], base: Anatomy, other: Anatomy) -> None:
         f"{names[0]} and {names[1]} are different architectures ({what}); a difference needs two "
         "checkpoints of one"
     )
+
+
+def _shapes(anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
+    """Shapes of the writers by name, embeddings without their number of tokens."""
+    return {w.weight: w.shape[w.kind == "embedding" :] for w in anatomy.writers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +172,24 @@ class _Found:
             "exact": all(m.exact for m in made),
         }
 
+    def leave_rows(self, pair: Pair, part: Part) -> None:
+        """Note tokens that only one of the two vocabularies has."""
+        mine, theirs = (
+            side.tensors[key].shape if key is not None else ()
+            for side, key in ((pair.base, part.base), (pair.other, part.other))
+        )
+        if part.expert is not None or mine == theirs or not (mine and theirs):
+            return
+        first, last = sorted((mine[0], theirs[0]))
+        side, key = (pair.other, part.other) if theirs[0] == last else (pair.base, part.base)
+        rows = side.rows(key, first, last)  # type: ignore[arg-type]
+        which = "the other" if side is pair.other else "the base"
+        self.not_held[f"{key}[{first}:{last}]"] = {
+            "norm": frobenius(rows.float()),
+            "relative": None,
+            "why": f"rows {first} to {last - 1} are tokens that only {which} has",
+        }
+
     def leave(self, pair: Pair, key: str, why: str) -> None:
         """Note a tensor that is not compared as an update, if it changed."""
         norm, before = pair.change(key)
@@ -172,11 +198,21 @@ class _Found:
             self.not_held[key] = {"norm": norm, "relative": relative, "why": why}
 
 
+def _onto(before: Tensor, other: Tensor) -> Tensor:
+    """``other`` for the tokens of both, ``before`` for those that only the base has."""
+    found = before.clone()
+    shared = tuple(slice(0, min(sizes)) for sizes in zip(before.shape, other.shape, strict=True))
+    found[shared] = other[shared]
+    return found
+
+
 def _read(pair: Pair, part: Part) -> tuple[Tensor, Tensor]:
     """A part of the base and its change, both fp32 and canonical; an absent side counts as zero."""
     base, other = pair.read(part)
     before = torch.zeros_like(other).float() if base is None else base.float()  # type: ignore[arg-type]
     after = other.float() if other is not None else torch.zeros_like(before)
+    if after.shape != before.shape:
+        after = _onto(before, after)
     return before, after - before
 
 

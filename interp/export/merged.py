@@ -112,6 +112,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
 
 def _refusal(delta: WeightDelta, base: Base) -> str | None:
+    if (reason := _quantised(delta, base)) is not None:
+        return reason
     params = {name for name, _ in base.model.named_parameters(remove_duplicate=False)}
     if new := [name for name, _ in delta if name not in params]:
         return (
@@ -119,6 +121,21 @@ def _refusal(delta: WeightDelta, base: Base) -> str | None:
             "that a reload would drop it"
         )
     return None
+
+
+def _quantised(delta: WeightDelta, base: Base) -> str | None:
+    """Why the base's files cannot take the sums: what the delta edits is stored as codes."""
+    try:
+        checkpoint = checkpoint_of(base)
+    except ModelNotFound:
+        return None
+    found = checkpoint.quantisation
+    if found is None:
+        return None
+    saved = (key for name, _ in delta for key in delta.checkpoint.get(name, (name,)))
+    edited = [key for name in saved if (key := checkpoint.find(name) or name) not in checkpoint.tensors
+              or key in found.scales or key in found.opaque]  # fmt: skip
+    return f"the base's files are quantised ({found.how}; {edited[0]})" if edited else None
 
 
 def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> dict[str, Any]:

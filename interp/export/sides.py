@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ def targets(pair: Pair, model: nn.Module, anatomy: Anatomy) -> list[Target]:
 
 
 def _writer(pair: Pair, writer: BoundWriter) -> Target:
-    mine, theirs = pieces(pair.base, writer), pieces(pair.other, writer)
+    mine, theirs = pieces(pair.base, writer), pieces(pair.other, _resized(writer, pair.other))
     turned = not mine[0].axes.endswith("out in")
     if writer.fused and mine[0].expert is None:
         (a,), (b,) = mine, theirs
@@ -115,6 +115,14 @@ def _writer(pair: Pair, writer: BoundWriter) -> Target:
     else:
         parts = tuple(Part(a.key, b.key, None, turned) for a, b in zip(mine, theirs, strict=True))
     return Target(writer.weight, writer.axes, parts, writer.checkpoint)
+
+
+def _resized(writer: BoundWriter, side: Checkpoint) -> BoundWriter:
+    """An embedding with as many tokens as a file has, which may be more or fewer than the base's."""
+    key = side.find(writer.checkpoint[0])
+    if writer.kind != "embedding" or key is None:
+        return writer
+    return replace(writer, shape=(*side.tensors[key].shape[:1], *writer.shape[1:]))
 
 
 def _unembedding(pair: Pair, anatomy: Anatomy) -> Target | None:
