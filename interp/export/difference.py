@@ -99,7 +99,8 @@ def _check_same(names: tuple[str, str], base: Anatomy, other: Anatomy) -> None:
     what = f"{base.model_type} and {other.model_type}"
     if base.model_type == other.model_type:
         name = next(n for n in (*mine, *theirs) if mine.get(n) != theirs.get(n))
-        what = f"{name} has shape {mine.get(name)} and {theirs.get(name)}"
+        shapes = ({w.weight: w.shape for w in a.writers}.get(name) for a in (base, other))
+        what = "{} has shape {} and {}".format(name, *shapes)
     raise DeltaError(
         f"{names[0]} and {names[1]} are different architectures ({what}); a difference needs two "
         "checkpoints of one"

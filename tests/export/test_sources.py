@@ -168,7 +168,7 @@ def test_a_float8_checkpoint_is_exported_as_transformers_loads_it(tmp_path: Path
     opened = load(str(tmp_path / "fp8"))
     base = (*opened, describe(opened[0]))
     back = difference(tmp_path / "fp8", tmp_path / "base")
-    with pytest.raises(ExportError, match=r"merged cannot hold .* float8.*formats that can: delta"):
+    with pytest.raises(ExportError, match=r"merged cannot hold .*float8.*formats that can: delta"):
         export(back, to="merged", base=base, base_name=str(tmp_path / "fp8"), out=tmp_path / "no",
                unproven=True)  # fmt: skip
 
