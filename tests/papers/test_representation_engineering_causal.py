@@ -115,12 +115,7 @@ def test_a_killed_run_goes_on_where_it_was(
     assert len(calls) > before
 
 
-def test_prompts_are_spread_over_topics() -> None:
-    from interp.data.prompts import PromptSet
-
-    prompts = PromptSet(tuple(f"prompt {i}" for i in range(10)), "ten")
-    assert module._spaced(prompts, 5).prompts == tuple(f"prompt {i}" for i in (0, 2, 4, 6, 8))
-    assert module._spaced(prompts, 99).prompts == prompts.prompts
+def test_enough_prompts_are_tried() -> None:
     assert PROMPTS > 8
     assert DENSE < 30
 
@@ -130,5 +125,5 @@ def test_the_filter_keeps_what_the_model_refuses() -> None:
 
     prompts = PromptSet(tuple("abcdef"), "six")
     keep = [True, True, False, True, True, False]
-    assert module._where(prompts, keep).prompts == ("a", "b", "d", "e")
-    assert module._where(prompts, [False] * 6) is prompts
+    assert module.behaving(prompts, keep).prompts == ("a", "b", "d", "e")
+    assert module.behaving(prompts, [False] * 6) is prompts

@@ -173,9 +173,7 @@ def test_variants_of_partial_ablation_are_made_at_its_setting(study: Study) -> N
 # --- figures -------------------------------------------------------------------------------------
 
 
-def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(study: Study) -> None:
     record = frontier(study)
     draw(record)
     assert record.seeds == (0, 1)
@@ -184,12 +182,11 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(
     draw(one)
     assert [row["label"] for row in one.series["rows"]] == ["original", *MAKERS]
 
-    def fail(self: Any, name: str, delta: Any) -> None:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(SeedRun, "_measured", fail)
+    assert study.kept is not None
+    written = {path: path.stat().st_mtime_ns for path in study.kept.iterdir()}
     again = Study("tiny:llama", limit=6, seeds=2, kept=study.kept)
     assert frontier(again).series == record.series
+    assert {path: path.stat().st_mtime_ns for path in study.kept.iterdir()} == written
 
 
 def test_narrowness_is_measured_and_drawn(study: Study) -> None:
@@ -222,13 +219,13 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
 def test_a_direction_and_a_strength_for_every_block(study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
     maker, whole = run.maker, replace(run.chosen(PARTIAL), first=0)
-    own = flagged._by_block(maker, whole, maker.fitted.directions)
+    own = flagged.by_block(maker, whole, maker.fitted.directions)
     assert not near(own, maker(whole))
-    assert near(flagged._by_block(maker, whole, maker.direction(whole)), maker(whole))
-    reliable = flagged._reliable(maker)
+    assert near(flagged.by_block(maker, whole, maker.direction(whole)), maker(whole))
+    reliable = flagged.reliable(maker)
     assert set(reliable) == set(range(study.backend.anatomy.n_blocks))
     assert all(-1.0 <= value <= 1.0 + 1e-6 for value in reliable.values())
-    shrunk = flagged._by_block(maker, whole, maker.direction(whole), reliable)
+    shrunk = flagged.by_block(maker, whole, maker.direction(whole), reliable)
     assert shrunk.norm() < maker(whole).norm()
 
 
@@ -242,8 +239,8 @@ def test_heretics_way_is_the_direction_that_is_fitted(study: Study) -> None:
     """So that the first row of the flags is the frontier's partial ablation."""
     run = study.once("a run", lambda: SeedRun(study, 0))
     chosen = run.chosen(PARTIAL)
-    rows = flagged._rows(run.maker.fitted, chosen.block)
-    made = flagged._with(run.maker, chosen, rows, flagged._projected)
+    rows = flagged.rows_of_block(run.maker.fitted, chosen.block)
+    made = flagged.fitted_with(run.maker, chosen, rows, flagged.projected)
     assert near(made, run.maker(chosen))
 
 

@@ -111,7 +111,7 @@ def causal(study: Study) -> FigureRecord:
     blocks = range(0, n_blocks, 1 if n_blocks <= DENSE else 2)
     size = study.batch_size
     found = candidates(backend, pos, neg, blocks=blocks, batch_size=size, watch=study.watch)
-    tried = [_spaced(s, PROMPTS) for s in (held.refuse, held.comply)]
+    tried = [s.spread(PROMPTS) for s in (held.refuse, held.comply)]
     batches = [encode(backend.tokenizer, s.prompts) for s in tried]
     trial = Trial.prepare(backend, *batches, openers, batch_size=size)
     about = {
@@ -159,7 +159,7 @@ def _kept(study: Study, split: str) -> Kept:
         "comply asked": len(sides[1]),
         "answered": sum(wanted[1]),
     }
-    kept = [_where(s, keep) for s, keep in zip(sides, wanted, strict=True)]
+    kept = [behaving(s, keep) for s, keep in zip(sides, wanted, strict=True)]
     return Kept(kept[0], kept[1], counts | {"kept": len(kept[0]), "comply kept": len(kept[1])})
 
 
@@ -174,18 +174,12 @@ def _refused(study: Study, prompts: PromptSet) -> list[bool]:
     return study.resumed("causal-behaviour", ask, prompts=prompts.sha256, tokens=RESPONSE)
 
 
-def _where(prompts: PromptSet, keep: Sequence[bool]) -> PromptSet:
+def behaving(prompts: PromptSet, keep: Sequence[bool]) -> PromptSet:
+    """The prompts to keep; all of them where fewer than ``FEWEST`` would be left."""
     if sum(keep) < FEWEST:
         return prompts
     chosen = tuple(p for p, kept in zip(prompts.prompts, keep, strict=True) if kept)
     return PromptSet(chosen, f"{prompts.source}, filtered by behaviour")
-
-
-def _spaced(prompts: PromptSet, most: int) -> PromptSet:
-    """At most ``most`` prompts, evenly spaced: neighbours share a topic."""
-    n = min(most, len(prompts))
-    chosen = tuple(prompts.prompts[i * len(prompts) // n] for i in range(n))
-    return PromptSet(chosen, prompts.source)
 
 
 def _openers(study: Study, fitted: Kept) -> Openers:

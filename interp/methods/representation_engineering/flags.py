@@ -51,17 +51,17 @@ Rows = tuple[Tensor, Tensor]
 """Refuse and comply rows of one block, ``[n, d_model]`` each."""
 
 
-def _projected(estimator: Estimator | None = None, *stages: Any) -> Chain:
+def projected(estimator: Estimator | None = None, *stages: Any) -> Chain:
     return Chain([*stages, OrthogonaliseTo("mean")], estimator)
 
 
 ESTIMATORS: Mapping[str, Callable[[], Estimator]] = {
-    PLAIN: _projected,
+    PLAIN: projected,
     "not projected off the comply mean": DiffMeans,
-    f"winsorised at {WINSOR}": lambda: _projected(None, Winsorise(WINSOR)),
-    "geometric medians": lambda: _projected(DiffMeans("geometric median")),
-    "trimmed means": lambda: _projected(DiffMeans("trimmed")),
-    f"off {PRESERVED} comply components": lambda: _projected(
+    f"winsorised at {WINSOR}": lambda: projected(None, Winsorise(WINSOR)),
+    "geometric medians": lambda: projected(DiffMeans("geometric median")),
+    "trimmed means": lambda: projected(DiffMeans("trimmed")),
+    f"off {PRESERVED} comply components": lambda: projected(
         None, OrthogonaliseTo("components", PRESERVED)
     ),
 }
@@ -85,15 +85,17 @@ def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
     chosen = run.chosen(PARTIAL)
 
     def along(make: Callable[[], Estimator], **how: Any) -> WeightDelta:
-        return _with(run.maker, chosen, _rows(run.maker.fitted, chosen.block), make, **how)
+        return fitted_with(
+            run.maker, chosen, rows_of_block(run.maker.fitted, chosen.block), make, **how
+        )
 
     def of_rows(choose: Callable[[Rows], Rows]) -> WeightDelta:
-        rows = _rows(run.maker.fitted, chosen.block)
-        return _with(run.maker, chosen, choose(rows), _projected)
+        rows = rows_of_block(run.maker.fitted, chosen.block)
+        return fitted_with(run.maker, chosen, choose(rows), projected)
 
     def shrunk() -> WeightDelta:
         maker = run.maker
-        return _by_block(maker, chosen, maker.direction(chosen), _reliable(maker))
+        return by_block(maker, chosen, maker.direction(chosen), reliable(maker))
 
     found: dict[str, Callable[[], WeightDelta]] = {
         name: partial(along, make) for name, make in ESTIMATORS.items()
@@ -101,7 +103,7 @@ def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
     found[FILTERED] = lambda: of_rows(lambda rows: (rows[0][_refused(run)], rows[1]))
     found[UNMATCHED] = lambda: of_rows(lambda rows: (rows[0], _pool(run, chosen.block)))
     found[DISCRIMINANT] = partial(along, LDA, read=True)
-    found[OWN] = lambda: _by_block(run.maker, chosen, run.maker.fitted.directions)
+    found[OWN] = lambda: by_block(run.maker, chosen, run.maker.fitted.directions)
     found[SHRUNK] = shrunk
     if run.opener:
         found[OPENED] = lambda: _opened(run.maker)(chosen)
@@ -121,12 +123,12 @@ def _opened(maker: Maker) -> Maker:
     return replace(maker, fitted=replace(maker.fitted, directions=opened.directions))
 
 
-def _rows(fitted: Fitted, block: int) -> Rows:
+def rows_of_block(fitted: Fitted, block: int) -> Rows:
     refuse, comply = (streams[Site.resid_post(block)].float() for streams in fitted.streams)
     return refuse, comply
 
 
-def _with(
+def fitted_with(
     maker: Maker,
     chosen: Candidate,
     rows: Rows,
@@ -142,7 +144,7 @@ def _with(
     return replace(maker, fitted=fitted)(chosen)
 
 
-def _by_block(
+def by_block(
     maker: Maker,
     chosen: Candidate,
     direction: Direction | Mapping[int, Direction],
@@ -156,7 +158,7 @@ def _by_block(
     return to_delta(model, anatomy, edit)
 
 
-def _reliable(maker: Maker) -> dict[int, float]:
+def reliable(maker: Maker) -> dict[int, float]:
     """Cosine between the directions of two halves of the fit, by block."""
     sides = [
         torch.stack([rows[Site.resid_post(b)].float() for b in range(len(rows))])

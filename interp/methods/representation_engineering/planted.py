@@ -40,7 +40,8 @@ NUISANCE_ROWS, NUISANCE_DRAWS = 4096, 10
 LEVELS = (0.025, 0.975)
 Y = {"label": "cosine with the planted direction", "limits": [-0.15, 1.05]}
 
-ISOTROPIC: tuple[tuple[str, Callable[[], Estimator]], ...] = (
+Estimators = tuple[tuple[str, Callable[[], Estimator]], ...]
+ISOTROPIC: Estimators = (
     ("difference of means", DiffMeans),
     ("symmetric PCA", SymmetricPCA),
     ("LAT (PCA, random order)", RandomOrderPCA),
@@ -146,12 +147,12 @@ def planted(study: Study) -> FigureRecord:
     )
 
 
-def isotropic_lines() -> list[dict[str, Any]]:
+def isotropic_lines(draws: int = DRAWS, estimators: Estimators = ISOTROPIC) -> list[dict[str, Any]]:
     """One line an estimator, and the closed form (dashed)."""
-    data = [plant(shift, ROWS, DRAWS, seed=i) for i, shift in enumerate(SHIFTS)]
+    data = [plant(shift, ROWS, draws, seed=i) for i, shift in enumerate(SHIFTS)]
     lines = [
         _line(label, [recovered(make(), (pos, neg), truth) for pos, neg, truth in data])
-        for label, make in ISOTROPIC
+        for label, make in estimators
     ]
     values = [predicted_cosine(shift, WIDTH, ROWS, ROWS) for shift in SHIFTS]
     lines = [_bare(line) if line["label"] in BANDLESS else line for line in lines]
@@ -232,12 +233,12 @@ def planted_nuisance(study: Study) -> FigureRecord:
     )
 
 
-def nuisance_lines() -> list[dict[str, Any]]:
+def nuisance_lines(draws: int = NUISANCE_DRAWS) -> list[dict[str, Any]]:
     """Lines by method, a nuisance each; the data of a nuisance are the same for all methods."""
     found: dict[tuple[str, float], list[Tensor]] = {}
     for sd in NUISANCES:
         for i, shift in enumerate(NUISANCE_SHIFTS):
-            pos, neg, truth = plant(shift, NUISANCE_ROWS, NUISANCE_DRAWS, nuisance=sd, seed=i)
+            pos, neg, truth = plant(shift, NUISANCE_ROWS, draws, nuisance=sd, seed=i)
             for name, make in METHODS:
                 found.setdefault((name, sd), []).append(recovered(make(), (pos, neg), truth))
     return [_line(f"{n}, sd {sd:g}", found[n, sd]) for n, _ in METHODS for sd in NUISANCES]

@@ -75,13 +75,13 @@ def _line(label: str, estimator: Any, fit: Streams, report: Streams) -> dict[str
     values = d_prime(*scores)
     return {
         "label": label,
-        "values": _known(values),
-        "low": _known(low),
-        "high": _known(high),
+        "values": known(values),
+        "low": known(low),
+        "high": known(high),
     }
 
 
-def _known(values: Tensor) -> list[float | None]:
+def known(values: Tensor) -> list[float | None]:
     """None where every score is the same, so that there is no d′."""
     return [v if torch.isfinite(torch.tensor(v)) else None for v in values.tolist()]
 

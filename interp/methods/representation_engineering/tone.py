@@ -146,7 +146,7 @@ def _sweep(
     words = material.tokens(backend.tokenizer)
     contexts = continuing(backend.tokenizer, _some(material.contexts, study.limit))
     depths = sorted({at_depth(block, len(shifts)) for block in SWEEP})
-    draws = _random_shifts(shifts[at_depth(RANDOM_AT, len(shifts))])
+    draws = random_shifts(shifts[at_depth(RANDOM_AT, len(shifts))])
     progress = study.watch("steering", len(depths) + len(draws))
     plain = next_tone(backend, contexts, None, words)
 
@@ -160,7 +160,7 @@ def _sweep(
     return effects | {RANDOM: torch.stack(random, 1)}
 
 
-def _random_shifts(shift: Float[Tensor, " d"]) -> Float[Tensor, "draws d"]:
+def random_shifts(shift: Float[Tensor, " d"]) -> Float[Tensor, "draws d"]:
     """Random directions with the norm of a shift, and a sign that knows nothing of it."""
     zero = torch.zeros_like(shift)[None]
     drawn = [RandomDirection(seed).fit(shift[None], zero).vector_ for seed in range(RANDOM_DRAWS)]
