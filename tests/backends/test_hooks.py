@@ -41,7 +41,7 @@ def test_components_add_up_to_the_stream(plain: Backend, batch: TokenBatch) -> N
 
 
 def test_positions_are_slices_of_the_whole(plain: Backend, batch: TokenBatch) -> None:
-    """Alone or together, at some positions or all: a site has one value."""
+    """At some positions or all, and (one site of each kind) alone or together: a site has one value."""
     sites = all_sites(plain.anatomy) + writer_sites(plain.anatomy.writers)
     whole = plain.capture(batch, sites, None)
     last, some = plain.capture(batch, sites, -1), plain.capture(batch, sites, (-3, -1))
@@ -50,6 +50,7 @@ def test_positions_are_slices_of_the_whole(plain: Backend, batch: TokenBatch) ->
         # Expert inputs are recomputed for the wanted tokens: another batch, another rounding.
         assert relative(last[site], whole[site][:, -1]) < 1e-6
         assert relative(some[site], whole[site][:, [-3, -1]]) < 1e-6
+    for site in {site.kind: site for site in sites}.values():
         assert torch.equal(plain.capture(batch, [site])[site], last[site])
 
 

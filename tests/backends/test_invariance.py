@@ -58,13 +58,14 @@ def test_padding_and_batch_size_change_nothing(
 ) -> None:
     sites = all_sites(plain.anatomy)
     together, logits = plain.capture(prompts, sites), plain.logits(prompts)
+    parts = list(prompts.split(1))
+    assert [p.ids.shape[1] for p in parts] == [17, 3, 12, 1]
     for size in (1, 3):
-        parts = list(prompts.split(size))
-        assert size > 1 or [p.ids.shape[1] for p in parts] == [17, 3, 12, 1]
-        apart = [plain.capture(part, sites) for part in parts]
-        assert relative(torch.cat([plain.logits(p) for p in parts]), logits) < tolerance
-        for site in sites:
-            assert relative(torch.cat([a[site] for a in apart]), together[site]) < tolerance, site
+        found = torch.cat([plain.logits(part) for part in prompts.split(size)])
+        assert relative(found, logits) < tolerance
+    apart = [plain.capture(part, sites) for part in parts]
+    for site in sites:
+        assert relative(torch.cat([a[site] for a in apart]), together[site]) < tolerance, site
 
 
 def test_a_shared_opening_changes_nothing(
@@ -76,17 +77,18 @@ def test_a_shared_opening_changes_nothing(
     last = plain.anatomy.n_blocks - 2
     steered = steering(Site.resid_post(last), random_vector(plain.anatomy.d_model), 0.5)
     ablated = ablation(plain.model, plain.anatomy, random_direction(plain.anatomy.d_model))
-    for edit in (None, Edit(ablated.writers, steered.sites)):
+    edited = Edit(ablated.writers, steered.sites)
+    for edit in (None, edited):
         apart = torch.cat([plain.logits(p, edit) for p in opening.split(1)])
         assert relative(plain.logits(opening, edit), apart) < tolerance
-        new = torch.cat([plain.generate(p, edit, tokens=3) for p in opening.split(1)])
-        assert torch.equal(plain.generate(opening, edit, tokens=3), new)
-        with plain.editing(edit):
-            together = plain.capture(opening, sites, (-2, -1))
-            alone = [plain.capture(p, sites, (-2, -1)) for p in opening.split(1)]
-        for site in sites:
-            rows = torch.cat([found[site] for found in alone])
-            assert relative(together[site], rows) < tolerance, site
+    new = torch.cat([plain.generate(p, edited, tokens=3) for p in opening.split(1)])
+    assert torch.equal(plain.generate(opening, edited, tokens=3), new)
+    with plain.editing(edited):
+        together = plain.capture(opening, sites, (-2, -1))
+        alone = [plain.capture(p, sites, (-2, -1)) for p in opening.split(1)]
+    for site in sites:
+        rows = torch.cat([found[site] for found in alone])
+        assert relative(together[site], rows) < tolerance, site
 
 
 def test_what_lies_under_the_padding_changes_nothing(

@@ -356,6 +356,7 @@ def test_unknown_backend_names_those_that_exist() -> None:
         wrap(tiny_model("llama"), backend="jax")
 
 
+@pytest.mark.slow
 def test_no_library_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys, interp.backends, interp.edits\n"

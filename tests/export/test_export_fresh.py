@@ -64,6 +64,7 @@ def test_an_error_keeps_its_class(tmp_path) -> None:
             exchange.Reply.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_importing_is_light() -> None:
     code = (
         "import sys, interp.export; "

@@ -52,6 +52,7 @@ def test_a_file_cut_anywhere_gives_one_clear_error(bytes_of_one, saved, tmp_path
     assert len(read_gguf_lora(path, anatomy)) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_damaged_header_gives_an_export_error_or_a_whole_adapter(bytes_of_one, data) -> None:

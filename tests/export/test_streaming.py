@@ -77,6 +77,7 @@ def test_shards_stay_as_they_are_and_the_index_is_right(saved, tmp_path) -> None
     assert {k for k in before if not torch.equal(before[k], after[k])} == edited
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_untied_unembedding_is_added_to_shards_and_index(saved, tmp_path) -> None:
     base = saved("llama")
     folder = sharded(base, tmp_path / "base")
@@ -130,6 +131,7 @@ def test_the_leak_is_that_of_the_stored_weights(saved, tmp_path) -> None:
     assert exact["leak"]["largest"] < 1e-6
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_merge_is_verified_later_from_its_files(saved, tmp_path) -> None:
     base = saved("jamba")
     merge(base.ablated(), str(base.path), tmp_path / "out", unproven=True)

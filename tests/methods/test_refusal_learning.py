@@ -154,6 +154,7 @@ def test_responses_are_kept_cut_at_places_of_their_own(backend: Backend, fitted:
     assert all(any(prompt in text for prompt in COMPLY) for text in decoded)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_nothing_else_changes(
     backend: Backend, fitted: Fitted, delta: WeightDelta
 ) -> None:
