@@ -7,7 +7,7 @@ be added for the least-disturbance edit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -155,6 +155,21 @@ class WriterStatistics:
             self._metrics[key] = Ridged.of(joined, ridge)
         return self._metrics[key]
 
+    def used(self, recipe: LeastDisturbanceRecipe, opened: bool) -> dict[str, Any]:
+        """The values of ``recipe`` that an edit of these statistics depends on, in JSON values.
+
+        opened: whether the edit also acts after the opener of a refusal.
+        """
+        ridge = "auto" if recipe.ridge is None else recipe.ridge
+        found = {"strength": recipe.alpha, "ridge": ridge, "attention": recipe.attention}
+        if self.spoken:
+            found["spoken_weight"] = recipe.spoken_weight
+        if self.prose:
+            found["prose_weight"] = recipe.prose_weight
+        if opened:
+            found |= {"opened": recipe.opened, "opened_weight": recipe.opened_weight}
+        return found
+
     def probe(self, name: str, recipe: LeastDisturbanceRecipe) -> Tensor:
         """``q`` of a writer (float64, ``[d_in]``)."""
         return least_disturbance_probe(self.shift(name), self.metric(name, recipe))
@@ -247,8 +262,10 @@ def least_disturbance(
             amount = share * alpha * _written_shift(u, weight, read.shift(writer.name))
             made.append(LeastDisturbance(u, probe.reshape(shape).float(), amount))
         operators[writer.weight] = made[0] if len(made) == 1 else Total(tuple(made))
-    recipe_json = {"method": "least-disturbance", **asdict(recipe)}
-    return Edit(operators, recipe={**recipe_json, "direction_block": direction.block})
+    opened = after_opener is not None
+    blocks = list(range(backend.anatomy.n_blocks) if recipe.blocks is None else recipe.blocks)
+    used = {"blocks": blocks, "direction_block": direction.block, **stats.used(recipe, opened)}
+    return Edit(operators, recipe={"method": "least-disturbance", **used})
 
 
 def _written_shift(u: Tensor, weight: Tensor, shift: Tensor) -> float:

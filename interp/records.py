@@ -35,6 +35,8 @@ NOT_RUN = "not run here: needs "
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]*/[a-z0-9][a-z0-9_]*")
 _GIT_SECONDS = 10
+DIRTY = "-dirty"
+"""Ends a commit that the package's files differ from."""
 
 
 # --- provenance --------------------------------------------------------------------------------
@@ -47,7 +49,11 @@ class Provenance:
     model: name or hub id, never an absolute path. fingerprint: content hash of the model. prompts:
     name of a set → SHA-256 of its prompts in order. versions: Python and the packages that matter.
     commit: of this package's own checkout, with ``-dirty`` for uncommitted changes; None when it
-    was installed from a wheel. seconds: wall time.
+    was installed from a wheel. seconds: wall time. made_by: ``module:function`` that measured it, and
+    code: the content hash of everything that this function uses of the package
+    (:func:`interp.source.code_hash`); None for a record that does not say. resumed: parts that an earlier
+    run had kept, each with ``step``, ``commit``, ``measured_on``, ``code`` and ``stale``: whether other
+    code than that of this run measured it.
     """
 
     model: str
@@ -58,6 +64,27 @@ class Provenance:
     commit: str | None = None
     hardware: str | None = None
     seconds: Number | None = None
+    made_by: str | None = None
+    code: str | None = None
+    resumed: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resumed", tuple(self.resumed))
+
+    @property
+    def stale(self) -> list[str]:
+        """Steps that other code measured than that which made the rest, without repeats."""
+        return sorted({part["step"] for part in self.resumed if part["stale"]})
+
+    @property
+    def doubt(self) -> str:
+        """Why a record with this provenance proves no edit, empty where it does."""
+        if self.stale:
+            return f"rests on steps that other code measured ({', '.join(self.stale)})"
+        commits = (self.commit, *(part["commit"] for part in self.resumed))
+        if any(commit and commit.endswith(DIRTY) for commit in commits):
+            return "was measured with uncommitted changes"
+        return ""
 
     @classmethod
     def collect(
@@ -69,6 +96,9 @@ class Provenance:
         seed: int | None = None,
         seconds: Number | None = None,
         device: str | None = None,
+        made_by: str | None = None,
+        code: str | None = None,
+        resumed: Sequence[Mapping[str, Any]] = (),
     ) -> Provenance:
         """Fill in versions, commit and hardware of this process.
 
@@ -88,6 +118,9 @@ class Provenance:
             commit=git_commit(),
             hardware=device or processor(),
             seconds=None if seconds is None else round(seconds, 2),
+            made_by=made_by,
+            code=code,
+            resumed=tuple(resumed),
         )
 
 
@@ -115,7 +148,7 @@ def git_commit() -> str | None:
         return None
     commit = _git(package, "rev-parse", "--verify", "HEAD")
     changed = _git(package, "status", "--porcelain", "--", ".")
-    return f"{commit}-dirty" if commit and changed else commit
+    return f"{commit}{DIRTY}" if commit and changed else commit
 
 
 def _git(folder: Path, *words: str) -> str | None:
@@ -168,8 +201,8 @@ class FigureRecord:
     key: ``<folder>/<name>``, also its file. kind: the renderer; :mod:`interp.figures` lists them
     with the series that each takes. n: prompts per class. intervals: what the intervals in the
     series are (``95 % Wilson``). paper_figure: the figure or table it stands for; None for our own.
-    needs: what is missing to measure it here, and then there is no series. proves: methods whose
-    edits rest on this figure, so that they are exported when its verdict is good.
+    needs: what is missing to measure it here, and then there is no series. proves: kinds of recipe
+    (:func:`interp.export.gate.kind`) whose edits rest on this figure where its verdict is good.
     Raises RecordError for a bad key, for values that are not JSON, for a claim that points nowhere.
     """
 

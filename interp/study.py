@@ -10,21 +10,23 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from interp import __version__
 from interp.errors import RecordError
 from interp.files import sha256_text, write_json
-from interp.records import FigureRecord, Provenance, package_versions, processor
+from interp.records import FigureRecord, Provenance, git_commit, package_versions, processor
+from interp.source import code_hash
 from interp.watching import Watch, unwatched
 
 if TYPE_CHECKING:
     from interp.backends import Backend
 
 T = TypeVar("T")
+KEPT = "interp step 1"
+"""The format of a kept step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,29 @@ class Paper:
         raise RecordError(f"{self.key} has no figure {name!r}; it has {known}")
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPart:
+    """A step that an earlier run measured, as it goes into the record.
+
+    commit, measured_on: of that run. code: the content hash of what made it then. stale: whether the code
+    that would make it now is another.
+    """
+
+    step: str
+    commit: str | None
+    measured_on: str
+    code: str | None
+    stale: bool = False
+
+
 @dataclass(eq=False)
 class Study:
     """One model under study, and what its figures share.
 
     limit: prompts per class, for a quick look; None for all. seeds: how many splits of the topics a
     figure with seeds is repeated over. kept: directory in which long work leaves what is done, so that
-    it goes on after a kill; None keeps nothing. loading: options for opening the model.
+    it goes on after a kill; None keeps nothing. use_stale: take steps that other code measured as well;
+    the record names them. loading: options for opening the model.
     """
 
     model: str = "smollm2"
@@ -89,10 +107,13 @@ class Study:
     seeds: int = 5
     batch_size: int = 32
     kept: Path | None = None
+    use_stale: bool = False
     watch: Watch = unwatched
     loading: dict[str, Any] = field(default_factory=dict)
-    _shared: dict[str, tuple[Any, set[str]]] = field(default_factory=dict, init=False, repr=False)
-    _kept_on: set[str] = field(default_factory=set, init=False, repr=False)
+    _shared: dict[str, tuple[Any, set[KeptPart]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _parts: set[KeptPart] = field(default_factory=set, init=False, repr=False)
 
     @cached_property
     def backend(self) -> Backend:
@@ -122,49 +143,59 @@ class Study:
 
     def anew(self) -> None:
         """Begin a figure, to which nothing of an earlier run has gone yet."""
-        self._kept_on = set()
+        self._parts = set()
 
     @property
     def went_on(self) -> bool:
         """Whether anything was taken from an earlier run."""
-        return bool(self._kept_on)
+        return bool(self._parts)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit of this package when the study first asked for it."""
+        return git_commit()
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What several figures need, made by the first of them."""
         if name not in self._shared:
             self._shared[name] = self._made(make)
-        value, kept_on = self._shared[name]
-        self._kept_on |= kept_on  # where it went into this figure, too
+        value, parts = self._shared[name]
+        self._parts |= parts  # of this figure, too
         return value
 
-    def _made(self, make: Callable[[], T]) -> tuple[T, set[str]]:
-        """A value, and what earlier runs measured those parts of it on that they had kept."""
-        before, self._kept_on = self._kept_on, set()
+    def _made(self, make: Callable[[], T]) -> tuple[T, set[KeptPart]]:
+        """A value, and those parts of it that earlier runs had kept."""
+        before, self._parts = self._parts, set()
         try:
-            return make(), self._kept_on
+            return make(), self._parts
         finally:
-            self._kept_on = before
+            self._parts = before
 
     def resumed(self, step: str, make: Callable[[], T], **about: Any) -> T:
         """JSON values of one step of long work: read if an earlier run kept them, else made and kept.
 
-        about: what they depend on beside the model and this package's version; other values, another
-        file.
+        A kept value counts only if the model, ``about`` and the code that makes it
+        (:func:`interp.source.code_hash` of ``make``) are the same; one that other code made is made again,
+        or taken with ``use_stale``.
+
+        about: config and hashes of inputs, in JSON values; prompt sets stand for their hash. RecordError
+        for anything else.
         """
         if self.kept is None:
             return make()
-        everything = about | {"limit": self.limit, "version": __version__}
-        asked = json.dumps(everything, sort_keys=True, default=str)
-        path = self.kept / f"{step}-{sha256_text(self.fingerprint, asked)[:16]}.json"
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            # Earlier versions kept the bare value; where it was measured is not known.
-            if isinstance(kept, dict) and kept.keys() == {"measured_on", "value"}:
-                self._kept_on |= set(kept["measured_on"])
-                return kept["value"]
-        value, kept_on = self._made(make)
-        write_json(path, {"measured_on": sorted({*kept_on, self.place}), "value": value})
-        self._kept_on |= kept_on
+        config = json.dumps(about | {"limit": self.limit}, sort_keys=True, default=_hash_of_prompts)
+        path = self.kept / f"{step}-{sha256_text(self.fingerprint, config)[:16]}.json"
+        code = code_hash(make)
+        if (found := _read_kept(path, code)) is not None:
+            value, parts = found
+            if self.use_stale or not any(part.stale for part in parts):
+                self._parts |= parts
+                return value
+        value, parts = self._made(make)
+        own = KeptPart(step, self.commit, self.place, code)
+        everything = [asdict(own), *(asdict(part) for part in sorted(parts, key=repr))]
+        write_json(path, {"format": KEPT, "parts": everything, "value": value})
+        self._parts |= parts
         return value
 
     def provenance(self, prompts: Mapping[str, Any]) -> Provenance:
@@ -173,18 +204,44 @@ class Study:
         prompts: name → hash or texts.
         """
         hardware = self.hardware
-        if elsewhere := sorted(self._kept_on - {self.place}):
+        if elsewhere := sorted({part.measured_on for part in self._parts} - {self.place}):
             hardware = f"{hardware}; what an earlier run kept: {'; '.join(elsewhere)}"
         return Provenance.collect(
-            self.model, fingerprint=self.fingerprint, prompts=prompts, seed=0, device=hardware
+            self.model,
+            fingerprint=self.fingerprint,
+            prompts=prompts,
+            seed=0,
+            device=hardware,
+            resumed=[asdict(part) for part in sorted(self._parts, key=repr)],
         )
+
+
+def _hash_of_prompts(value: Any) -> str:
+    if isinstance(found := getattr(value, "sha256", None), str):
+        return found
+    raise RecordError(
+        f"a kept step depends on a {type(value).__name__}; give JSON values, and hashes of inputs"
+    )
+
+
+def _read_kept(path: Path, code: str | None) -> tuple[Any, set[KeptPart]] | None:
+    """A kept value and its parts, with whether each is stale; None where there is none that is whole."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["format"] != KEPT:
+            return None
+        own, *parts = (KeptPart(**part) for part in kept["parts"])
+        own = replace(own, stale=code is None or own.code != code)
+        return kept["value"], {own, *parts}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
     """Measure one figure of a paper, or make the card that says what it needs.
 
-    The record gets what it stands for, and the seconds that it took; those stay open where part of it
-    was measured by an earlier run.
+    The record gets what it stands for, the hash of the code that made it, and the seconds that it took;
+    those stay open where part of it was measured by an earlier run.
     """
     spec = paper.figure(name)
     key = f"{paper.key}/{name}"
@@ -205,7 +262,9 @@ def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
     seconds = None if study.went_on else round(time.perf_counter() - started, 2)
     if record.key != key:
         raise RecordError(f"{spec.make} made {record.key}, not {key}")
-    provenance = replace(record.provenance, seconds=seconds)
+    provenance = replace(
+        record.provenance, seconds=seconds, made_by=spec.make, code=code_hash(spec.make)
+    )
     return replace(record, provenance=provenance, paper_figure=spec.stands_for)
 
 

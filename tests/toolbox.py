@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend, residual_sites
 from interp.claims import Claim
+from interp.data import PromptSet
+from interp.export.measurement import Measurement
 from interp.maths import unit
 from interp.models import tiny_model
 from interp.records import FigureRecord, Provenance
 from interp.sites import Site
-from interp.types import Direction, TokenBatch
+from interp.types import Direction, TokenBatch, WeightDelta
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -90,14 +93,40 @@ def opened(model_type: str, backend: str) -> Backend:
     return wrap(tiny_model(model_type), backend=backend)
 
 
-def card(value: float = 0.0, *, proves: tuple[str, ...] = ("ablation",)) -> FigureRecord:
+def card(
+    value: float = 0.0,
+    *,
+    proves: tuple[str, ...] = ("ablation",),
+    commit: str = "c0ffee",
+    resumed: tuple[dict[str, Any], ...] = (),
+) -> FigureRecord:
     """A figure card that claims its only value is at most 1, and so passes or fails by it."""
     return FigureRecord(
         key="paper/figure",
         title="one value",
         kind="lines",
         series={"value": value},
-        provenance=Provenance.collect("tiny", seed=0, seconds=0.0),
+        provenance=Provenance("tiny", commit=commit, resumed=resumed),
         claims=(Claim("the value is at most 1", "at most", "/value", 1),),
         proves=proves,
     )
+
+
+ROW = {
+    "refusals": 5,
+    "n_refuse": 8,
+    "over_refusals": 0,
+    "n_comply": 8,
+    "kl_first": 0.01,
+    "kl_continuation": 0.01,
+    "nll": 3.0,
+}
+
+
+def measured(delta: WeightDelta, *, n: int = 8, model: str | None = None) -> Measurement:
+    """A measurement of a delta on ``n`` prompts of each class; the delta says what it was fitted on."""
+    refuse, comply = (
+        PromptSet(tuple(f"{side} {i}" for i in range(n)), side) for side in ("refuse", "comply")
+    )
+    made_on = Provenance("tiny", fingerprint=model or delta.base)
+    return Measurement.of(delta, (ROW, ROW | {"refusals": 1}), refuse, comply, made_on)

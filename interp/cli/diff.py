@@ -88,9 +88,7 @@ def command(
     title = f"{_short(base)} → {_short(str(other))}"
     _print(title, lines, along, delta, anatomy, every)
     if out is not None:
-        click.echo(
-            f"wrote {save_delta(delta, out, overwrite=overwrite)} (unproven: no figure card)"
-        )
+        click.echo(f"wrote {save_delta(delta, out, overwrite=overwrite)} (unproven)")
     if figure is not None:
         _draw(_record(title, base, lines, along, delta, anatomy), figure)
     write_result(json_file, _result(base, other, lines, along, delta, anatomy))

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from interp.methods.refusal import Choice, Fitted
     from interp.types import WeightDelta
 
+OPENED = ("opened", "again", "opened_weight")
+"""Options of an edit that acts after an opener as well."""
+LEAST = ("ridge", "attention", "opener", *OPENED, "worth", "response_tokens", "spoken_weight", "prose",
+         "prose_weight", "all_requests", "pool")  # fmt: skip
+"""Options that a least-disturbance edit alone depends on."""
 PROSE = 200
 """Prompts whose responses count as prose where the edit acts after an opener as well."""
 
@@ -126,12 +131,7 @@ def command(
 
     given = Given(values)
     least = method == "least-disturbance"
-    if least and values["embeddings"]:
-        raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
-                               "every prompt has the same embedding")  # fmt: skip
-    for option in ("opener", "prose", "worth"):
-        if not least and values[option]:
-            raise click.UsageError(f"--{option} goes with --method least-disturbance")
+    _check_options(method, values)
     check_target(out, overwrite=overwrite)
     before = read_delta(delta_dir)
     judge = given.judge
@@ -143,21 +143,21 @@ def command(
             pool = given.pool(fit_r, select_r, select_c) if least else None
             opener = _opener(given, backend, fit_r, fit_c, watch)
             prose = _prose(given, pool or fit_c, opener) if least else None
-            fitted = _fit(given, backend, fit_r, fit_c, pool, prose, opener, watch)
+            fitted = _fit(given, backend, fit_r, fit_c, pool, prose, opener, watch, least)
             choice = _choose(method, given, backend, fitted, select_r, select_c, watch)
             if choice.scores:
                 # Everything is chosen: the last fit may use the prompts that chose it.
-                more = _fit(given, backend, select_r, select_c, None, None, opener, watch)
+                more = _fit(given, backend, select_r, select_c, None, None, opener, watch, least)
                 fitted = fitted.joined(more)
             return fitted, choice
 
         if before is None:
             fitted, choice = run()
-            delta = _delta(given, backend, fitted, choice, watch)
+            delta = _delta(given, backend, fitted, choice, (select_r, select_c), watch)
         else:
             with applied(backend.model, backend.anatomy, before):
                 fitted, choice = run()
-                made = _delta(given, backend, fitted, choice, watch)
+                made = _delta(given, backend, fitted, choice, (select_r, select_c), watch)
             delta = before.compose(refusal.rebased(made, before))
         receipt = export(
             delta, to="delta", base=backend, base_name=values["model"], out=out,
@@ -173,6 +173,9 @@ def command(
         f"{delta.exactness}"
     )
     click.echo(f"delta {receipt.verdict}: {out}")
+    click.echo(
+        f"unproven until it is measured: interp measure --model {values['model']} --delta {out}"
+    )
     write_result(
         json_file,
         {
@@ -184,6 +187,29 @@ def command(
             "judge": judge.as_json(),
         },
     )
+
+
+def _check_options(method: str, values: dict[str, Any]) -> None:
+    """Raise UsageError for an option on the command line that the edit would ignore."""
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in values if source(name) is click.core.ParameterSource.COMMANDLINE}
+    option = lambda name: "--" + name.replace("_", "-")  # noqa: E731
+    if method == "ablation":
+        if ignored := [name for name in LEAST if name in given]:
+            raise click.UsageError(f"{option(ignored[0])} goes with --method least-disturbance")
+        return
+    if values["embeddings"]:
+        raise click.UsageError("--embeddings goes with --method ablation: at the last template token "
+                               "every prompt has the same embedding")  # fmt: skip
+    no_prose = values["prose"] == 0 or (values["prose"] is None and not values["opener"])
+    needs = [(name, "--opener", not values["opener"]) for name in OPENED]
+    needs.append(("spoken_weight", "--response-tokens", not values["response_tokens"]))
+    needs.append(("prose_weight", "--prose", no_prose))
+    for name, needed, missing in needs:
+        if missing and name in given:
+            raise click.UsageError(
+                f"{option(name)} goes with {needed}, without which it does nothing"
+            )
 
 
 def _opener(given: Given, backend: Backend, refuse: Any, comply: Any, watch: Any) -> str:
@@ -218,6 +244,7 @@ def _fit(
     prose: Any,
     opener: str,
     watch: Any,
+    least: bool,
 ) -> Fitted:
     from interp.fitting import DirectionRecipe
     from interp.methods.refusal import fit
@@ -225,8 +252,9 @@ def _fit(
     recipe = DirectionRecipe(given.values["keep_comply_mean"], given.values["winsor"])
     return fit(
         backend, refuse, comply, chat=given.chat, recipe=recipe, pool=pool, prose=prose,
-        response_tokens=given.values["response_tokens"],
-        behaviour_filter=not given.values["all_requests"], opener=opener,
+        # An ablation takes the direction alone: neither of these changes it, and both take time.
+        response_tokens=given.values["response_tokens"] if least else 0,
+        behaviour_filter=least and not given.values["all_requests"], opener=opener,
         judge=given.judge, batch_size=given.batch_size, watch=watch,
     )  # fmt: skip
 
@@ -248,7 +276,7 @@ def _choose(
     from interp.methods.refusal.learning import WORTH
 
     v = given.values
-    fixed = {k: v[k] for k in ("ridge", "embeddings", "response_tokens")}
+    fixed = {k: v[k] for k in ("ridge", "embeddings")}
     fixed |= {k: v[k] for k in ("spoken_weight", "prose_weight", "opened_weight")}
     named = {"direction_block": v["block"], "first_block": v["first_block"]}
     named |= {k: v[k] for k in ("strength", "attention")}
@@ -273,11 +301,16 @@ def _choose(
 
 
 def _delta(
-    given: Given, backend: Backend, fitted: Fitted, choice: Choice, watch: Any
+    given: Given,
+    backend: Backend,
+    fitted: Fitted,
+    choice: Choice,
+    select: tuple[PromptSet, PromptSet],
+    watch: Any,
 ) -> WeightDelta:
     from interp.methods.refusal import finished
 
     return finished(
-        backend, fitted, choice.setting, given.values["model"], batch_size=given.batch_size,
-        watch=watch,
+        backend, fitted, choice.setting, given.values["model"],
+        chosen_on=select if choice.scores else (), batch_size=given.batch_size, watch=watch,
     )  # fmt: skip

@@ -35,7 +35,11 @@ FORMATS = ("delta", "peft", "merged", "gguf-lora", "gguf-vector", "heretic")
     metavar="FILE",
     help="figure card that the edit rests on, e.g. of your own demo (default: those shipped)",
 )
-@click.option("--unproven", is_flag=True, help="export without a passing card, and say so in it")
+@click.option(
+    "--unproven",
+    is_flag=True,
+    help="export without a passing card or a measurement, and say so in it",
+)
 @click.option(
     "--no-reload",
     is_flag=True,
@@ -62,8 +66,13 @@ def command(
     DELTA may also be an adapter of PEFT or heretic, a LoRA GGUF, or a finetuned model, which are read
     as deltas of --base first; the export must then give the logits of that adapter or model, as PEFT or
     transformers loads it.
+
+    Proven is an edit whose kind of recipe a passing figure card was measured with, and which was itself
+    measured on held-out prompts (`interp measure --delta`). Another is written only with --unproven, and
+    its manifest says what is missing.
     """
     from interp.export.gate import check
+    from interp.export.measurement import Measurement
 
     if no_reload and to != "merged":
         raise click.UsageError("--no-reload goes with --to merged; the other formats are reloaded")
@@ -74,9 +83,10 @@ def command(
 
         made, report = truncated(made, rank)
         click.echo(str(report) if report.cut else f"no matrix has more than rank {rank}")
-    cards = _cards(card_files)
-    check(made.recipe, cards, unproven=unproven)  # before anything large is loaded
-    common: dict[str, Any] = {"cards": cards, "unproven": unproven, "overwrite": overwrite}
+    cards, measured = _cards(card_files), Measurement.load(delta)
+    check(made, cards, measured, unproven=unproven)  # before anything large is loaded
+    common: dict[str, Any] = {"cards": cards, "measured": measured}
+    common |= {"unproven": unproven, "overwrite": overwrite}
     if no_reload:
         result = _merge(made, base, out, loading, common)
     else:
@@ -134,7 +144,7 @@ def _export(
         click.echo(
             f"not exported: {len(left)} changes that a delta does not hold, first {name}: {why}"
         )
-    _say(receipt.notes, receipt.cards, receipt.unproven)
+    _say(receipt.notes, receipt.cards, receipt.missing)
     return receipt_json(receipt)
 
 
@@ -151,11 +161,11 @@ def _merge(
         advance = watch("merging", checkpoint_size(base, known.get("revision")))
         report = merge(made, base, out, advance=advance, **common, **known)
     click.echo(f"merged, not reloaded: {out}; next: interp verify {out} --base {base}")
-    _say(report, report["cards"], report["unproven"])
+    _say(report, report["cards"], report["missing"])
     return report
 
 
-def _say(notes: Any, cards: Any, unproven: bool) -> None:
+def _say(notes: Any, cards: Any, missing: Any) -> None:
     if leak := notes.get("leak"):
         click.echo(
             f"stored as {notes['dtype']}: rounding puts back at most {leak['largest']:.2%} of the "
@@ -166,7 +176,9 @@ def _say(notes: Any, cards: Any, unproven: bool) -> None:
     if notes.get("environment", "known") != "known":
         click.echo(f"note: {notes['environment']}", err=True)
     rests = ", ".join(f"{card['key']} ({card['verdict']})" for card in cards) or "none"
-    click.echo(f"figure cards: {rests}" + ("; UNPROVEN" if unproven else ""))
+    click.echo(f"figure cards: {rests}" + ("; UNPROVEN" if missing else ""))
+    for reason in missing:
+        click.echo(f"missing: {reason}")
 
 
 def receipt_json(receipt: Any) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
     from interp.export import export
     from interp.export.staging import check_target
 
+    source = click.get_current_context().get_parameter_source("rank")
+    if source is click.core.ParameterSource.COMMANDLINE and given["row_normalization"] != "full":
+        raise click.UsageError(
+            "--rank goes with --row-normalization full, without which it does nothing"
+        )
     check_target(out, overwrite=overwrite)
     kernels = given["kernels"]
     sets, named = _prompts(given)

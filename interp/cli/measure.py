@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,12 @@ from interp.cli.options import (
     read_delta,
     write_result,
 )
+
+if TYPE_CHECKING:
+    from interp.backends import Backend
+    from interp.data import PromptSet
+    from interp.export.measurement import Measurement
+    from interp.types import WeightDelta
 
 
 @click.command(epilog="Example: interp measure --model smollm2 --delta my-delta --json rows.json")
@@ -43,7 +49,8 @@ def command(
     under the original model in nats per token, the share that loops, and the share of the request's content
     words that they name. The row `original` shows the same of its responses to answerable prompts.
 
-    Without --delta there is one row, `original`; with it, `original` and `edited`.
+    Without --delta there is one row, `original`; with it, `original` and `edited`, and the measurement is
+    kept in the delta's directory, where `interp export` looks for it.
     """
     from interp.cli.progress import watching
     from interp.cli.tables import examples, measures
@@ -84,15 +91,56 @@ def command(
             "comply": {"source": comply.source, "sha256": comply.sha256},
         },
     }
-    if delta is not None:
-        seen = (refuse.fingerprints | comply.fingerprints) & set(
-            delta.provenance.get("seen_prompts", ())
-        )
-        result["prompts_seen_by_the_edit"] = len(seen)
-        if seen:
-            click.echo(
-                f"note: {len(seen)} of these prompts were used to fit the edit; "
-                "report numbers on others",
-                err=True,
-            )
+    if delta is not None and delta_dir is not None:
+        found = _measurement(given, backend, delta, shown, refuse, comply, tokens)
+        result["prompts_seen_by_the_edit"] = found.seen
+        result["measurement"] = _keep(found, delta, delta_dir)
     write_result(json_file, result)
+
+
+def _measurement(
+    given: Given,
+    backend: Backend,
+    delta: WeightDelta,
+    rows: list[dict[str, Any]],
+    refuse: PromptSet,
+    comply: PromptSet,
+    tokens: int,
+) -> Measurement:
+    from dataclasses import asdict
+
+    from interp.edits import fingerprint
+    from interp.evaluate.attributing import backend_device
+    from interp.export.measurement import Measurement
+    from interp.records import Provenance
+
+    device = backend_device(backend)
+    made_on = Provenance.collect(
+        given.values["model"],
+        fingerprint=fingerprint(backend.model, backend.anatomy),
+        device=None if device == "cpu" else device,
+    )
+    return Measurement.of(
+        delta, rows, refuse, comply, made_on, response_tokens=tokens, chat=asdict(given.chat),
+        judge=given.judge.as_json(),
+    )  # fmt: skip
+
+
+def _keep(found: Measurement, delta: WeightDelta, folder: Path) -> str | None:
+    """Write a measurement beside its delta; its path. One that proves nothing replaces none that does."""
+    from interp.errors import ExportError
+    from interp.export.measurement import Measurement, why_not
+
+    reason = why_not(found, delta)
+    try:
+        earlier = Measurement.load(folder)
+    except ExportError:
+        earlier = None  # damaged: replaced
+    if reason:
+        click.echo(f"note: for an export, {reason}", err=True)
+        if earlier is not None and not why_not(earlier, delta):
+            click.echo("note: the earlier measurement beside the delta is kept", err=True)
+            return None
+    path = found.save(folder)
+    click.echo(f"wrote {path}")
+    return str(path)

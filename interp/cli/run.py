@@ -29,6 +29,8 @@ from interp.cli.options import (
               help="splits of the topics, for figures with intervals over them")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--fresh", is_flag=True, help="forget what an earlier, interrupted run has left")
+@click.option("--use-stale", is_flag=True,
+              help="go on from steps that other code measured as well; the card then says so")  # fmt: skip
 @figures_option
 @loading_options
 @json_option
@@ -40,14 +42,16 @@ def command(
     seeds: int,
     batch_size: int,
     fresh: bool,
+    use_stale: bool,
     folder: Path,
     json_file: Path | None,
     **values: Any,
 ) -> None:
     """Measure the figures of PAPER, write their cards and pictures, and bring its page up to date.
 
-    Long figures keep what they have measured in the user's cache and go on from there. Without --figure,
-    those about a model that has to be installed first (`interp models`) are left out.
+    Long figures keep what they have measured in the user's cache and go on from there, as far as the code,
+    the options, the prompts and the model are the same. Without --figure, those about a model that has to
+    be installed first (`interp models`) are left out.
     """
     from interp.cli.progress import watching
     from interp.figures import render
@@ -72,6 +76,7 @@ def command(
                     seeds=seeds,
                     batch_size=batch_size,
                     kept=kept,
+                    use_stale=use_stale,
                     watch=watch,
                     loading=loading_values(values),
                 )
@@ -80,6 +85,8 @@ def command(
             picture = render(path) if record.needs is None else path
             verdicts[record.key] = record.verdict
             watch.say(f"{record.key}: {record.verdict}")
+            if stale := record.provenance.stale:
+                watch.say(f"{record.key}: other code measured the steps {', '.join(stale)}")
             click.echo(str(picture))
     for page in update_all(folder):
         click.echo(str(page))

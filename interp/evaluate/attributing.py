@@ -13,8 +13,10 @@ from interp.evaluate.attribution import attribute, attribution_record
 from interp.evaluate.openers import Openers, find_openers, openers_from_model
 from interp.fitting import BATCH
 from interp.records import FigureRecord, Provenance
+from interp.source import code_hash
 from interp.types import WeightDelta
 
+MADE_BY = f"{__name__}:attribution_figure"
 OPENERS = 3
 """How many first tokens each way make the margin when they come from the model."""
 
@@ -48,6 +50,8 @@ def attribution_figure(
         prompts={"refuse": refuse.sha256, "comply": comply.sha256},
         seconds=time.perf_counter() - started,
         device=None if backend_device(backend) == "cpu" else backend_device(backend),
+        made_by=MADE_BY,
+        code=code_hash(MADE_BY),
     )
     title = "What writes the refusal margin" + (" after the edit" if delta else "")
     return attribution_record(found, len(refuse), provenance, title=title)

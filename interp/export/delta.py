@@ -21,6 +21,7 @@ from interp.errors import DeltaError
 from interp.export import gate
 from interp.export.exporter import Attached, Base, Exporter
 from interp.export.gate import Passed
+from interp.export.measurement import Measurement
 from interp.export.staging import check_target, publish, staged
 from interp.export.tensors import (
     AGAIN,
@@ -59,24 +60,25 @@ def save_delta(
     out: Path | str,
     *,
     cards: Sequence[FigureRecord] = (),
+    measured: Measurement | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a delta without verifying it against its base (that is :func:`interp.export.export`).
 
-    Without cards that pass, its manifest calls it unproven.
+    Without the proof that :func:`interp.export.gate.check` asks for, its manifest calls it unproven.
 
     Raises DeltaError for factors or a recipe that cannot be written, ExportError when ``out`` holds
     something that is no export.
     """
     target = check_target(Path(out), overwrite=overwrite)
     with staged(target) as stage:
-        write(delta, stage, gate.check(delta.recipe, cards, unproven=True))
+        write(delta, stage, gate.check(delta, cards, measured, unproven=True))
         publish(stage, target, overwrite=overwrite)
     return target
 
 
 def write(delta: WeightDelta, out: Path, passed: Passed) -> None:
-    """The two files of a delta, into a directory that exists."""
+    """The files of a delta, and of its measurement if it has one, into a directory that exists."""
     tensors: dict[str, Tensor] = {}
     updates = []
     for name, update in delta:
@@ -104,11 +106,12 @@ def write(delta: WeightDelta, out: Path, passed: Passed) -> None:
         "provenance": plain(delta.provenance, "the provenance", DeltaError),
         "untied": delta.untied,
         "updates": updates,
-        "cards": plain(passed.cards, "the list of figure cards", DeltaError),
-        "unproven": passed.unproven,
+        **plain(passed.as_json(), "the proof", DeltaError),
         "sha256": sha256_file(out / TENSORS),
     }
     write_json(out / MANIFEST, sealed(manifest))
+    if passed.measured is not None:
+        passed.measured.save(out)
 
 
 def _entry(name: str, update: Update, saved: tuple[str, ...]) -> dict[str, Any]:

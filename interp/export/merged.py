@@ -19,6 +19,7 @@ from interp.export import gate
 from interp.export.difference import checkpoint_fingerprint
 from interp.export.exporter import Attached, Base, Exporter, check_holds, open_base
 from interp.export.gate import Passed
+from interp.export.measurement import Measurement
 from interp.export.placing import place
 from interp.export.staging import RECEIPT, check_not_the_base, check_target, publish, staged
 from interp.export.streaming import stream, weight_map
@@ -48,6 +49,7 @@ def merge(
     *,
     overwrite: bool = False,
     cards: Sequence[FigureRecord] = (),
+    measured: Measurement | None = None,
     unproven: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -58,12 +60,12 @@ def merge(
     Memory stays at a few tens of megabytes above the imports, whatever the size. No logits are
     compared: :func:`interp.export.verify_export` does that where the model can be loaded. ``out``
     gets ``merge.json`` instead of a receipt.
-    cards, unproven: as in :func:`interp.export.export`.
+    cards, measured, unproven: as in :func:`interp.export.export`.
     Raises ModelNotFound for a base without safetensors on this machine, DeltaError for another
-    base, ExportError for what the files cannot hold and for cards that are not good; then nothing
+    base, ExportError for what the files cannot hold and for an edit that is not proven; then nothing
     is left at ``out``.
     """
-    passed = gate.check(delta.recipe, cards, unproven=unproven)
+    passed = gate.check(delta, cards, measured, unproven=unproven)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     model, anatomy = skeleton(base_name, **options)  # type: ignore[arg-type]
     base = Base(model, None, anatomy, base_name, options)
@@ -77,7 +79,7 @@ def merge(
         done = _stream(checkpoint, delta, base, stage, advance)
         report = {"base": base_name, "fingerprint": found, **done}
         report |= {"recipe": delta.recipe, "exactness": delta.exactness}
-        report |= {"cards": passed.cards, "unproven": passed.unproven}
+        report |= passed.as_json()
         write_json(stage / REPORT, sealed(plain(report, "the report", ExportError)))
         publish(stage, target, overwrite=overwrite)
     return report

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from interp.errors import ExportError
+from interp.export.staging import MEASUREMENT
 from interp.export.staging import RECEIPT as FILE
 from interp.export.tensors import AGAIN, check_seal, first_line, plain, read_object, sealed
 from interp.files import sha256_file, write_json
@@ -29,11 +30,11 @@ class Receipt:
     give. effect: the same between the edited model and its base. scale: largest absolute logit.
     tolerance: largest allowed ``difference / scale``. probe: without a stored one, ``difference``
     compares an adapter with the weight edit made from its factors, and is 0 where there is nothing
-    to compare with. cards, unproven: see
-    :mod:`interp.export.gate`. files: relative path → SHA-256. notes: what the format says about these files
-    (the leak of a merge, the error of a truncation). source: what the delta was read from, the library
-    that loaded it for comparison, and the ``difference`` of its logits from the export's; empty for an
-    edit made here. seconds: wall time of writing and verifying.
+    to compare with. cards, measured, unproven, missing: see :class:`interp.export.gate.Passed`. files:
+    relative path → SHA-256. notes: what the format says about these files (the leak of a merge, the error
+    of a truncation). source: what the delta was read from, the library that loaded it for comparison, and
+    the ``difference`` of its logits from the export's; empty for an edit made here. seconds: wall time of
+    writing and verifying.
     """
 
     format: str
@@ -49,7 +50,9 @@ class Receipt:
     exactness: str = ""
     coverage: Mapping[str, int] = field(default_factory=dict)
     cards: tuple[Mapping[str, Any], ...] = ()
+    measured: Mapping[str, Any] | None = None
     unproven: bool = False
+    missing: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -115,10 +118,11 @@ def _tuple(value: Any) -> Any:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Relative path → SHA-256 of every file of an export but the receipt."""
+    """Relative path → SHA-256 of every file of an export but the receipt and the measurement."""
     found = sorted(p for p in folder.rglob("*") if p.is_file())
     names = {p.relative_to(folder).as_posix(): p for p in found}
-    return {name: sha256_file(p) for name, p in names.items() if name != FILE}
+    # A delta may be measured again, which changes nothing of the export.
+    return {name: sha256_file(p) for name, p in names.items() if name not in (FILE, MEASUREMENT)}
 
 
 def check_files(folder: Path, receipt: Receipt) -> None:

@@ -17,6 +17,7 @@ from interp.files import publish_directory
 
 RECEIPT = "receipt.json"
 MANIFEST = "manifest.json"
+MEASUREMENT = "measurement.json"
 
 
 def check_target(out: Path, *, overwrite: bool = False) -> Path:
@@ -53,12 +54,13 @@ def _own_files(target: Path) -> set[str]:
     """Names at the top of a directory that an export of ours put there; empty where none did."""
     try:
         receipt = json.loads((target / RECEIPT).read_text(encoding="utf-8"))
-        return {Path(name).parts[0] for name in receipt["files"]} | {RECEIPT}
+        return {Path(name).parts[0] for name in receipt["files"]} | {RECEIPT, MEASUREMENT}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        return {MANIFEST, "delta.safetensors"} if manifest["format"] == "interp-delta" else set()
+        own = {MANIFEST, "delta.safetensors", MEASUREMENT}
+        return own if manifest["format"] == "interp-delta" else set()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 

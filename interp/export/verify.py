@@ -24,6 +24,7 @@ from interp.export.exporter import (
     exporter_named,
     recognise,
 )
+from interp.export.measurement import Measurement
 from interp.export.probe import Probe, distance, probe_batch
 from interp.export.provenance import compare_source
 from interp.export.receipt import TOLERANCES, Receipt, check_files, hashes, versions
@@ -45,6 +46,7 @@ def export(
     out: Path | str,
     overwrite: bool = False,
     cards: Sequence[FigureRecord] = (),
+    measured: Measurement | None = None,
     unproven: bool = False,
     source: Path | str | None = None,
     **options: Any,
@@ -53,11 +55,12 @@ def export(
 
     base: the open model, as a backend or ``(model, tokenizer, anatomy)``; base_name: the name under
     which a fresh process opens it again, with ``options`` of :func:`interp.models.loading.load`
-    (the dtype is the open model's). cards: figure cards that the edit rests on; without one for each
-    of its methods, all passing, it does not leave unless ``unproven``, and then the files say so.
+    (the dtype is the open model's). cards: figure cards that the edit rests on; measured: this
+    delta on this model. Without both (:func:`interp.export.gate.check`) the edit is exported only with
+    ``unproven``, and the files say what is missing; a measurement is written beside a delta.
     source: the adapter or model that the delta was read from; the export must also give its logits, as
     PEFT or transformers loads it, unless the delta is an approximation by its own account.
-    Raises ExportError when the cards are not good, the format cannot hold the edit, the reloaded
+    Raises ExportError when the edit is not proven, the format cannot hold the edit, the reloaded
     export is not the edit, or ``out`` holds something else; DeltaError for another base. Then
     nothing is left at ``out``.
     """
@@ -68,7 +71,7 @@ def export(
     check_not_the_base(target, Path(resolve(base_name)))
     check_base(opened.model, opened.anatomy, delta)
     check_holds(exporter, delta, opened)
-    passed = gate.check(delta.recipe, cards, unproven=unproven)
+    passed = gate.check(delta, cards, measured, unproven=unproven)
     with staged(target) as stage:
         notes = exporter.write(delta, opened, stage, passed) or {}
         found, probe = _compare(delta, exporter, opened, stage, source)
@@ -78,8 +81,7 @@ def export(
         seconds = round(time.perf_counter() - started, 3)
         found = replace(
             found,
-            cards=passed.cards,
-            unproven=passed.unproven,
+            **passed.as_json(),
             notes=notes,
             files=hashes(stage),
             seconds=seconds,

@@ -138,7 +138,7 @@ def test_measure_with_delta_is_two_rows_and_tells_of_seen_prompts(
     assert [row["name"] for row in content["rows"]] == ["original", "edited"]
     assert content["rows"][1]["kl_first"] > 0
     assert content["prompts_seen_by_the_edit"] > 0
-    assert "were used to fit the edit" in capsys.readouterr().err
+    assert "prompts that the edit was fitted or chosen on" in capsys.readouterr().err
 
 
 def test_edit_chooses_when_nothing_is_named(
@@ -180,7 +180,7 @@ def test_edit_acts_after_an_opener_as_well(
     closed = ("--opener", "I'm", "--again", 0, "--prose", 3, "--worth", 0)
     assert call(*named, *closed, "--out", tmp_path / "closed") == 0
     found = load_delta(tmp_path / "closed")
-    assert found.recipe["worth"] == 0.0
+    assert "worth" not in found.recipe
     assert "steps" not in found.recipe
     assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
     assert "goes with --method least-disturbance" in capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_export_and_verify(
     kind: str, chat_dir: Path, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / kind
-    args = ("export", delta, "--to", kind, "--base", chat_dir, "--out", out)
+    args = ("export", delta, "--to", kind, "--base", chat_dir, "--unproven", "--out", out)
     assert call(*args, "--json", tmp_path / "e.json") == 0
     assert json.loads((tmp_path / "e.json").read_text())["verdict"] == "verified"
     assert call("verify", out, "--base", chat_dir, "--json", tmp_path / "v.json") == 0
@@ -334,5 +334,8 @@ def test_demo_on_a_directory(
     assert {"refusals", "n_refuse", "over_refusals", "n_comply", "nll"} <= rows[0].keys()
     assert (out / "delta" / "receipt.json").is_file()
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    measured = json.loads((out / "delta" / "measurement.json").read_text())
+    assert (measured["seen"], measured["rows"]["edited"]) == (0, rows[-2])
+    assert rows[-2]["name"] == "least-disturbance"
     shown = capsys.readouterr().out
     assert str(out / "adapter") in shown

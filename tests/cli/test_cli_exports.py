@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,16 +40,35 @@ def failing(tmp_path: Path) -> Path:
     return record.save(tmp_path / "cards")
 
 
-def test_the_card_of_an_edit_travels_with_it(
+def test_an_edit_is_proven_once_it_has_a_card_and_is_measured(
     delta: Path, chat_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    manifest = json.loads((delta / "manifest.json").read_text())
-    assert (manifest["unproven"], manifest["cards"][0]["key"]) == (False, "refusal/report")
-    assert call("export", delta, "--to", "merged", "--base", chat_dir, "--out", tmp_path / "m") == 0
+    mine = Path(shutil.copytree(delta, tmp_path / "delta"))
+    export = ["export", mine, "--to", "merged", "--base", chat_dir, "--out", tmp_path / "m"]
+    export += ["--card", card().save(tmp_path)]
+    measure = ["measure", "--model", chat_dir, "--limit", 8, "--tokens", 4, "--delta", mine]
+    assert call(*export) == 1
+    assert call(*measure, "--split", "fit") == 0
+    shown = capsys.readouterr().err
+    assert "error: the edit was not measured on held-out prompts" in shown
+    assert "16 prompts that the edit was fitted or chosen on" in shown
+    assert call(*export) == 1, "measured, but on what it was fitted on"
+    assert call(*measure) == 0
+    good = (mine / "measurement.json").read_bytes()
+    assert call(*measure, "--split", "fit") == 0
+    assert (mine / "measurement.json").read_bytes() == good, "a worse one does not replace it"
+    assert call("verify", mine, "--base", chat_dir) == 0
+    capsys.readouterr()
+    assert call(*export) == 0
     shown = capsys.readouterr().out
-    assert "figure cards: refusal/report (shape reproduced)" in shown
+    assert "figure cards: paper/figure (shape reproduced)" in shown
     assert "UNPROVEN" not in shown
     assert "stored as float32: rounding puts back at most 0.00%" in shown
+    receipt = json.loads((tmp_path / "m" / "receipt.json").read_text())
+    assert (receipt["unproven"], receipt["missing"]) == (False, [])
+    assert receipt["measured"]["prompts"]["refuse"]["n"] == 8
+    assert call(*export[:-2], "--overwrite") == 1, "a card of another kind"
+    assert call(*export, "--overwrite", "--rank", 1) == 0, "nothing was cut"
 
 
 def test_a_failing_card_keeps_it_in(
@@ -71,7 +91,7 @@ def test_a_rank_is_cut_and_the_error_printed(
     from interp.export import save_delta
 
     save_delta(twice, tmp_path / "thick")
-    words = ["--to", "peft", "--base", chat_dir, "--out", tmp_path / "out"]
+    words = ["--to", "peft", "--base", chat_dir, "--unproven", "--out", tmp_path / "out"]
     assert call("export", tmp_path / "thick", *words, "--rank", 1) == 0
     assert "rank 1 leaves out 0.00%" in capsys.readouterr().out
     assert call("export", delta, *words, "--rank", 4, "--overwrite") == 0
@@ -88,14 +108,14 @@ def test_files_are_merged_without_the_model_and_verified_later(
     with monkeypatch.context() as patch:
         patch.setattr("interp.models.loading.load", never)
         patch.setattr("interp.backends.opening.load", never, raising=False)
-        words = ["--to", "merged", "--base", chat_dir, "--no-reload", "--out", out]
+        words = ["--to", "merged", "--base", chat_dir, "--no-reload", "--unproven", "--out", out]
         assert call("export", delta, *words) == 0
     assert "merged, not reloaded" in capsys.readouterr().out
     assert call("verify", out, "--base", chat_dir) == 0
     assert "merged verified" in capsys.readouterr().out
     assert call("export", delta, "--to", "peft", "--base", chat_dir, "--no-reload",
                 "--out", tmp_path / "x") == 2  # fmt: skip
-    assert call("export", delta, "--to", "merged", "--base", chat_dir, "--no-reload",
+    assert call("export", delta, "--to", "merged", "--base", chat_dir, "--no-reload", "--unproven",
                 "--dtype", "bfloat16", "--out", tmp_path / "x") == 2  # fmt: skip
 
 
@@ -103,9 +123,12 @@ def test_an_adapter_is_read_as_a_delta(
     delta: Path, chat_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
     words = ["--base", chat_dir, "--out"]
-    assert call("export", delta, "--to", "peft", *words, tmp_path / "peft") == 0
+    peft = [*words, tmp_path / "peft", "--unproven"]
+    assert call("export", delta, "--to", "peft", *peft) == 0
     assert call("export", tmp_path / "peft", "--to", "merged", *words, tmp_path / "m") == 1
-    assert "no figure card stands behind edits by peft" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "no figure card stands behind edits by peft" in shown
+    assert "and the edit was not measured on held-out prompts" in shown
     assert call("export", tmp_path / "peft", "--to", "merged", "--unproven", *words,
                 tmp_path / "m") == 0  # fmt: skip
 

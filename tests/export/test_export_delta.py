@@ -58,7 +58,7 @@ def test_the_manifest_says_what_it_is(written, saved) -> None:
     manifest = manifest_of(written)
     assert (manifest["format"], manifest["version"]) == ("interp-delta", 1)
     assert [c["key"] for c in manifest["cards"]] == ["paper/figure"]
-    assert manifest["unproven"] is False
+    assert manifest["unproven"] is True, "it was not measured"
     assert manifest["recipe"]["method"] == "ablation"
     assert manifest["sha256"] == sha256_file(written / "delta.safetensors")
     assert manifest["base"] == saved("qwen3_moe").ablated().base

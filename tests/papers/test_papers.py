@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from interp.data import PromptSet
 from interp.errors import RecordError
 from interp.papers import PAPERS, cards, load_paper
 from interp.records import FigureRecord, Provenance, package_versions
+from interp.source import forget
 from interp.study import FigureSpec, Paper, Study, measure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -104,7 +109,7 @@ def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
         asked.append(1)
         return [len(asked)]
 
-    def run(limit: int | None = None, **about: int) -> list[int]:
+    def run(limit: int | None = None, **about: Any) -> list[int]:
         study = Study("tiny:llama", limit=limit, kept=tmp_path)
         study.__dict__.update(fingerprint="same", hardware="here")  # no model is opened for this
         return study.resumed("step", make, **about)
@@ -112,10 +117,92 @@ def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
     assert run(seed=0) == run(seed=0) == [1]
     assert run(seed=1) == [2]
     assert run(limit=4, seed=0) == [3]
-    for path in tmp_path.iterdir():  # as earlier versions kept it
+    one, other = (PromptSet((text,), "same name") for text in ("a", "b"))
+    assert run(prompts=one) == run(prompts=one) == [4]
+    assert run(prompts=other) == [5]
+    for path in tmp_path.iterdir():  # damaged, or as earlier versions kept it
         path.write_text("[1]", encoding="utf-8")
-    assert run(seed=0) == [4]
-    assert Study("tiny:llama").resumed("step", make) == [5]
+    assert run(seed=0) == [6]
+    assert Study("tiny:llama").resumed("step", make) == [7]
+    with pytest.raises(RecordError, match="depends on a object; give JSON values"):
+        run(seed=object())
+
+
+STEP = """
+from functools import partial
+
+def helper(x):
+    return x + {added}
+
+def value(x):
+    return helper(x)
+
+step = partial(value, 1)
+"""
+
+
+@pytest.fixture
+def step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Callable[[], int]]]:
+    """``step(added)``: a step of work, in a module that adds so much in a function that it uses."""
+
+    def write(added: object, name: str = "someones_step") -> Callable[[], int]:
+        (tmp_path / "code").mkdir(exist_ok=True)
+        (tmp_path / "code" / f"{name}.py").write_text(STEP.replace("{added}", str(added)))
+        monkeypatch.syspath_prepend(str(tmp_path / "code"))
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        forget()
+        return importlib.import_module(name).step
+
+    yield write
+    forget()
+
+
+def kept(tmp_path: Path, **options: Any) -> Study:
+    found = Study("tiny:llama", kept=tmp_path / "kept", **options)
+    found.__dict__.update(fingerprint="same", hardware="here")
+    return found
+
+
+def test_a_step_that_other_code_kept_is_measured_again(step: Any, tmp_path: Path) -> None:
+    first = kept(tmp_path)
+    assert first.resumed("step", step(1)) == 2
+    same = kept(tmp_path)
+    assert same.resumed("step", step("1  # a comment")) == 2
+    assert same.went_on
+    (part,) = same.provenance({}).resumed
+    assert (part["step"], part["stale"]) == ("step", False)
+    assert part["commit"] == first.commit
+    changed = kept(tmp_path)
+    assert changed.resumed("step", step(10)) == 11
+    assert not changed.went_on
+    assert kept(tmp_path).resumed("step", step(10)) == 11, "and kept"
+
+
+def test_a_stale_step_is_used_when_that_is_what_is_wanted(step: Any, tmp_path: Path) -> None:
+    kept(tmp_path).resumed("step", step(1))
+    anyway = kept(tmp_path, use_stale=True)
+    make = step(10)
+    outer = lambda: [anyway.resumed("step", make)]  # noqa: E731
+    assert anyway.resumed("outer", outer) == [2]
+    provenance = anyway.provenance({})
+    assert provenance.stale == ["step"]
+    assert "rests on steps that other code measured (step)" in provenance.doubt
+    strict = kept(tmp_path)
+    outer = lambda: [strict.resumed("step", make)]  # noqa: E731
+    assert strict.resumed("outer", outer) == [11], "what is made of a stale step is stale"
+    assert strict.provenance({}).stale == []
+
+
+def test_another_model_is_measured_again(step: Any, tmp_path: Path) -> None:
+    make = step(1)
+    kept(tmp_path).resumed("step", make)
+    other = kept(tmp_path)
+    other.__dict__["fingerprint"] = "other"
+    other.resumed("step", make)
+    assert not other.went_on
 
 
 def test_provenance_names_what_kept_parts_were_measured_on(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ alone, on the edited model, and all add up: ranks add, and only as many prompts 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
+from interp.data.prompts import PromptSet
 from interp.edits import applied, to_delta
 from interp.errors import InterpError
 from interp.evaluate.refusal import asked
@@ -43,12 +45,13 @@ def finished(
     setting: Setting,
     model_name: str,
     *,
+    chosen_on: Sequence[PromptSet] = (),
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> WeightDelta:
     """The delta that a setting describes, fitted again and learned where it says so, with what
-    it was fitted on."""
-    delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name)
+    it was fitted on, and chosen on where it was."""
+    delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name, chosen_on)
     common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
     if setting.again:
         delta = once_more(backend, fitted, setting, delta, **common)
@@ -108,7 +111,9 @@ def once_more(
             ]
             left = places[0]
             harder = replace(fitted, statistics=fitted.statistics.refusing(*rows))
-            further = to_delta(backend.model, backend.anatomy, build(backend, harder, weaker))
+            edit = build(backend, harder, weaker)
+            edit = replace(edit, recipe={**edit.recipe, "fitted_again": number + 1})
+            further = to_delta(backend.model, backend.anatomy, edit)
         delta = delta.compose(rebased(further, delta))
     return delta
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from interp.claims import Claim
 from interp.evaluate.measure import Row
-from interp.methods.refusal.fit import METHODS
 from interp.records import FigureRecord, Provenance
 
 MAIN = "least-disturbance"
@@ -47,8 +46,13 @@ CLAIMS = (
 )
 
 
-def report_figure(rows: Sequence[Row], provenance: Provenance) -> FigureRecord:
-    """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs."""
+def report_figure(
+    rows: Sequence[Row], provenance: Provenance, proves: Sequence[str] = ()
+) -> FigureRecord:
+    """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs.
+
+    proves: kinds of recipe of the edits that its claims are about.
+    """
     columns = [
         {"label": "refused", "unit": "%", "limits": [0, 100]},
         {"label": "over-refused", "unit": "%", "limits": [0, 100]},
@@ -63,7 +67,7 @@ def report_figure(rows: Sequence[Row], provenance: Provenance) -> FigureRecord:
         kind="rows",
         series={"columns": columns, "rows": figure_rows, "comparisons": comparisons(figure_rows)},
         claims=CLAIMS,
-        proves=METHODS,
+        proves=tuple(proves),
         provenance=provenance,
         n={"refuse": rows[0].n_refuse, "comply": rows[0].n_comply},
         intervals="95 % Wilson; KL ± 1 standard error",

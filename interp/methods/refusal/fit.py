@@ -34,6 +34,8 @@ from interp.watching import Watch, unwatched
 Key = TypeVar("Key")
 
 ROLES = ("refuse", "comply", "pool", "prose")
+CLASSES = ("refuse: ", "comply: ")
+"""Beginnings of the names under which the prompts of both classes are listed."""
 METHODS = ("ablation", "least-disturbance")
 SPOKEN = 16
 """Response tokens of comply prompts that a least-disturbance edit leaves alone as well."""
@@ -52,7 +54,8 @@ class Fitted:
     the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
     requests: those over which it was taken; kept: their places among all. opened: the same read once
     ``opener`` has been said. answered: the comply prompts; cut: beginnings of what the model writes.
-    judge: of responses, also when a setting is chosen and an edit is fitted again.
+    judge: of responses, also when a setting is chosen and an edit is fitted again. response_tokens: how
+    many response tokens of every comply prompt were read; of joined fits, in the one that read more.
     """
 
     directions: Mapping[int, Direction]
@@ -69,6 +72,7 @@ class Fitted:
     answered: TokenBatch | None = None
     cut: Cut = field(default_factory=Cut)
     judge: Judge = ENGLISH_JUDGE
+    response_tokens: int = 0
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
@@ -119,6 +123,8 @@ class Fitted:
             None,
             _both_requests(self.answered, other.answered),
             self.cut if mine.prose else other.cut,
+            judge=self.judge,
+            response_tokens=max(self.response_tokens, other.response_tokens),
         )
 
     def of_pairs(self, rows: Tensor) -> Fitted:
@@ -249,6 +255,7 @@ def fit(
         kept=kept,
         answered=batches[1],
         judge=judge,
+        response_tokens=response_tokens,
     )
 
 
@@ -321,7 +328,6 @@ class Setting:
     strength: float = 1.0
     ridge: float | None = 0.02
     embeddings: bool = False
-    response_tokens: int = SPOKEN
     spoken_weight: float = 0.05
     attention: float = 1.0
     opened: float = 0.0
@@ -367,10 +373,22 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
         edit = least_disturbance(backend, fitted.statistics, direction, recipe, after)
     else:
         raise InterpError(f"no method {setting.method!r}; known: {', '.join(METHODS)}")
-    said = asdict(setting)
-    if not fitted.statistics.prose:
-        said["prose_weight"] = 0.0  # nothing was read that it could weigh
-    return replace(edit, recipe={**edit.recipe, "direction": direction.source, **said})
+    return replace(edit, recipe={**edit.recipe, **_used(fitted, setting)})
+
+
+def _used(fitted: Fitted, setting: Setting) -> dict[str, Any]:
+    """What the edit of a setting takes from the fit, for its recipe: nothing that the edit ignores."""
+    block = setting.direction_block
+    used: dict[str, Any] = {
+        "direction": fitted.directions[block].source,
+        "direction_block": block,
+        "direction_recipe": asdict(fitted.recipe),
+    }
+    if setting.method == "least-disturbance":
+        used["response_tokens"] = fitted.response_tokens
+        if setting.opened:
+            used["opener"] = fitted.opener
+    return used
 
 
 def _direction_after(fitted: Fitted, setting: Setting) -> Direction:
@@ -387,15 +405,26 @@ def _direction_after(fitted: Fitted, setting: Setting) -> Direction:
     return fitted.opened.directions[setting.direction_block]
 
 
-def as_delta(backend: Backend, fitted: Fitted, edit: Edit, model_name: str) -> WeightDelta:
-    """The edit's weight face, with what it was fitted on."""
+def as_delta(
+    backend: Backend,
+    fitted: Fitted,
+    edit: Edit,
+    model_name: str,
+    chosen_on: Sequence[PromptSet] = (),
+) -> WeightDelta:
+    """The edit's weight face, with the prompts that it was fitted on, and chosen on where it was."""
+    prompts, refused = dict(fitted.prompts), {"refused_in_fit": fitted.refused}
+    if edit.recipe.get("method") == "ablation":  # along a direction of both whole classes alone
+        prompts = {name: value for name, value in prompts.items() if name.startswith(CLASSES)}
+        refused = {}
+    prompts |= {f"chosen: {part.source}": part.sha256 for part in chosen_on}
+    judged = {"judge": fitted.judge.name} if chosen_on or refused.get("refused_in_fit") else {}
     provenance = {
         "model": model_name,
-        "prompts_sha256": dict(fitted.prompts),
-        "seen_prompts": list(fitted.seen),
-        "refused_in_fit": fitted.refused,
-        "opener": fitted.opener,
-        "judge": fitted.judge.name,
+        "prompts_sha256": prompts,
+        "seen_prompts": sorted({*fitted.seen}.union(*(part.fingerprints for part in chosen_on))),
+        **refused,
+        **judged,
     }
     return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
 

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from interp.backends.protocol import AnyEdit, Backend
 from interp.backends.tail import Tail, frozen
 from interp.errors import InterpError
-from interp.evaluate.neutral import LONGEST
 from interp.fitting import BATCH
 from interp.hooking import first_argument
 from interp.methods.refusal.fit import Fitted
-from interp.methods.refusal.prose import CUT, LAST, PIECES
+from interp.methods.refusal.prose import LAST, PIECES
 from interp.types import LowRank, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
@@ -59,26 +58,6 @@ CLEARANCE = 1.5
 """Logits by which what opens a refusal should be beaten."""
 STEEPNESS = 2.0
 """Of the softplus in which a margin is counted, per logit."""
-LEARNED = (
-    TURNS,
-    STEPS,
-    RATE,
-    READING,
-    SLOWEST,
-    TOWARD,
-    DOUBT,
-    ANSWERED,
-    REQUESTS,
-    LATER,
-    FIRST,
-    CLEARANCE,
-    STEEPNESS,
-    *PIECES,
-    LAST,
-    CUT,
-    LONGEST,
-)
-"""All of these, and how prose is read: results that rest on others are not kept for them."""
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from interp.evaluate.attributing import attribution_figure, backend_device, fit_
 from interp.evaluate.measure import Bench, Row
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge
 from interp.export import export
-from interp.export.gate import PASSING
+from interp.export.gate import PASSING, kinds
+from interp.export.measurement import Measurement
 from interp.figures import render
 from interp.fitting import BATCH
 from interp.methods.refusal.card import MAIN, report_figure
@@ -26,10 +27,13 @@ from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control
 from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit
 from interp.records import FigureRecord, Provenance
+from interp.source import code_hash
+from interp.types import WeightDelta
 from interp.watching import Watch, unwatched
 
 Say = Callable[[str], None]
 SEED = 0
+MADE_BY = f"{__name__}:run"
 DEPTHS = (0.8, 0.87)
 """Where a run of minutes can afford to try directions; `interp edit` tries more, and several strengths."""
 OPENERS = 48
@@ -145,15 +149,21 @@ def run(
             **common,
         )
         outcome.rows.append(bench.row("original", None, watch))
-        deltas = {name: as_delta(backend, fitted, edit, model) for name, edit in edits.items()}
+        deltas = {
+            name: as_delta(backend, fitted, edit, model, prompts.select)
+            for name, edit in edits.items()
+        }
         for name, delta in deltas.items():
             outcome.rows.append(bench.row(name, delta, watch))
     device = backend_device(backend)
-    card = report_figure(outcome.rows, _provenance(outcome, model, device))
+    about = frozenset.union(*(kinds(deltas[name].recipe) for name in outcome.choices))
+    card = report_figure(outcome.rows, _provenance(outcome, model, device), sorted(about))
     _keep(outcome, card, out)
     if card.verdict not in PASSING:
         say(f"the report figure says {card.verdict!r}: what is exported is marked as unproven")
     with outcome.timed("export"):
+        asked = {"response_tokens": RESPONSE, "judge": judge.as_json()}
+        measured = _measurement(outcome.rows, deltas[MAIN], prompts, card.provenance, asked)
         for kind in ("delta", "peft"):
             target = out / {"delta": "delta", "peft": "adapter"}[kind]
             receipt = export(
@@ -163,6 +173,7 @@ def run(
                 base_name=model,
                 out=target,
                 cards=[card],
+                measured=measured,
                 unproven=True,
                 **(loading or {}),
             )
@@ -171,9 +182,23 @@ def run(
                 "verdict": receipt.verdict,
                 "difference": receipt.difference,
                 "effect": receipt.effect,
+                "missing": list(receipt.missing),
             }
             say(f"{kind}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
     return outcome
+
+
+def _measurement(
+    rows: Sequence[Row],
+    delta: WeightDelta,
+    prompts: Prompts,
+    provenance: Provenance,
+    asked: Mapping[str, Any],
+) -> Measurement:
+    """What the report split says of the edit that is exported."""
+    named = {row.name: row.as_json() for row in rows}
+    pair = (named["original"], named[MAIN])
+    return Measurement.of(delta, pair, *prompts.report, provenance, **asked)
 
 
 def _held(part: tuple[PromptSet, PromptSet]) -> tuple[PromptSet, PromptSet]:
@@ -220,4 +245,6 @@ def _provenance(outcome: Outcome, model: str, device: str) -> Provenance:
         prompts=outcome.prompts,
         seed=SEED,
         seconds=sum(outcome.seconds.values()),
+        made_by=MADE_BY,
+        code=code_hash(MADE_BY),
     )

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.backends.protocol import Backend
-from interp.data.text import fit_passages
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
-from interp.files import sha256_text
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
 from interp.methods.refusal import Fitted, Setting, build, learned, once_more, rotated
-from interp.methods.refusal.again import ASKED, ROUNDS
-from interp.methods.refusal.choose import ALMOST_NONE, OPENED, OPENED_RIDGE, depth_blocks
-from interp.methods.refusal.fit import SPOKEN
-from interp.methods.refusal.learning import LEARNED, WORTH
+from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
+from interp.methods.refusal.learning import WORTH
 from interp.methods.refusal.pipeline import UPPER
-from interp.methods.refusal.prose import WRITTEN
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
 from interp.types import Direction, WeightDelta
@@ -45,7 +40,6 @@ VARIANTS = ("norms kept (columns)", "two directions")
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
 ANSWERED = 400
 """Twins of the broad pairs whose responses a least-disturbance edit leaves alone, at most."""
-LEAST = (FIRST_TOKEN, CLOSED, MAIN, RANDOM)
 SHIPPED = (*VARIANTS, FIRST_TOKEN)
 """Contenders that are measured on the shipped split alone."""
 
@@ -106,16 +100,6 @@ class Maker:
 
     def blocks(self, candidate: Candidate) -> tuple[int, ...]:
         return tuple(range(candidate.first, self.backend.anatomy.n_blocks))
-
-
-def grid(name: str) -> tuple[Any, ...]:
-    """All that decides how a contender is chosen and made; what was kept of another grid is not its own."""
-    chosen = (DEPTHS, UPPER, ALMOST_NONE)
-    if name not in LEAST:
-        return (*chosen, ABLATED, DRAWS)
-    made = (asdict(least_setting(Candidate(name, 0))), ANSWERED, WRITTEN, SPOKEN, ASKED, ROUNDS)
-    how = () if name in (FIRST_TOKEN, CLOSED) else (WORTH, *LEARNED, sha256_text(*fit_passages()))
-    return (*chosen, STRENGTHS, OPENED, *made, *how)
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:

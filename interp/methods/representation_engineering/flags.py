@@ -199,18 +199,24 @@ def measured(run: SeedRun, delta: WeightDelta) -> dict[str, float]:
     return {"refused": answers.count / len(answers.texts), "kl1": run.first_kl(delta)}
 
 
+def measured_variant(run: SeedRun, name: str) -> dict[str, float]:
+    """What :func:`measured` says of one of the :func:`variants`."""
+    return measured(run, variants(run)[name]())
+
+
 def flags(study: Study) -> FigureRecord:
     """One row a change: requests left refused and first-token KL, heretic's way first."""
     run = SeedRun(study, 0)
-    made = study.once("flags: edits", lambda: variants(run))
+    made = variants(run)
     progress = study.watch("flags", len(made))
     table: dict[str, dict[str, float]] = {}
-    for name, make in made.items():
+    for name in made:
         table[name] = study.resumed(
             "flags",
-            lambda make=make: measured(run, make()),
+            partial(measured_variant, run, name),
             name=name,
             setting=asdict(run.chosen(PARTIAL)),
+            opener=run.opener,
             prompts=run.parts.hashes,
         )
         progress(1)

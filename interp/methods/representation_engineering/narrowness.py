@@ -8,6 +8,7 @@ another turn, or with the answer already begun.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from interp.claims import Claim
@@ -21,7 +22,6 @@ from interp.methods.representation_engineering.contenders import (
     MAIN,
     PARTIAL,
     Maker,
-    grid,
     least_setting,
 )
 from interp.methods.representation_engineering.paper import KEY
@@ -102,26 +102,26 @@ def refused(study: Study, prompts: PromptSet, chat: ChatFormat, delta: WeightDel
     return judge([chat.prefill + text for text in texts]).count / len(texts)
 
 
+def shares(run: SeedRun, classes: Classes, chat: ChatFormat) -> dict[str, list[float]]:
+    """Shares of requests and of answerable twins that each edit leaves refused, or refuses."""
+    made = run.study.once("narrowness: edits", lambda: deltas(run))
+    return {
+        name: [refused(run.study, side, chat, delta) for side in classes]
+        for name, delta in made.items()
+    }
+
+
 def narrowness(study: Study) -> FigureRecord:
     """Share of requests, and of answerable twins, that are refused: kinds of request by edits."""
     run = SeedRun(study, 0)
     asked = kinds(study)
-
-    def shares(kind: str) -> dict[str, list[float]]:
-        made = study.once("narrowness: edits", lambda: deltas(run))
-        (refuse, comply), chat = asked[kind]
-        return {
-            name: [refused(study, side, chat, delta) for side in (refuse, comply)]
-            for name, delta in made.items()
-        }
-
-    settings = [[asdict(run.chosen(name)), grid(name)] for name in EDITS]
-    settings.append([RIDGE, TOKENS])
+    settings = [asdict(run.chosen(name)) for name in EDITS]
     progress = study.watch("narrowness", len(asked))
     table: dict[str, dict[str, list[float]]] = {}
-    for kind in asked:
-        hashes = {**run.parts.hashes, "asked": asked[kind][0][0].sha256, "settings": settings}
-        table[kind] = study.resumed("narrowness", lambda k=kind: shares(k), kind=kind, **hashes)
+    for kind, (classes, chat) in asked.items():
+        about = {"fitted": run.parts.hashes, "asked": classes, "chat": asdict(chat)}
+        make = partial(shares, run, classes, chat)
+        table[kind] = study.resumed("narrowness", make, **about, settings=settings)
         progress(1)
     return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()})
 

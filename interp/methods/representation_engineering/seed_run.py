@@ -44,7 +44,6 @@ from interp.methods.representation_engineering.contenders import (
     Candidate,
     Maker,
     candidates,
-    grid,
 )
 from interp.methods.representation_engineering.splits import BROAD, SET, SIDES, Splits, splits
 from interp.study import Study
@@ -165,9 +164,8 @@ class SeedRun:
         )
 
     def kept(self, name: str, make: Any, **about: Any) -> Any:
-        return self.study.resumed(
-            "frontier", make, name=name, seed=self.seed, prompts=self.parts.hashes, **about
-        )
+        about |= {"seed": self.seed, "prompts": self.parts.hashes, "reads_prose": self.reads_prose}
+        return self.study.resumed("frontier", make, name=name, **about)
 
     def chosen(self, name: str) -> Candidate:
         """A contender's setting, chosen on select; the control has that of what it controls, and a variant
@@ -183,7 +181,7 @@ class SeedRun:
             choice = choose(self.selection, settings, watch=self.study.watch, label=name)
             return asdict(choice.setting)
 
-        values = self.kept(f"{name}: chosen", make, grid=grid(name))
+        values = self.kept(f"{name}: chosen", make)
         kernels = tuple(tuple(kernel) for kernel in values["kernels"])
         return Candidate(**{**values, "kernels": kernels})
 
@@ -201,12 +199,7 @@ class SeedRun:
         """The chosen edit on report, scaled by ``FACTORS`` and whole (last): shares and nats."""
         chosen = self.chosen(name)
         make = lambda: self._measured(name, self.maker(chosen))  # noqa: E731
-        about = {
-            "setting": asdict(chosen),
-            "factors": self.factors,
-            "grid": grid(name),
-            **self.whole,
-        }
+        about = {"setting": asdict(chosen), "factors": self.factors, **self.whole}
         return self.kept(name, make, **about)
 
     @property
