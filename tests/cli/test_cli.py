@@ -334,8 +334,7 @@ def test_demo_on_a_directory(
     assert {"refusals", "n_refuse", "over_refusals", "n_comply", "nll"} <= rows[0].keys()
     assert (out / "delta" / "receipt.json").is_file()
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
-    measured = json.loads((out / "delta" / "measurement.json").read_text())
-    assert (measured["seen"], measured["rows"]["edited"]) == (0, rows[-2])
-    assert rows[-2]["name"] == "least-disturbance"
+    missing = json.loads((out / "delta" / "receipt.json").read_text())["missing"]
+    assert any("prompts of a class: measure it on at least 8 of each" in each for each in missing)
     shown = capsys.readouterr().out
     assert str(out / "adapter") in shown

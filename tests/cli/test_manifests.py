@@ -181,22 +181,26 @@ def test_what_was_fitted_again_and_learned_says_so(edit: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_of_the_demo_is_what_it_fits(
-    folder: Path, chat_dir: Path, tmp_path: Path
-) -> None:
-    sets = ("--refuse", folder / "refuse.txt", "--comply", folder / "comply.txt")
-    words = ("demo", "--model", chat_dir, *sets, "--pool", folder / "pool.txt")
-    assert call(*words, "--out", tmp_path / "demo") == 0
+def test_the_recipe_of_the_demo_is_what_it_fits(chat_dir: Path, tmp_path: Path) -> None:
+    words = ["demo", "--model", chat_dir, "--out", tmp_path / "demo"]
+    sets = []
+    for name, text in (("refuse", "Book me {}."), ("comply", "Explain {}."), ("pool", "Name {}.")):
+        sets.append(PromptSet(tuple(text.format(n) for n in range(40)), name))
+        (tmp_path / f"{name}.txt").write_text("\n".join(sets[-1].prompts))
+        words += [f"--{name}", tmp_path / f"{name}.txt"]
+    assert call(*words) == 0
     made = load_delta(tmp_path / "demo" / "delta")
     assert made.recipe["response_tokens"] == 0
     assert made.recipe.keys() == ALWAYS
-    refuse, comply = (PromptSet(p, "p").halves()[0].halves()[0] for p in (REFUSE, COMPLY))
-    backend = open_model(str(chat_dir))
-    assert same(made, again(backend, made.recipe, PromptSet(POOL, "pool"), (refuse, comply)))
+    rest, report = zip(*(side.halves() for side in sets[:2]), strict=True)
+    read, select = zip(*(side.halves() for side in rest), strict=True)
+    assert same(made, again(open_model(str(chat_dir)), made.recipe, sets[2], read))
     seen = set(made.provenance["seen_prompts"])
-    select = PromptSet(REFUSE, "r").halves()[0].halves()[1]
-    assert select.fingerprints <= seen, "it was chosen on these"
-    assert not PromptSet(REFUSE, "r").halves()[1].fingerprints & seen, "held out"
+    assert select[0].fingerprints | read[1].fingerprints <= seen, "also what it was chosen on"
+    measured = json.loads((tmp_path / "demo" / "delta" / "measurement.json").read_text())
+    assert measured["seen"] == 0
+    assert measured["prompts"]["refuse"]["sha256"] == report[0].sha256
+    assert measured["rows"]["edited"]["name"] == "least-disturbance"
 
 
 @pytest.mark.parametrize("rows", ["none", "full"])

@@ -132,5 +132,5 @@ def test_it_stays_when_splits_are_joined_or_taken_apart(backend: Backend) -> Non
     with pytest.raises(InterpError, match="both fits leave prose alone"):
         with_prose.joined(with_prose)
     setting = Setting("least-disturbance", max(without.directions))
-    weights = (build(backend, f, setting).recipe["prose_weight"] for f in (with_prose, without))
-    assert tuple(weights) == (setting.prose_weight, 0.0)
+    weights = (build(backend, f, setting).recipe.get("prose_weight") for f in (with_prose, without))
+    assert tuple(weights) == (setting.prose_weight, None)
