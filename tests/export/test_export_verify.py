@@ -59,7 +59,9 @@ def test_the_receipt_says_what_was_compared(exports, saved) -> None:
         assert receipt.coverage == {"edited": 6, "skipped": 1, "total": 7}
         assert receipt.recipe["method"] == "ablation"
         assert [c["key"] for c in receipt.cards] == ["paper/figure"]
-        assert not receipt.unproven
+        assert [m.partition(":")[0] for m in receipt.missing] == [
+            "the edit was not measured on held-out prompts"
+        ]
         assert receipt.difference <= receipt.tolerance * receipt.scale < receipt.effect
         assert receipt.versions.keys() >= {"interp", "torch", "transformers", "peft"}
         assert receipt.seconds > 0

@@ -208,7 +208,7 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     names = [row["label"] for row in record.series["rows"]]
     assert names[0] == flagged.PLAIN
     assert names[-3:] == [FIRST_TOKEN, CLOSED, MAIN]
-    made = {name: make() for name, make in study.once("flags: edits", dict).items()}
+    made = {name: make() for name, make in flagged.variants(SeedRun(study, 0)).items()}
     assert set(names) == {*made, FIRST_TOKEN, CLOSED, MAIN}
     plain = made.pop(flagged.PLAIN)
     # The tiny model refuses nothing, and one block of it is edited.
