@@ -14,7 +14,7 @@ from interp.cli import COMMANDS, main
 Argv = list[object]
 
 ABLATION = ("--method", "ablation", "--block", 1, "--first-block", 0, "--strength", 1)
-CLOSED = ("--method", "least-disturbance", "--response-tokens", 2, "--again", 0)
+CLOSED = ("--method", "least-disturbance", "--response-tokens", 2)
 
 
 def model(case: Case) -> Argv:

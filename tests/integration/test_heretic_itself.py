@@ -46,7 +46,7 @@ def test_it_counts_and_measures_as_we_do_on_a_tiny_llama(to, program, tmp_path) 
     base = "tiny:llama"
     interp("edit", "--model", base, "--method", "ablation", "--block", 1, "--first-block", 0,
            "--strength", 1, "--limit", 12, "--out", made)  # fmt: skip
-    interp("export", made, "--to", to, "--base", base, "--out", out)
+    interp("export", made, "--to", to, "--base", base, "--unproven", "--out", out)
     found = opinion_of(out, base, tmp_path, "--limit", "12", "--tokens", "6")
     assert found["agreement"] == "agree"
     assert found["theirs"]["kl"] > 0.01
