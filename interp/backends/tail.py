@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.backends.limits import admitted
 from interp.backends.prefix import hoist, prefix_cache, supports_prefix
 from interp.backends.protocol import AnyEdit, Backend, kept_logits, model_inputs, take
 from interp.types import TokenBatch
@@ -33,6 +34,7 @@ class Tail:
     @torch.no_grad()
     def of(cls, backend: Backend, batch: TokenBatch, keep: int, edit: AnyEdit = None) -> Tail:
         """Run what precedes the last ``keep`` tokens under ``edit``; a batch no longer than that whole."""
+        batch = admitted(backend.model, backend.tokenizer, backend.anatomy, batch)
         batch = batch.to(backend.device)
         alone = int(batch.lengths.min()) <= keep
         if alone or not supports_prefix(backend.model, backend.anatomy):

@@ -173,7 +173,14 @@ class Given:
 
         options = {k: self.values[k] for k in MODEL_KEYS}
         with status(f"opening {self.values['model']}"):
-            return open_model(self.values["model"], backend=self.values["backend"], **options)
+            backend = open_model(self.values["model"], backend=self.values["backend"], **options)
+        if backend.tokenizer is not None and backend.tokenizer.chat_template is None:
+            click.echo(
+                f"note: {self.values['model']} has no chat template (chat_template.jinja); prompts are "
+                f"given as {self.values['plain']}",
+                err=True,
+            )
+        return backend
 
     @property
     def loading(self) -> dict[str, Any]:

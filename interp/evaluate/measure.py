@@ -186,7 +186,7 @@ class Bench:
         refused, rest = (
             (self.base_ids, new) if edit is None else new.split([len(self.refuse), len(changed)])
         )
-        answers = rest if known is None else known.clone()
+        answers = (rest if known is None else known).clone()
         answers[changed] = rest
         return refused, answers
 

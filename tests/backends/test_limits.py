@@ -10,6 +10,7 @@ import torch
 
 from interp.backends import open_model
 from interp.backends.opening import BACKENDS, wrap
+from interp.backends.tail import Tail
 from interp.data import ChatFormat, PromptSet, encode
 from interp.errors import NotFinite, PromptError
 from interp.evaluate.measure import Bench
@@ -50,6 +51,7 @@ def test_a_padding_token_without_a_row_changes_nothing(backend: str, tokenizer: 
     texts = [lm.tokenizer.batch_decode(x, skip_special_tokens=True) for x in (found, expected[1])]
     assert texts[0] == texts[1]
     assert lm.capture(batch, [LAST])[LAST].shape == (2, 32)
+    assert Tail.of(lm, batch, 1).logits(lm.model).shape == (2, 1, VOCAB)
 
 
 def test_a_token_without_a_row_is_named_with_its_prompt(backend: str, tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,31 @@ UNTOUCHED = {"models"}
 """Commands that open no input of the user: one call is enough."""
 
 
+SUCCEEDS = {
+    "vision_tower_beside", "pad_out_of_range", "bos_out_of_range", "eos_appended", "strict_turns",
+    "prompts_ndjson", "prompts_few", "prompts_of_chats",
+}  # fmt: skip
+"""Cases with a good answer; every other one is an error in commands that open the model and read prompts."""
+
+MEASURED = {
+    "missing_weight": r"missing: model\.layers\.1\.self_attn\.q_proj\.weight",
+    "left_over_weight": r"without a place in the model: model\.layers\.0\.mlp\.up_proj\.bias",
+    "nan_weight": r"block 1 is the first.*layers\.1\.mlp\.up_proj\.weight holds NaN",
+    "overflow": "block 0 is the first.*bfloat16",
+    "gptq": "quantised",
+    "beyond_positions": "the prompt .*48 positions",
+    "token_out_of_range": "'bag'.*259 rows",
+    "tokenizer_cut": r"tokenizer\.json is not JSON",
+    "tokenizer_not_fetched": "git LFS pointer",
+    "weights_not_fetched": "git LFS pointer",
+    "shard_absent": r"lacks b\.safetensors",
+    "no_tokenizer": "no tokenizer",
+    "template_drops_system": "leaves out the system text",
+    "no_thinking_switch": "no thinking switch",
+}
+"""What `interp measure` says of some cases."""
+
+
 @pytest.fixture(scope="module")
 def delta(chat_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An edit of the good model, to be given with every case."""
@@ -111,6 +137,9 @@ def test_no_input_leads_to_a_traceback(
         assert code in (0, 1, 2), argv
         assert "Traceback" not in shown.err + shown.out
         assert "nan" not in shown.out.lower().split(), argv
+        if command == "measure" and name not in ("leftover_adapter", "thinking_by_another_name"):
+            assert (code == 0) == (name in SUCCEEDS), shown.err
+            assert re.search(MEASURED.get(name, ""), shown.err)
         if code == 1 and "error: " in shown.err:
             message = shown.err[shown.err.index("error: ") :]
             assert message.count("\n") == 1, message
