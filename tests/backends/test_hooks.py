@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -71,17 +73,15 @@ def test_writer_inputs_give_what_the_writers_write(plain: Backend, batch: TokenB
 def test_nothing_of_the_sequence_is_kept(plain: Backend, batch: TokenBatch) -> None:
     """What one position costs does not depend on the length of the prompt."""
     outputs: list[weakref.ref[torch.Tensor]] = []
-    for path in plain.anatomy.blocks:
-        block = plain.model.get_submodule(path)
-        hook = lambda m, a, out: outputs.append(  # noqa: E731
-            weakref.ref(out[0] if isinstance(out, tuple) else out)
-        )
-        block.register_forward_hook(hook)
-    try:
-        found = plain.capture(batch, residual_sites(plain.anatomy))
-    finally:
+
+    def keep(module: nn.Module, args: object, out: Any) -> None:
+        outputs.append(weakref.ref(out[0] if isinstance(out, tuple) else out))
+
+    with ExitStack() as stack:
         for path in plain.anatomy.blocks:
-            plain.model.get_submodule(path)._forward_hooks.clear()
+            hook = plain.model.get_submodule(path).register_forward_hook(keep)
+            stack.callback(hook.remove)
+        found = plain.capture(batch, residual_sites(plain.anatomy))
     assert len(outputs) == plain.anatomy.n_blocks
     assert not any(ref() is not None for ref in outputs)
     for value in found.values():
