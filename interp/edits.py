@@ -219,6 +219,7 @@ def to_delta(
         for w in anatomy.writers
         if w.weight not in edited
     }
+    skipped |= anatomy.unreached
     embeddings = {w.weight for w in anatomy.embeddings if w.tied}
     return WeightDelta(
         updates=updates,

@@ -36,7 +36,7 @@ def new_ids(out: Tensor, batch: TokenBatch | Hoisted, tokens: int, pad: int) -> 
 def end_ids(model: Any) -> list[int]:
     """The ids that end a response, from the generation config or else the config."""
     own = getattr(model.generation_config, "eos_token_id", None)
-    eos = own if own is not None else model.config.eos_token_id
+    eos = own if own is not None else model.config.get_text_config().eos_token_id
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
@@ -45,7 +45,7 @@ def padding_id(tokenizer: Any, model: Any, rows: int) -> int:
     candidates = (
         getattr(tokenizer, "pad_token_id", None),
         getattr(model.generation_config, "pad_token_id", None),
-        model.config.pad_token_id,
+        model.config.get_text_config().pad_token_id,
         *end_ids(model),
     )
     return next((i for i in candidates if i is not None and 0 <= i < rows), 0)

@@ -46,6 +46,7 @@ def admitted(
             row, column = wrong.nonzero()[0].tolist()
             raise _no_row(tokenizer, batch, row, int(batch.ids[row, column]), rows)
         batch = TokenBatch(batch.ids.masked_fill(outside, 0), batch.mask)
+    _check_no_image(tokenizer, anatomy, batch)
     limit = position_limit(model, anatomy)
     if limit is not None and (longest := int(batch.lengths.max())) + max(more - 1, 0) > limit:
         follow = f" and is to be followed by {more} more" if more else ""
@@ -54,6 +55,17 @@ def admitted(
             f"this {anatomy.model_type} has {limit} positions: shorten the prompt or the response"
         )
     return batch
+
+
+def _check_no_image(tokenizer: Any, anatomy: Anatomy, batch: TokenBatch) -> None:
+    """Raise PromptError for a token that stands for an image, which a text prompt does not bring."""
+    for token in anatomy.image_tokens:
+        found = ((batch.ids == token) & batch.mask.bool()).nonzero()
+        if len(found):
+            raise PromptError(
+                f"{_shown(tokenizer, batch, int(found[0, 0]))} has the token of an image (id {token}); "
+                f"of this {anatomy.model_type} the text stack alone is run, so give prompts without images"
+            )
 
 
 def _no_row(tokenizer: Any, batch: TokenBatch, row: int, token: int, rows: int) -> PromptError:

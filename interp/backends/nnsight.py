@@ -41,8 +41,8 @@ from interp.types import Ids, TokenBatch
 class NNsightBackend(SharedBackend):
     """nnsight; see :class:`interp.backends.Backend` for what the methods return.
 
-    lm: the nnsight model, to go on with in nnsight; a ``TransformersModel`` where there is a
-    tokenizer, an ``NNsight`` where there is none. model: the transformers model as it was given,
+    lm: the nnsight model, to go on with in nnsight; a ``TransformersModel`` where there is a tokenizer
+    and the model reads text alone, else an ``NNsight``. model: the transformers model as it was given,
     with the same weights.
     """
 
@@ -51,7 +51,9 @@ class NNsightBackend(SharedBackend):
     def __init__(self, model: nn.Module, tokenizer: Any, anatomy: Anatomy, source: str) -> None:
         require_support(self.name, anatomy.model_type)
         super().__init__(model, tokenizer, anatomy, source)
-        self.lm: Any = wrapped(twin(model), tokenizer)
+        # nnsight's tasks with a tokenizer are those of models that read text alone.
+        named = None if anatomy.image_writers else tokenizer
+        self.lm: Any = wrapped(twin(model), named)
 
     def _capture(
         self, batch: TokenBatch, sites: Sequence[Site], positions: Positions

@@ -38,6 +38,7 @@ def supports_prefix(model: nn.Module, anatomy: Anatomy) -> bool:
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
         {c.kind for c in anatomy.components} <= {"attention", "mlp", "expert"}
+        and not anatomy.image_writers  # some keep an offset of positions from one run to the next
         and layer_types == {"full_attention"}
         and not getattr(config, "sliding_window", None)
     )

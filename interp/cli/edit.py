@@ -172,6 +172,8 @@ def command(
         f"{len(delta.coverage.edited)} of {delta.coverage.total} writers edited; rank {delta.rank}; "
         f"{delta.exactness}"
     )
+    for module, why in backend.anatomy.unreached.items():
+        click.echo(f"not edited: {module} {why}")
     click.echo(f"delta {receipt.verdict}: {out}")
     click.echo(
         f"unproven until it is measured: interp measure --model {values['model']} --delta {out}"

@@ -115,6 +115,8 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
         f"refusals {metrics['refusals']}/{metrics['n_bad_prompts']} (before: "
         f"{metrics['base_refusals']}), first-token KL {metrics['kl_divergence']:.4f} nats"
     )
+    for module, why in backend.anatomy.unreached.items():
+        click.echo(f"not edited: {module} {why}")
     click.echo(f"delta {receipt.verdict}: {out}")
     write_result(json_file, {"delta": str(out), "recipe": dict(delta.recipe), "metrics": metrics})
 

@@ -46,4 +46,6 @@ def command(model: str, trust_remote_code: bool, json_file: Path | None) -> None
     click.echo(f"{len(found.writers)} writers ({counts}); 0 undescribed; unembedding: {head}")
     if found.quantisation:
         click.echo(f"quantised: {found.quantisation}")
+    for module, why in found.unreached.items():
+        click.echo(f"not edited: {module} {why}")
     write_result(json_file, found.as_json())

@@ -91,7 +91,7 @@ def reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Generate with the base model and keep what it predicts along the way."""
-    vocab = getattr(backend.model.config, "vocab_size", 0)
+    vocab = getattr(backend.model.config.get_text_config(), "vocab_size", 0)
     if (size := 4 * len(comply) * tokens * vocab) > MOST_BYTES:
         raise PromptError(
             f"{len(comply)} comply prompts need {size / 1e9:.0f} GB for what the base predicts; "

@@ -252,6 +252,7 @@ def _delta(
         for w in anatomy.writers
         if w.weight not in found.updates
     }
+    skipped |= anatomy.unreached
     return WeightDelta(
         updates=found.updates,
         base=checkpoint_fingerprint(pair.base, anatomy),

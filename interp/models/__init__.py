@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from interp.models.anatomy import Anatomy, Family
 
-__all__ = ["describe", "families", "family_of", "known_model_types", "tiny_model"]
+__all__ = ["auto_class", "describe", "families", "family_of", "known_model_types", "tiny_model"]
 
 
 @cache
@@ -46,6 +46,14 @@ def family_of(model_type: str) -> Family:
             f"interp/models/{model_type}.py (copy interp/models/llama_like.py); "
             f"known: {', '.join(known_model_types())}"
         ) from None
+
+
+def auto_class(config: Any) -> Any:
+    """The auto class of transformers that opens models with this config."""
+    import transformers
+
+    images = bool(family_of(config.model_type).image_writers)
+    return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
 
 
 def describe(model: nn.Module) -> Anatomy:

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from interp.errors import UndescribedWriter
+from interp.errors import UndescribedWriter, UnknownFamily
 from interp.types import Axes
 
 Kind = Literal["embedding", "attention", "mlp", "expert", "ssm"]
 When = Callable[[Any, int], bool]
 Factor = Callable[[Any], float]
 MaybeFactor = Callable[[Any], float | None]
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
 
 
 def always(config: Any, block: int) -> bool:
@@ -91,7 +92,9 @@ class Family:
     logit_scale: factor that the model applies to ``unembed`` output, before ``logit_cap``:
     ``cap · tanh(logits / cap)``. tiny: config values per ``model_type`` for
     :func:`interp.models.tiny_model`. saved_blocks, saved_embeddings, saved_unembed: names in the
-    checkpoint when they differ from ``blocks``, ``embeddings`` and ``unembed``.
+    checkpoint when they differ from ``blocks``, ``embeddings`` and ``unembed``. text_types: of a model that
+    reads images, the model types that its text stack may have. image_writers: modules that write the
+    stream at positions of an image; they are no :class:`Writer`, and no edit reaches them.
     """
 
     model_types: tuple[str, ...]
@@ -113,6 +116,8 @@ class Family:
     logit_cap: MaybeFactor = no_factor
     resid_mid: str | None = None
     mid_when: When = always
+    text_types: tuple[str, ...] = ()
+    image_writers: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -172,7 +177,8 @@ class Anatomy:
     """Names, shapes and kinds of everything that writes the stream of one model.
 
     resid_mid: per block, the module whose input is the stream between mixer and MLP, or None.
-    unembed_checkpoint: name of the unembedding in a saved checkpoint (absent when tied).
+    unembed_checkpoint: name of the unembedding in a saved checkpoint (absent when tied). image_writers:
+    modules that write the stream at positions of an image; image_tokens: ids that stand for one.
     """
 
     family: Family
@@ -190,6 +196,8 @@ class Anatomy:
     logit_cap: float | None = None
     resid_mid: tuple[str | None, ...] = ()
     unembed_checkpoint: str = "lm_head.weight"
+    image_writers: tuple[str, ...] = ()
+    image_tokens: tuple[int, ...] = ()
 
     @property
     def n_blocks(self) -> int:
@@ -203,6 +211,12 @@ class Anatomy:
     @property
     def block_writers(self) -> tuple[BoundWriter, ...]:
         return tuple(w for c in self.components for w in c.writers)
+
+    @property
+    def unreached(self) -> dict[str, str]:
+        """Modules that write the stream and that no edit reaches → why."""
+        why = "writes at positions of an image, which no edit reaches"
+        return dict.fromkeys(self.image_writers, why)
 
     def in_block(self, block: int) -> tuple[BoundComponent, ...]:
         return tuple(c for c in self.components if c.block == block)
@@ -326,23 +340,30 @@ def unclaimed(
 def bind(model: nn.Module, family: Family, config: Any) -> Anatomy:
     """Bind a family's description to a model (weights may be on the meta device).
 
-    Raises UndescribedWriter when the model holds a parameter that the family does not describe.
+    Raises UndescribedWriter when the model holds a parameter that the family does not describe,
+    UnknownFamily for a text stack that it does not describe.
     """
+    whole, config = config, config.get_text_config()
+    if family.text_types and config.model_type not in family.text_types:
+        raise UnknownFamily(
+            f"a {whole.model_type} model with a text stack of type {config.model_type!r} is not "
+            f"described, only {' or '.join(family.text_types)}; add it in interp/models/multimodal.py"
+        )
     blocks = model.get_submodule(family.blocks)
     names = tuple(f"{family.blocks}.{i}" for i in range(len(blocks)))  # type: ignore[arg-type]
     components = tuple(c for i in range(len(names)) for c in _bind_block(model, config, family, i))
     if missing := unclaimed(model, family, components):
         raise UndescribedWriter(
-            f"{config.model_type}: {len(missing)} parameter(s) are described neither as writer nor "
+            f"{whole.model_type}: {len(missing)} parameter(s) are described neither as writer nor "
             f"as reader of the residual stream, first {missing[0]!r}; add them to the family that "
-            f"lists {config.model_type!r} in interp/models/"
+            f"lists {whole.model_type!r} in interp/models/"
         )
     tied = is_tied(model, family)
     embeddings = _bind_embeddings(model, family, config, tied)
     kinds = tuple("+".join(c.kind for c in components if c.block == i) for i in range(len(names)))
     return Anatomy(
         family=family,
-        model_type=config.model_type,
+        model_type=whole.model_type,
         d_model=embeddings[0].shape[-1],
         blocks=names,
         embeddings=embeddings,
@@ -356,4 +377,12 @@ def bind(model: nn.Module, family: Family, config: Any) -> Anatomy:
         logit_cap=family.logit_cap(config),
         resid_mid=tuple(_bind_mid(family, config, i) for i in range(len(names))),
         unembed_checkpoint=f"{family.saved_unembed or family.unembed}.weight",
+        image_writers=family.image_writers,
+        image_tokens=_image_tokens(whole) if family.image_writers else (),
     )
+
+
+def _image_tokens(config: Any) -> tuple[int, ...]:
+    """Ids that a processor puts where an image or a video goes."""
+    found = (getattr(config, name, None) for name in IMAGE_TOKENS)
+    return tuple(dict.fromkeys(i for i in found if i is not None))

@@ -43,6 +43,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+STACKS = ("language_model.model.", "model.language_model.", "model.")
+HEADS = ("language_model.lm_head.", "lm_head.")
 LARGEST_HEADER = 100 << 20  # the limit of safetensors itself
 
 
@@ -60,6 +62,17 @@ class Stored:
     def dtype(self) -> torch.dtype | None:
         """None for a dtype that torch does not have."""
         return DTYPES.get(self.code)
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Names that a tensor has in files of different age: as given; without the prefix of the base model;
+    and in the text stack of a model that reads images, with the prefixes that versions of transformers
+    have given it."""
+    found = [name]
+    for prefixes in (STACKS, HEADS):
+        if start := next((p for p in prefixes if name.startswith(p)), None):
+            found += [other + name.removeprefix(start) for other in prefixes]
+    return tuple(dict.fromkeys((*found[:1], name.split(".", 1)[-1], *found[1:])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +107,8 @@ class Checkpoint:
         return cls(path, tensors, files, quantisation(tensors, config), _value_dtype(config))
 
     def find(self, name: str) -> str | None:
-        """A tensor's name in these files: as given, or as older files have it, without the prefix of
-        the base model; None where it is not."""
-        short = name.split(".", 1)[-1]
-        return next((key for key in (name, short) if key in self.tensors), None)
+        """A tensor's name in these files, one of :func:`spellings`; None where it is not."""
+        return next((key for key in spellings(name) if key in self.tensors), None)
 
     @property
     def scales(self) -> Mapping[str, Scale]:

@@ -1,7 +1,7 @@
 """Gemma 1-3 (text): RMS norms multiply by ``1 + w``, and the embedding scales its rows by √d_model.
 
 Gemma 2 and 3 put a norm between each writer and the stream. Gemma 2 caps its logits. The multimodal
-``gemma3`` is not described: its projector writes the stream at image positions.
+``gemma3`` is in ``multimodal.py``.
 """
 
 from __future__ import annotations

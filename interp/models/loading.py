@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, InterpWarning, ModelNotFound, UnknownFamily
 from interp.files import sha256_text
-from interp.models import family_of
+from interp.models import auto_class, family_of
 from interp.models.complete import check_complete, without_report
 from interp.models.embedded import ALIAS, cached, embedded_directory
 from interp.models.intact import check_model_files, check_tokenizer_files, damaged_tokenizer
@@ -143,12 +143,11 @@ def load(
 
 def _load_model(name: str, options: dict[str, Any]) -> nn.Module:
     """The model with every weight from its files, in eval mode."""
-    from transformers import AutoModelForCausalLM
 
     nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
     with explained(name), readable(name), without_bars(nobody_watches), without_report():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class(options["config"]).from_pretrained(
                 resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
             )
             check_complete(name, model, info)

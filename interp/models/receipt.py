@@ -8,7 +8,7 @@ from typing import Any
 
 from interp.errors import ModelNotFound
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.models.checkpoint import INDEX, SINGLE, Checkpoint
+from interp.models.checkpoint import INDEX, SINGLE, Checkpoint, spellings
 from interp.models.loading import resolve
 from interp.models.quantised import Quantisation, of_config
 from interp.models.skeleton import skeleton
@@ -33,7 +33,7 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class CoverageReceipt:
     """Everything that writes one model's residual stream. quantisation: how its weights are quantised,
-    empty for plain values."""
+    empty for plain values. unreached: modules that no edit reaches → why."""
 
     model: str
     model_type: str
@@ -43,6 +43,7 @@ class CoverageReceipt:
     tied: bool
     quantisation: str
     writers: tuple[Line, ...]
+    unreached: dict[str, str]
 
     def counts(self) -> dict[str, int]:
         """Writers per kind."""
@@ -72,7 +73,7 @@ def receipt(name: str, *, trust_remote_code: bool = False) -> CoverageReceipt:
     lines = tuple(_line(w, tied, opaque) for w in anatomy.writers)
     return CoverageReceipt(
         name, anatomy.model_type, anatomy.d_model, anatomy.n_blocks, anatomy.block_kinds,
-        tied, _how(quantised), lines,
+        tied, _how(quantised), lines, anatomy.unreached,
     )  # fmt: skip
 
 
@@ -118,8 +119,8 @@ def _checkpoint(folder: Path) -> Checkpoint | None:
 
 def _own_head(anatomy: Anatomy, saved: frozenset[str]) -> bool:
     """A checkpoint that holds both embedding and unembedding loads untied whatever its config says."""
-    head = anatomy.unembed_checkpoint
-    return head in saved and anatomy.embeddings[0].checkpoint[0] in saved
+    both = (anatomy.unembed_checkpoint, anatomy.embeddings[0].checkpoint[0])
+    return all(any(name in saved for name in spellings(key)) for key in both)
 
 
 def _check_saved(name: str, anatomy: Anatomy, saved: frozenset[str]) -> None:
@@ -132,8 +133,6 @@ def _check_saved(name: str, anatomy: Anatomy, saved: frozenset[str]) -> None:
 
 
 def _holds(saved: frozenset[str], key: str) -> bool:
-    """Whether a key is there, also as older files name it: without the base prefix, or packed by a
-    quantiser behind the same stem."""
-    short = key.split(".", 1)[-1]
-    stems = tuple(name.removesuffix(".weight") for name in (key, short))
+    """Whether a key is there, in any spelling, or packed by a quantiser behind the same stem."""
+    stems = tuple(name.removesuffix(".weight") for name in spellings(key))
     return any(name.startswith(stems) for name in saved)

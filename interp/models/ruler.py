@@ -36,7 +36,7 @@ WITHOUT_EMBEDDING_ENTRY = frozenset({"mamba", "mamba2", "falcon_mamba"})
 TUPLE_BLOCKS = frozenset({"bamba", "falcon_h1", "gptj"})
 """Model types whose blocks return a tuple in the transformers that this package is tested with."""
 
-HERETIC_BLOCKS = "model.layers"
+HERETIC_BLOCKS = ("model.language_model.layers", "model.layers")
 HERETIC_COMPONENTS = {
     "self_attn.o_proj": "attn.o_proj",
     "self_attn.out_proj": "attn.o_proj",
@@ -312,9 +312,9 @@ def is_steered(anatomy: Anatomy, block: int) -> bool:
 
 def why_not_heretic(anatomy: Anatomy) -> str | None:
     """Why heretic 1.4 does not load a model, None if it does."""
-    if anatomy.family.blocks != HERETIC_BLOCKS:
+    if anatomy.family.blocks not in HERETIC_BLOCKS:
         return (
-            f"heretic does not load {anatomy.model_type}: it looks for blocks at {HERETIC_BLOCKS}, "
+            f"heretic does not load {anatomy.model_type}: it looks for blocks at {HERETIC_BLOCKS[-1]}, "
             f"they are at {anatomy.family.blocks}"
         )
     for i, block in enumerate(anatomy.blocks):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from interp.models import describe
+from interp.models import auto_class, describe
 from interp.models.anatomy import Anatomy
 from interp.models.loading import load_config, readable
 
@@ -19,9 +19,8 @@ def skeleton(
     Raises ModelNotFound, UnknownFamily, UndescribedWriter.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     config: Any = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
     with readable(name), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return model, describe(model)

@@ -6,6 +6,7 @@ Sizes of experts are multiples of 8, which the grouped matrix product needs in b
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,28 @@ def build(
     model_type: str, family: Family, *, seed: int = 0, dtype: Any = None, **overrides: Any
 ) -> nn.Module:
     """A seeded random model of ``model_type`` in eval mode, fp32 unless ``dtype`` is given."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.for_model(model_type, **{**family.tiny[model_type], **overrides})
+    from interp.models import auto_class
+
+    config = AutoConfig.for_model(model_type, **_sizes(family.tiny[model_type], overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = auto_class(config).from_config(config, dtype=torch.float32)
         _randomise(model)
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # the default kernel knows no fp64
     return model.to(dtype or torch.float32).eval()
+
+
+def _sizes(tiny: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Config values; what is not set beside a text stack is a value of the text stack."""
+    if "text_config" not in tiny:
+        return {**tiny, **overrides}
+    inner = {k: v for k, v in overrides.items() if k not in tiny}
+    outer = {k: v for k, v in overrides.items() if k in tiny}
+    text = {**tiny["text_config"], **outer.pop("text_config", {}), **inner}
+    return {**tiny, **outer, "text_config": text}
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def test_nothing_is_left_in_the_weights(
     plain: Backend, batch: TokenBatch, direction: Direction, delta: WeightDelta
 ) -> None:
     assert set(delta.coverage.edited) == {w.weight for w in plain.anatomy.writers}
-    assert not delta.coverage.skipped
+    assert delta.coverage.skipped == plain.anatomy.unreached
     with applied(plain.model, plain.anatomy, delta):
         assert component(plain, batch, direction) < NOTHING
 

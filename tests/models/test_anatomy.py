@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from interp.errors import UndescribedWriter, UnknownFamily
-from interp.models import describe, families, family_of, known_model_types, tiny_model
+from interp.models import auto_class, describe, families, family_of, known_model_types, tiny_model
 from interp.models.anatomy import BoundComponent, BoundWriter, Family
 
 TOLERANCE = 1e-6
@@ -261,7 +260,7 @@ def test_checkpoint_names_and_ties(case, tied: bool, tmp_path: Path) -> None:
 
 def test_meta_device_gives_the_same_anatomy(case) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(case.model.config)
+        model = auto_class(case.model.config).from_config(case.model.config)
     assert describe(model) == case.anatomy
 
 

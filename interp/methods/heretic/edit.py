@@ -44,7 +44,8 @@ def components(anatomy: Anatomy) -> dict[str, tuple[BoundWriter, ...]]:
         raise NotExpressible(f"{reason}; use `interp edit` and export to another format")
     found: dict[str, list[BoundWriter]] = {}
     for writer in anatomy.block_writers:
-        name = HERETIC_COMPONENTS.get(writer.module.split(".", 3)[3])
+        inside = writer.module.removeprefix(f"{anatomy.family.blocks}.").partition(".")[2]
+        name = HERETIC_COMPONENTS.get(inside)
         if name is not None and not writer.fused:
             found.setdefault(name, []).append(writer)
     return {name: tuple(writers) for name, writers in sorted(found.items())}
@@ -118,7 +119,7 @@ def _coverage(
         for w in anatomy.writers
         if w.weight not in updates
     }
-    return Coverage(tuple(updates), skipped)
+    return Coverage(tuple(updates), skipped | anatomy.unreached)
 
 
 def _between(directions: Tensor, index: float) -> Vector:
