@@ -39,7 +39,10 @@ def speaking(kind: str, backend: str, tokenizer: Any, **config: int) -> Any:
 
 
 def test_a_padding_token_without_a_row_changes_nothing(backend: str, tokenizer: Any) -> None:
-    lm = speaking("llama", backend, tokenizer, eos_token_id=5)
+    prompts = encode(tokenizer, ["hi", "a longer prompt"])
+    plain = speaking("llama", "hooks", tokenizer)
+    end = int(plain.generate(prompts, tokens=1)[0])  # then the first row is padded from there on
+    lm = speaking("llama", backend, tokenizer, eos_token_id=end)
     before = encode(lm.tokenizer, ["hi", "a longer prompt"])
     expected = lm.logits(before), lm.generate(before, tokens=6)
     lm.tokenizer.add_special_tokens({"pad_token": "[PAD]"})

@@ -189,6 +189,8 @@ def test_run_with_cache_filters_by_predicate(name: str, batch: TokenBatch) -> No
     backend = opened("llama", name)
     every = backend.run_with_cache(batch)[1]
     assert list(every) == [site.hook_name for site in all_sites(backend.anatomy)]
+    one = backend.run_with_cache(batch, "blocks.0.hook_resid_post")[1]
+    assert list(one) == ["blocks.0.hook_resid_post"]
     some = backend.run_with_cache(batch, lambda hook: "resid_post" in hook)[1]
     assert list(some) == [f"blocks.{i}.hook_resid_post" for i in range(3)]
 
