@@ -14,7 +14,6 @@ from interp.cli.options import (
     json_option,
     loading_options,
     out_option,
-    read_class,
     stack,
     write_result,
 )
@@ -126,14 +125,14 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
 
     A source without splits of its own is cut in two by hash, unless evaluation prompts are named.
     """
-    from interp.data import check_classes, is_shipped
+    from interp.data import check_classes, is_shipped, load_class
 
     sets, named = {}, {}
     for role, (side, split) in ROLES.items():
         evaluated = role.endswith("evaluation_prompts")
         own = given[f"evaluate_{side}"]
         name = (own if evaluated else None) or given[side]
-        whole = read_class(name, side, split=split, limit=given["limit"])
+        whole = load_class(name, side, split=split, limit=given["limit"])
         found = whole
         if own is None and not is_shipped(name):
             found = whole.halves()[1 if evaluated else 0]

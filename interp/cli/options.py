@@ -226,12 +226,12 @@ class Given:
 
         Raises PromptError when ``refuse``, the requests to fit on, are among the rest.
         """
-        from interp.data import check_classes
+        from interp.data import check_classes, load_class
 
         name = self.values["pool"]
         if name == "none":
             return None
-        found = read_class(name, "comply", limit=self.values["limit"]).without(*held_out)
+        found = load_class(name, "comply", limit=self.values["limit"]).without(*held_out)
         check_classes([refuse], [found])
         return found
 
@@ -244,13 +244,13 @@ class Given:
         return [refuse, comply]
 
     def _parts(self, side: Side, splits: tuple[str, ...]) -> list[PromptSet]:
-        from interp.data import is_shipped
+        from interp.data import is_shipped, load_class
 
         name, limit = self.values[side], self.values["limit"]
         # A name with a split of its own is cut like a file: its parts must not be the same prompts.
         if is_shipped(name) and ":" not in name:
-            return [read_class(name, side, split=split, limit=limit) for split in splits]
-        rest = read_class(name, side, limit=limit)
+            return [load_class(name, side, split=split, limit=limit) for split in splits]
+        rest = load_class(name, side, limit=limit)
         parts = []
         for _ in splits[1:]:
             rest, last = rest.halves()
@@ -258,23 +258,12 @@ class Given:
         return [rest, *parts]
 
 
-def read_class(name: str, side: Side, **how: Any) -> PromptSet:
-    """:func:`interp.data.load_class`; what was left out is printed on stderr."""
-    from interp.data import load_class
-    from interp.printable import printable
-
-    found = load_class(name, side, **how)
-    for note in found.notes:
-        click.echo(f"note: {printable(note)}", err=True)
-    return found
-
-
 def read_classes(values: dict[str, Any], split: str) -> tuple[PromptSet, PromptSet]:
     """Both classes of :data:`class_options`. Raises PromptError for prompts that are in both."""
-    from interp.data import check_classes
+    from interp.data import check_classes, load_class
 
     refuse, comply = (
-        read_class(values[side], side, split=split, limit=values["limit"]) for side in SIDES
+        load_class(values[side], side, split=split, limit=values["limit"]) for side in SIDES
     )
     check_classes([refuse], [comply])
     return refuse, comply

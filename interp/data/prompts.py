@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import json
 import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 from interp.data.rows import SUFFIXES, Row, read_rows
 from interp.data.turns import prompts_of
-from interp.errors import PromptError
+from interp.errors import InterpWarning, PromptError
 from interp.files import sha256_text
 from interp.printable import printable
 
@@ -40,14 +41,10 @@ FINAL = " .?!…。？！"
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts of one class, in order, without repeats.
-
-    source: where they came from. notes: what was left out when they were read.
-    """
+    """Prompts of one class, in order, without repeats. ``source`` says where they came from."""
 
     prompts: tuple[str, ...]
     source: str
-    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -148,16 +145,17 @@ def load_class(
 ) -> PromptSet:
     """The prompts that ``--refuse NAME`` or ``--comply NAME`` means; ``split`` for shipped sets only.
 
-    Raises PromptError for an unknown name, an unreadable or empty file, or a missing column.
+    Raises PromptError for an unknown name, an unreadable or empty file, or a missing column. What is left
+    out of a file is an InterpWarning.
     """
     if is_shipped(name):
         found = _from_sets(name, side, split)
     elif name in LISTS:
         text = files("interp.data").joinpath(f"sets/{name}.txt").read_text(encoding="utf-8")
-        found = _distinct(filter(str.strip, text.splitlines()), (), name)
+        found = _distinct(filter(str.strip, text.splitlines()), name)
     else:
         found = _from_file(name) or _from_hub(name)
-    return replace(found, prompts=found.prompts[:limit]) if limit else found
+    return PromptSet(found.prompts[:limit], found.source) if limit else found
 
 
 def is_shipped(name: str) -> bool:
@@ -187,8 +185,8 @@ def _from_file(name: str) -> PromptSet | None:
     found = read_rows(path, column)
     source = f"{path.name}#{column}" if column else path.name
     if found.structured:
-        return _distinct(*prompts_of(found.rows, column, where), source)
-    return _distinct([row.value for row in found.rows if row.value.strip()], (), source)
+        return _distinct(prompts_of(found.rows, column, where), source)
+    return _distinct([row.value for row in found.rows if row.value.strip()], source)
 
 
 def _from_hub(name: str) -> PromptSet:
@@ -212,7 +210,7 @@ def _from_hub(name: str) -> PromptSet:
             f"hf auth login && hf download --repo-type dataset {repo}"
         ) from error
     numbered = tuple(Row(value, f"row {i}") for i, value in enumerate(rows, 1))
-    return _distinct(*prompts_of(numbered, column, where), name)
+    return _distinct(prompts_of(numbered, column, where), name)
 
 
 def normalised(prompt: str) -> str:
@@ -234,12 +232,13 @@ def check_classes(refuse: Iterable[PromptSet], comply: Iterable[PromptSet]) -> N
         )
 
 
-def _distinct(prompts: Iterable[str], notes: tuple[str, ...], source: str) -> PromptSet:
-    """Each prompt once; a note counts those that repeat another."""
+def _distinct(prompts: Iterable[str], source: str) -> PromptSet:
+    """Each prompt once; an InterpWarning counts those that repeat another."""
     texts = [prompt.strip() for prompt in prompts]
     kept: dict[str, str] = {}
     for text in texts:
         kept.setdefault(normalised(text), text)
     if repeats := len(texts) - len(kept):
-        notes += (f"{source}: {repeats} of {len(texts)} prompts left out as repeats of others",)
-    return PromptSet(tuple(kept.values()), source, notes)
+        left_out = f"{source}: {repeats} of {len(texts)} prompts left out as repeats of others"
+        warnings.warn(left_out, InterpWarning, stacklevel=2)
+    return PromptSet(tuple(kept.values()), source)

@@ -2,19 +2,20 @@
 
 Conversations are lists of messages as OpenAI (``role``, ``content``) or ShareGPT (``from``, ``value``)
 write them, also as JSON in a string. Answers after the last user turn are left out, as are earlier turns
-and system turns, and the notes say how many: a chat format holds one system text and one history for
+and system turns, and a warning says how many: a chat format holds one system text and one history for
 all prompts (``ChatFormat``, ``--system``).
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from interp.data.rows import Row
-from interp.errors import PromptError
+from interp.errors import InterpWarning, PromptError
 
 DEFAULT_COLUMNS = (
     "prompt", "prompts", "text", "instruction", "goal", "question", "behavior", "query", "request",
@@ -25,12 +26,9 @@ SYSTEMS = ("system", "developer")
 NAMED = 3
 """Places that one message names."""
 
-Found = tuple[list[str], tuple[str, ...]]
-"""Prompts, and notes on what was left out."""
 
-
-def prompts_of(rows: Sequence[Row], column: str, where: str) -> Found:
-    """The prompt of every row, and notes.
+def prompts_of(rows: Sequence[Row], column: str, where: str) -> list[str]:
+    """The prompt of every row; an InterpWarning counts the conversations of which turns are left out.
 
     column: its name; "" for the first of :data:`DEFAULT_COLUMNS` that the rows have, in any case.
     Raises PromptError that lists the columns there are, or names the rows whose value is no text.
@@ -63,7 +61,7 @@ def _column(rows: Sequence[Row], column: str, where: str) -> str:
     return usual
 
 
-def _texts(rows: Iterable[Row], where: str, name: str) -> Found:
+def _texts(rows: Iterable[Row], where: str, name: str) -> list[str]:
     texts: list[str] = []
     left_out: Counter[str] = Counter()
     wrong: list[tuple[str, str]] = []
@@ -81,9 +79,10 @@ def _texts(rows: Iterable[Row], where: str, name: str) -> Found:
         raise PromptError(
             f"{where}, {places}{more}: {name} {wrong[0][1]}; mend or remove such entries"
         )
-    return texts, tuple(
-        f"{where}: {kind} of {n} conversations left out" for kind, n in left_out.items()
-    )
+    for kind, n in left_out.items():
+        note = f"{where}: {kind} of {n} conversation{'s' * (n > 1)} left out"
+        warnings.warn(note, InterpWarning, stacklevel=2)
+    return texts
 
 
 def _prompt(value: Any) -> tuple[str, list[str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from interp.data import check_classes, load_class
 from interp.data.prompts import PromptSet
-from interp.errors import PromptError
+from interp.errors import InterpWarning, PromptError
 
 PROMPTS = ("What is the tide?", "Name a river, or two.")
 OBJECTS = [{"id": i, "prompt": p} for i, p in enumerate(PROMPTS)]
@@ -64,7 +64,6 @@ def read(folder: Path, name: str, content: bytes | str, column: str = "") -> Pro
 def test_the_same_prompts_in_any_file(tmp_path: Path, name: str, content: bytes | str) -> None:
     found = read(tmp_path, name, content)
     assert found.prompts == PROMPTS
-    assert found.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -130,11 +129,12 @@ def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
         chat("Name it"),
         chat("name  it."),
     ]
-    found = read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, talk)))
+    with pytest.warns(InterpWarning) as noted:
+        found = read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, talk)))
     assert found.prompts == ("And it?", "Name it")
-    assert [note.partition(": ")[2] for note in found.notes] == [
-        "system turns of 1 conversations left out",
-        "earlier turns of 1 conversations left out",
+    assert [str(note.message).partition(": ")[2] for note in noted] == [
+        "system turns of 1 conversation left out",
+        "earlier turns of 1 conversation left out",
         "1 of 3 prompts left out as repeats of others",
     ]
 

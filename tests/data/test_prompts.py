@@ -22,7 +22,7 @@ from interp.data import (
     shipped_sets,
 )
 from interp.data.prompts import PromptSet
-from interp.errors import PromptError
+from interp.errors import InterpWarning, PromptError
 
 
 def test_shipped_splits_are_disjoint_and_hashed() -> None:
@@ -41,7 +41,8 @@ def test_a_class_can_name_its_split() -> None:
 def test_text_file_one_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("one\n\n  two  \none\n", encoding="utf-8")
-    assert load_class(str(path), "refuse").prompts == ("one", "two")
+    with pytest.warns(InterpWarning, match="1 of 3 prompts left out as repeats"):
+        assert load_class(str(path), "refuse").prompts == ("one", "two")
 
 
 @pytest.mark.parametrize(
