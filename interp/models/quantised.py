@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-WHOLE = ("F64", "F32", "F16", "BF16", "C64", "C128", "BOOL", "I64", "U64")
-"""Dtypes in safetensors of tensors that hold values themselves, and of masks and positions."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+WHOLE = ("C64", "C128", "BOOL", "I64", "U64")
+"""Dtypes in safetensors of masks and positions; no format packs weights into them."""
 SCALES = (
     "{weight}_scale_inv",
     "{weight}_scale",
@@ -196,10 +197,12 @@ def values_of(model: nn.Module, name: str) -> Tensor | None:
 
 
 def _is_packed(name: str, held: Held) -> bool:
-    if held.code in WHOLE or held.code in FLOAT8:
+    if held.code in FLOATS or held.code in FLOAT8:
         return False
     if name.endswith(".weight"):
         return True
+    if held.code in WHOLE:
+        return False
     # Older files hold a causal mask under the name of a bias.
     return len(held.shape) > 1 and not name.endswith((".bias", "position_ids"))
 
@@ -265,7 +268,9 @@ def _fitted(
         grid = (*grid, *(1,) * (len(shape) - len(grid)))
     if len(grid) != len(shape):
         return None
-    given = chosen.get("weight_block_size") or ()
+    given = chosen.get("weight_block_size")
+    given = given if isinstance(given, list | tuple) and len(given) <= len(shape) else ()
+    given = tuple(n if isinstance(n, int) and n > 0 else 0 for n in given)
     wanted = (*(0,) * (len(shape) - len(given)), *given)
     blocks = [_block(n, g, w) for n, g, w in zip(shape, grid, wanted, strict=True)]
     if any(block is None for block in blocks):
