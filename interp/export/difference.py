@@ -214,7 +214,15 @@ def _read(pair: Pair, part: Part) -> tuple[Tensor, Tensor]:
     after = other.float() if other is not None else torch.zeros_like(before)
     if after.shape != before.shape:
         after = _onto(before, after)
-    return before, after - before
+    change = after - before
+    if not bool(change.isfinite().all()):
+        side, key = (
+            (pair.base, part.base) if not before.isfinite().all() else (pair.other, part.other)
+        )
+        raise DeltaError(
+            f"{key} of {side.folder} holds NaN or infinity; download or train it again"
+        )
+    return before, change
 
 
 def _share(norm: float, before: Tensor) -> float | None:
@@ -239,11 +247,9 @@ def _delta(
 ) -> WeightDelta:
     names = {"base": pair.base.folder.name, "other": pair.other.folder.name}
     if not found.updates:
-        rest = f"; {len(found.not_held)} changed tensors have no update" if found.not_held else ""
         raise DeltaError(
             f"{names['other']} does not differ from {names['base']} beyond rounding in anything that "
-            f"a delta holds ({len(found.rounding)} matrices within rounding{rest}); give tolerance=0 "
-            "to keep the rounding too"
+            f"a delta holds{_rest(found)}"
         )
     left = max(entry["left_out"] for entry in found.tensors.values())
     edited = tuple(w.weight for w in anatomy.writers if w.weight in found.updates)
@@ -273,6 +279,17 @@ def _delta(
         checkpoint=found.saved,
         untied=pair.unties(anatomy),
     )
+
+
+def _rest(found: _Found) -> str:
+    """What did differ, for an error, and what to do."""
+    text = ""
+    if found.not_held:
+        name, entry = next(iter(found.not_held.items()))
+        text += f"; {len(found.not_held)} changes have no update, first {name} ({entry['why']})"
+    if found.rounding:
+        text += f"; {len(found.rounding)} matrices are within rounding: give tolerance=0 to keep that too"
+    return text or "; give two different checkpoints"
 
 
 def checkpoint_fingerprint(

@@ -22,7 +22,7 @@ from interp.export.gate import Passed
 from interp.export.measurement import Measurement
 from interp.export.placing import place
 from interp.export.staging import RECEIPT, check_not_the_base, check_target, publish, staged
-from interp.export.streaming import stream, weight_map
+from interp.export.streaming import SUMMED, stream, weight_map
 from interp.export.tensors import AGAIN, first_line, plain, read_object, sealed
 from interp.files import write_json
 from interp.models.checkpoint import INDEX, Checkpoint
@@ -131,13 +131,15 @@ def _quantised(delta: WeightDelta, base: Base) -> str | None:
         checkpoint = checkpoint_of(base)
     except ModelNotFound:
         return None
-    found = checkpoint.quantisation
-    if found is None:
-        return None
-    saved = (key for name, _ in delta for key in delta.checkpoint.get(name, (name,)))
-    edited = [key for name in saved if (key := checkpoint.find(name) or name) not in checkpoint.tensors
-              or key in found.scales or key in found.opaque]  # fmt: skip
-    return f"the base's files are quantised ({found.how}; {edited[0]})" if edited else None
+    for name, _ in delta:
+        for key in delta.checkpoint.get(name, (name,)):
+            stored = checkpoint.tensors.get(checkpoint.find(key) or "")
+            if stored is not None and stored.code not in SUMMED:
+                how = checkpoint.quantisation.how if checkpoint.quantisation else stored.code
+                return f"the base's files are quantised ({how}; {key})"
+    if checkpoint.quantisation is not None and checkpoint.quantisation.opaque:
+        return f"the base's files are quantised ({checkpoint.quantisation.how})"
+    return None
 
 
 def _write(delta: WeightDelta, base: Base, out: Path, passed: Passed) -> dict[str, Any]:
@@ -230,7 +232,9 @@ def _check(path: Path) -> None:
     try:
         Checkpoint.open(path)
     except ModelNotFound as error:
-        what = str(error).rpartition(";")[0]  # its mend is for a base: to download it again
+        what = str(error).rpartition(";")[0] or str(
+            error
+        )  # its mend is for a base: to download it again
         raise ExportError(f"{what}; {AGAIN}") from None
 
 

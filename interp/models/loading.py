@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InterpError, InterpWarning, ModelNotFound, UnknownFamily
 from interp.files import sha256_text
 from interp.models import auto_class, family_of
+from interp.models.checkpoint import INDEX, SINGLE, Checkpoint
 from interp.models.complete import check_complete, without_report
 from interp.models.embedded import ALIAS, cached, embedded_directory
 from interp.models.intact import check_model_files, check_tokenizer_files, damaged_tokenizer
-from interp.models.quantised import of_config
+from interp.models.quantised import of_config, settings
 from interp.models.wheels import WHEEL_MODELS, installed_directory
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _load_model(name: str, options: dict[str, Any]) -> nn.Module:
             model, info = auto_class(options["config"]).from_pretrained(
                 resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            _check_declared(name, options["config"])
             check_complete(name, model, info)
         except Exception as error:
             if (packed := of_config(options["config"].to_dict())) is None:
@@ -158,6 +160,16 @@ def _load_model(name: str, options: dict[str, Any]) -> nn.Module:
             why = "" if own else f" (transformers: {_first_line(str(error))})"
             raise ModelNotFound(packed.explain(name) + why) from error
     return model.eval()
+
+
+def _check_declared(name: str, config: Any) -> None:
+    """Raise ModelNotFound for quantised files whose config does not say so: transformers takes the codes
+    for weights."""
+    folder = Path(resolve(name))
+    if settings(config.to_dict()) or not any((folder / f).is_file() for f in (SINGLE, INDEX)):
+        return
+    if (packed := Checkpoint.open(folder).quantisation) is not None:
+        raise ModelNotFound(f"{packed.explain(name)} (its config.json has no quantization_config)")
 
 
 def _dtype(name: str) -> torch.dtype:
