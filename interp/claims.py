@@ -1,12 +1,14 @@
 """Claims about figures, and the registered tests that decide whether they hold.
 
-A claim never carries our own number: it points into the series that the figure draws. A new test
-is one function with :func:`claim_test` above it.
+A claim never carries our own number: it points into the series that the figure draws, or names a
+statistic that is computed from there. A new test is one function with :func:`claim_test` above it, a new
+statistic one in :mod:`interp.statistics` with :func:`statistics` above it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -40,6 +42,40 @@ def claim_test(name: str, *, shape: bool) -> Callable[[Holds], Holds]:
         return holds
 
     return register
+
+
+Computed = Callable[[Any], Mapping[str, Number]]
+STATISTICS: dict[str, Computed] = {}
+HOME = "interp.statistics"
+"""The package whose import registers the statistics."""
+
+
+def statistics(name: str) -> Callable[[Computed], Computed]:
+    """Register ``computed(part of a series) -> {name: number}`` as statistics that claims may name, as
+    ``name/number``."""
+
+    def register(computed: Computed) -> Computed:
+        if name in STATISTICS:
+            raise RuntimeError(f"the statistics {name!r} are registered twice")
+        STATISTICS[name] = computed
+        return computed
+
+    return register
+
+
+def computed(name: str, value: Any) -> Number:
+    """The statistic ``name`` of a part of a series. RecordError where there is none."""
+    importlib.import_module(HOME)
+    group, _, number = name.partition("/")
+    if group not in STATISTICS:
+        raise RecordError(f"no statistics {group!r}; known: {', '.join(sorted(STATISTICS))}")
+    try:
+        found = STATISTICS[group](value)
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+        raise RecordError(f"the statistic {name!r} cannot be computed: {error!r}") from None
+    if number not in found:
+        raise RecordError(f"no statistic {name!r}; {group!r} has {', '.join(found)}")
+    return found[number]
 
 
 @claim_test("equal", shape=False)
@@ -118,8 +154,9 @@ class Claim:
     """One checkable statement about a figure.
 
     statement: what is claimed, in words. test: a name in :data:`TESTS`. ours: JSON pointer into the
-    record's series (``/lines/0/values``). theirs: the paper's value, or what the test compares
-    with; None where the test needs none (``rises``). source: where the paper prints it.
+    record's series (``/lines/0/values``; empty for all of it). theirs: the paper's value, or what the test
+    compares with; None where the test needs none (``rises``). source: where the paper prints it. statistic:
+    what is computed from there (``reading/difference_of_means_least``); None for the value itself.
     Raises RecordError for a test that does not exist, and for digits without a value or a source.
     """
 
@@ -129,6 +166,7 @@ class Claim:
     theirs: Number | Sequence[Number] | None = None
     tolerance: Number = 0.0
     source: str | None = None
+    statistic: str | None = None
 
     def __post_init__(self) -> None:
         if self.test not in TESTS:
@@ -149,6 +187,8 @@ class Claim:
     def outcome(self, series: Any) -> Outcome:
         """Test it on a series. RecordError when it points nowhere or at something else."""
         ours = point(series, self.ours)
+        if self.statistic is not None:
+            ours = computed(self.statistic, ours)
         try:
             holds = TESTS[self.test].holds(ours, self.theirs, self.tolerance)
         except ValueError as error:  # lists of different lengths
@@ -167,6 +207,8 @@ class Outcome:
 
 def point(series: Any, pointer: str) -> Any:
     """What a JSON pointer (``/parts/0/values``) leads to. RecordError says where it ends."""
+    if not pointer:
+        return series
     if not pointer.startswith("/"):
         raise RecordError(f"a pointer into a series starts with '/', got {pointer!r}")
     value = series

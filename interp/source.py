@@ -25,7 +25,8 @@ LOOSE = "<loose>"
 SCANNING = "pkgutil"
 """What names this looks for modules at run time, so that all of its package counts."""
 KEEPING = tuple(
-    f"{PACKAGE}.{name}" for name in ("claims", "files", "records", "source", "watching")
+    f"{PACKAGE}.{name}"
+    for name in ("claims", "files", "records", "source", "statistics", "watching")
 )
 """Modules that write results down and never make one: what they do does not count."""
 
@@ -193,7 +194,7 @@ def _dotted(node: ast.Attribute) -> tuple[Any, ...]:
 def _found(place: Place, hashed: frozenset[str]) -> Iterator[Place]:
     """Where something is defined, through packages that only pass it on."""
     module, name = place
-    if module.partition(".")[0] not in hashed or module in KEEPING:
+    if module.partition(".")[0] not in hashed or module.startswith(KEEPING):
         return
     if name and parsed(f"{module}.{name}") is not None:
         yield from _found((f"{module}.{name}", WHOLE), hashed)

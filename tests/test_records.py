@@ -282,3 +282,43 @@ def test_records_need_no_torch() -> None:
 def test_judge_is_the_verdict() -> None:
     made = record(claims=(value(),))
     assert judge(made) == made.verdict
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def test_a_claim_may_be_about_a_statistic_of_the_series() -> None:
+    rows = [
+        {"label": "difference of means", "values": [0.5, 0.5, 0.5, 0.95, 0.97]},
+        {"label": "LDA", "values": [0.9, 0.9, 0.9, 0.9, 0.98]},
+        {"label": "centred PCA (known to fail)", "values": [0.5] * 5},
+        {"label": "random direction", "values": [0.5] * 5},
+    ]
+    names = {"difference_of_means_least": 0.95, "lda_best_beyond_difference_of_means": 0.01}
+    claims = tuple(
+        Claim(name, "at least", "/lines", value - 1e-9, statistic=f"reading/{name}")
+        for name, value in names.items()
+    )
+    found = outcomes(record(series={"lines": rows}, claims=claims))
+    assert [o.ours for o in found] == pytest.approx(list(names.values()))
+    assert all(o.holds for o in found)
+    for statistic, series, why in (
+        ("reading/nothing", rows, "'reading' has difference_of_means_least"),
+        ("nothing/at_all", rows, "no statistics 'nothing'; known: bar, "),
+        ("reading/difference_of_means_least", rows[1:], "cannot be computed"),
+    ):
+        claim = Claim("s", "at least", "/lines", 0.0, statistic=statistic)
+        with pytest.raises(RecordError, match=why):
+            record(series={"lines": series}, claims=(claim,))
+
+
+def test_claims_of_shipped_cards_follow_from_what_is_drawn() -> None:
+    """But for the frontier's, whose deals were not kept apart when it was measured, and the two figures
+    whose statistics need the model's own numbers beside what is drawn."""
+    root = Path(__file__).parent.parent / "figures"
+    beside = {
+        path.stem
+        for path in root.rglob("*.json")
+        if "comparisons" in FigureRecord.load(path).series
+    }
+    assert beside <= {"frontier", "bypass_induce_kl", "bar_coder"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from interp.claims import Claim
+from interp.claims import Claim, computed
 from interp.data.prompts import PromptSet, load_pairs
 from interp.errors import InterpError
 from interp.figures import draw
@@ -35,7 +35,7 @@ from interp.methods.representation_engineering.frontier import (
     CLAIMS,
     EVERYWHERE,
     bar,
-    comparisons,
+    drawn,
     frontier,
     over_passages,
     spread,
@@ -258,9 +258,9 @@ def test_heretics_way_is_the_direction_that_is_fitted(study: Study) -> None:
 def test_a_change_is_better_on_one_count_and_no_worse_on_the_other(
     changed: tuple[float, float], ours: float, expected: list[bool]
 ) -> None:
-    rows = {flagged.PLAIN: (0.05, 0.1), "changed": changed, MAIN: (0.05, ours)}
-    table = {name: {"refused": r, "kl1": k} for name, (r, k) in rows.items()}
-    series = {"comparisons": flagged.flag_comparisons(table)}
+    table = {flagged.PLAIN: (0.05, 0.1), "changed": changed, MAIN: (0.05, ours)}
+    rows = [{"label": name, "values": [100 * r, k]} for name, (r, k) in table.items()]
+    series = {"rows": rows}
     assert [c.outcome(series).holds for c in flagged.CLAIMS] == expected
 
 
@@ -291,7 +291,17 @@ def runs(main: tuple[float, float], random: float = 0.5) -> list[dict[str, Any]]
 
 
 def holds(claims: tuple[Claim, ...], found: list[dict[str, Any]]) -> list[bool]:
-    return [c.outcome({"comparisons": comparisons(found)}).holds for c in claims]
+    groups = []
+    for name in EVERYWHERE:
+        last = [run["points"][name][-1] for run in found]
+        x, y = (sum(p[m] for p in last) / len(last) for m in ("kl1", "refused"))
+        groups.append({"label": name, "x": [x], "y": [100 * y]})
+    series = {"groups": groups, "deals": [drawn(run) for run in found]}
+    return [c.outcome(series).holds for c in claims]
+
+
+def of_deals(name: str, found: list[dict[str, Any]]) -> float:
+    return computed(f"deals/{name}", [drawn(run) for run in found])
 
 
 def failing(found: list[dict[str, Any]]) -> list[int]:
@@ -315,14 +325,14 @@ def test_claims_hold_for_a_good_edit_and_fail_for_each_way_to_be_bad() -> None:
 
 def test_equal_effect_counts_scaled_edits_and_none_that_leave_more() -> None:
     (run,) = runs((0.1, 0.01))[:1]
-    assert comparisons([run])["kl1_share_at_equal_effect"][0] == pytest.approx(0.1)
+    assert of_deals("kl1_share_at_equal_effect", [run]) == pytest.approx(0.1)
     run["points"]["two directions"] = [{"refused": 0.1, "kl1": 0.02}, point(0.02, 0.1)]
-    assert comparisons([run])["kl1_share_at_equal_effect"][0] == pytest.approx(0.5)
+    assert of_deals("kl1_share_at_equal_effect", [run]) == pytest.approx(0.5)
     run["points"]["two directions"][0]["refused"] = 0.11
-    assert comparisons([run])["kl1_share_at_equal_effect"][0] == pytest.approx(0.1)
+    assert of_deals("kl1_share_at_equal_effect", [run]) == pytest.approx(0.1)
     run["points"][MAIN] = [point(0.0, 0.01)]
-    assert comparisons([run])["seeds_with_equal_effect"] == 0
-    assert comparisons([run])["kl1_share_at_equal_effect"][0] == 0.0
+    assert of_deals("deals_with_equal_effect", [run]) == 0
+    assert of_deals("kl1_share_at_equal_effect", [run]) == 0.0
 
 
 def test_the_bar_is_about_numbers_and_can_be_missed(
@@ -335,10 +345,12 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
             points[-1] |= {"nll": loss, "passages": [[loss * 10, loss * 20], [10, 20]]}
         run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
         run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7, **NEW_TEXT}
+        run["chosen"] = {MAIN: {"opened": 2.5, "worth": 0.06}}
         monkeypatch.setattr(
             "interp.methods.representation_engineering.frontier.deal", lambda s, seed: run
         )
         record = bar(study)
+        assert record.proves == ("least-disturbance, learned, with opener",)
         return [c.outcome(record.series).holds for c in BAR]
 
     assert judged((1 / 64, 0.004)) == [True] * 5
@@ -376,10 +388,9 @@ def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
     main: float, other: float, expected: list[bool]
 ) -> None:
     counts = dict.fromkeys(("as fitted", "polite", "spanish"), 32)
-    found = narrow.comparisons(table(main, other), counts)
-    assert found["telling"] == ["as fitted", "polite"]
-    assert found["left"][MAIN] == pytest.approx(main / 0.5)
-    assert [c.outcome({"comparisons": found}).holds for c in narrow.CLAIMS] == expected
+    series = narrow.drawn(table(main, other), counts)
+    assert computed("narrowness/left", series) == pytest.approx(main / 0.5)
+    assert [c.outcome(series).holds for c in narrow.CLAIMS] == expected
 
 
 @pytest.mark.parametrize(
@@ -397,18 +408,17 @@ def test_each_mend_is_one_step_from_the_closed_form(
     found = table(0.05, 0.05)
     for row in found.values():
         row |= {name: [left, 0.0] for name, left in changed.items()}
-    compared = {"comparisons": narrow.comparisons(found, dict.fromkeys(found, 32))}
-    failed = [c.ours for c in narrow.CLAIMS if not c.outcome(compared).holds]
+    series = narrow.drawn(found, dict.fromkeys(found, 32))
+    failed = [c.statistic for c in narrow.CLAIMS if not c.outcome(series).holds]
     assert [place.rsplit("/", 1)[-1] for place in sorted(failed)] == sorted(failing)
 
 
 def test_twins_that_are_refused_more_often_count_in_any_kind() -> None:
     worse = table(0.05, 0.05)
     worse["spanish"][MAIN][1] = 0.25
-    found = narrow.comparisons(worse, dict.fromkeys(worse, 32))
-    assert found["twins_refused_most_beyond_in"] == "spanish"
-    failed = [c for c in narrow.CLAIMS if not c.outcome({"comparisons": found}).holds]
-    assert [c.ours for c in failed] == ["/comparisons/twins_refused_beyond_original"]
+    series = narrow.drawn(worse, dict.fromkeys(worse, 32))
+    failed = [c.statistic for c in narrow.CLAIMS if not c.outcome(series).holds]
+    assert failed == ["narrowness/twins_refused_beyond_original"]
 
 
 def test_what_is_put_into_the_mouth_counts_as_said(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from interp.claims import computed
 from interp.data.tone import load_tone
 from interp.figures import draw
 from interp.methods.representation_engineering import (
@@ -70,36 +73,33 @@ def planted_streams(shift: float, seed: int) -> reading.Streams:
     return {"refuse": pos, "comply": neg}
 
 
-def judged(name: str, claims, lines) -> dict[str, bool]:
-    """Statement → whether it holds, for comparisons made from lines."""
-    compare = getattr(reading if name.startswith("reading") else planted, f"{name}_comparisons")
+def judged(claims, lines, **more: Any) -> dict[str, bool]:
+    """Statistic → whether the claim about it holds, for these lines."""
     record = FigureRecord(
         key="representation_engineering/test",
         title="test",
         kind="lines",
-        series={"lines": lines, "comparisons": compare(lines)},
+        series={"lines": lines, **more},
         provenance=Provenance(model="planted data"),
         claims=claims,
     )
-    return {outcome.claim.ours.split("/")[-1]: outcome.holds for outcome in outcomes(record)}
+    return {o.claim.statistic.split("/")[-1]: o.holds for o in outcomes(record)}
 
 
 def test_separated_classes_are_read_and_shuffled_ones_are_not() -> None:
     fit, report = planted_streams(4.0, 0), planted_streams(4.0, 1)
     claims = reading.READING_CLAIMS
-    assert judged("reading", claims, reading.reading_lines(fit, report))[
-        "difference_of_means_least"
-    ]
+    assert judged(claims, reading.reading_lines(fit, report))["difference_of_means_least"]
     order = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(0))
     rows = torch.cat([fit["refuse"], fit["comply"]], 1)[:, order]
     shuffled = {"refuse": rows[:, :ROWS], "comply": rows[:, ROWS:]}
-    verdicts = judged("reading", claims, reading.reading_lines(shuffled, report))
+    verdicts = judged(claims, reading.reading_lines(shuffled, report))
     assert not verdicts["difference_of_means_least"]
 
 
 def test_pairs_that_share_a_nuisance_leave_centred_pca_behind() -> None:
     fit, report = planted_streams(4.0, 0), planted_streams(4.0, 1)
-    verdicts = judged("reading", reading.READING_CLAIMS, reading.reading_lines(fit, report))
+    verdicts = judged(reading.READING_CLAIMS, reading.reading_lines(fit, report))
     assert verdicts["centred_pca_mean_shortfall"]
 
 
@@ -116,9 +116,11 @@ def test_planted_figures_are_reproduced(name: str) -> None:
 
 
 def test_fewer_draws_say_the_same() -> None:
-    assert all(judged("planted", planted.PLANTED_CLAIMS, planted.isotropic_lines(40)).values())
+    assert all(judged(planted.PLANTED_CLAIMS, planted.isotropic_lines(40)).values())
     lines = planted.nuisance_lines(3)
-    assert all(judged("nuisance", planted.NUISANCE_CLAIMS, lines).values())
+    marks = planted.thresholds()
+    x = {"values": list(planted.NUISANCE_SHIFTS)}
+    assert all(judged(planted.NUISANCE_CLAIMS, lines, x=x, marks=marks).values())
 
 
 def test_the_closed_form_at_64_rows() -> None:
@@ -139,27 +141,29 @@ def test_planted_data_are_as_said() -> None:
 def test_an_estimator_that_fails_gives_a_bad_verdict() -> None:
     failing = tuple((label, planted.PCADiff) for label, _ in planted.ISOTROPIC)
     lines = planted.isotropic_lines(3, failing)
-    assert not judged("planted", planted.PLANTED_CLAIMS, lines)["means_off_prediction"]
+    assert not judged(planted.PLANTED_CLAIMS, lines)["means_off_prediction"]
 
 
 # --- tone --------------------------------------------------------------------------------------
 
 
-def effects(slopes: dict[int, float], random: float) -> dict[int | str, torch.Tensor]:
-    alphas = torch.tensor(tone.STRENGTHS).double()[:, None]
-    found: dict[int | str, torch.Tensor] = {
-        block: slope * alphas.expand(-1, 8) for block, slope in slopes.items()
+def line(label: str, slope: float, **more: Any) -> dict[str, Any]:
+    values = [slope * alpha for alpha in tone.STRENGTHS]
+    return {"label": label, "values": values, "low": values, "high": values, **more}
+
+
+def test_statistics_of_known_slopes() -> None:
+    slopes = {10: -0.2, 14: -0.7, 18: 0.5, 22: 2.0, 26: 2.4}
+    lines = [line(f"block {block}", slope) for block, slope in slopes.items()]
+    series = {
+        "x": {"values": list(tone.STRENGTHS)},
+        "lines": [line(tone.RANDOM, -0.3, size=0.3), *lines],
+        "late": ["block 22", "block 26"],
+        "early": ["block 10", "block 14"],
     }
-    return found | {tone.RANDOM: random * alphas.expand(-1, tone.RANDOM_DRAWS)}
-
-
-def test_comparisons_of_known_slopes() -> None:
-    places = {block: block for block in tone.SWEEP}
-    slopes = {6: 0.0, 10: -0.2, 14: -0.7, 18: 0.5, 22: 2.0, 26: 2.4}
-    found = tone.comparisons(effects(slopes, -0.3), places)
-    assert found["late_least_move"] == pytest.approx(2.0)
-    assert found["early_greatest_move"] == pytest.approx(-0.2)
-    assert found["random_share"] == pytest.approx(0.15)
+    assert computed("tone/late_least_move", series) == pytest.approx(2.0)
+    assert computed("tone/early_greatest_move", series) == pytest.approx(-0.2)
+    assert computed("tone/random_share", series) == pytest.approx(0.15)
 
 
 def test_relative_depth() -> None:

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from interp.claims import Claim
 from interp.evaluate.measure import Row
 from interp.records import FigureRecord, Provenance
 
-MAIN = "least-disturbance"
 CLAIMS = (
     Claim(
         "the least-disturbance edit removes at least half of the refusals",
         "at most",
-        "/comparisons/refused_share_left",
+        "/rows",
         0.5,
+        statistic="report/refused_share_left",
+    ),
+    Claim(
+        "and so does directional ablation",
+        "at most",
+        "/rows",
+        0.5,
+        statistic="report/ablated_share_left",
     ),
     Claim(
         "a random direction of equal norm leaves at least four in five",
         "at least",
-        "/comparisons/random_share_left",
+        "/rows",
         0.8,
+        statistic="report/random_share_left",
     ),
     Claim(
         "it leaves no more refusals than directional ablation, within 5 points",
         "at most",
-        "/comparisons/refused_beyond_ablation",
+        "/rows",
         0.0,
         5.0,
+        statistic="report/refused_beyond_ablation",
     ),
     Claim(
         "at no more than a third of its first-token KL",
         "at most",
-        "/comparisons/kl1_share_of_ablation",
+        "/rows",
         1 / 3,
+        statistic="report/kl1_share_of_ablation",
     ),
     Claim(
         "and no more answerable requests are refused than before, within 5 points",
         "at most",
-        "/comparisons/over_refused_beyond_original",
+        "/rows",
         0.0,
         5.0,
+        statistic="report/over_refused_beyond_original",
     ),
 )
 
@@ -65,7 +76,7 @@ def report_figure(
         key="refusal/report",
         title=f"Edits of {provenance.model} on held-out requests",
         kind="rows",
-        series={"columns": columns, "rows": figure_rows, "comparisons": comparisons(figure_rows)},
+        series={"columns": columns, "rows": figure_rows},
         claims=CLAIMS,
         proves=tuple(proves),
         provenance=provenance,
@@ -74,22 +85,6 @@ def report_figure(
         seeds=(provenance.seed,),
         caption="Fitted and chosen on other topics. KL₃₂ and NLL are per token.",
     )
-
-
-def comparisons(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the claims of the report figure are about, from its rows (percent and nats)."""
-    values = {row["label"]: row["values"] for row in rows}
-    original, ablated = values["original"], values["directional ablation"]
-    ours, random = values[MAIN], values["random direction"]
-    before = original[0]
-    return {
-        # Nothing to remove counts as nothing removed.
-        "refused_share_left": ours[0] / before if before else 1.0,
-        "random_share_left": random[0] / before if before else 0.0,
-        "refused_beyond_ablation": ours[0] - ablated[0],
-        "over_refused_beyond_original": ours[1] - original[1],
-        "kl1_share_of_ablation": ours[2] / ablated[2] if ablated[2] else 1.0,
-    }
 
 
 def _figure_row(row: Row) -> dict[str, Any]:

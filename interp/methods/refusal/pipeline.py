@@ -22,12 +22,13 @@ from interp.export.gate import PASSING, kinds
 from interp.export.measurement import Measurement
 from interp.figures import render
 from interp.fitting import BATCH
-from interp.methods.refusal.card import MAIN, report_figure
+from interp.methods.refusal.card import report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control
 from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit
 from interp.records import FigureRecord, Provenance
 from interp.source import code_hash
+from interp.statistics.refusal import MAIN
 from interp.types import WeightDelta
 from interp.watching import Watch, unwatched
 

@@ -20,14 +20,16 @@ from interp.methods.refusal.learning import WORTH
 from interp.methods.refusal.pipeline import UPPER
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
+from interp.statistics.representation_engineering import (
+    CLOSED,
+    FIRST_TOKEN,
+    MAIN,
+    PARTIAL,
+    RANDOM,
+)
 from interp.types import Direction, WeightDelta
 from interp.watching import Watch, unwatched
 
-MAIN = "least disturbance"
-CLOSED = "least disturbance, closed form"
-FIRST_TOKEN = "least disturbance, first token alone"
-RANDOM = "random rotation"
-PARTIAL = "partial ablation"
 LEVEL = "to the comply level"
 DEPTHS = (0.8, 0.93)
 STRENGTHS = {0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}

@@ -36,16 +36,13 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.records import FigureRecord
 from interp.sites import Site
+from interp.statistics.representation_engineering import PLAIN
 from interp.study import Study
 from interp.types import Direction, WeightDelta
 
-PLAIN = "heretic's way"
 WINSOR = 0.995
 PRESERVED = 8
 """Principal components of the comply rows that one variant leaves alone."""
-
-NEAR = 0.05
-"""Shares refused that differ by less count as the same effect."""
 
 Rows = tuple[Tensor, Tensor]
 """Refuse and comply rows of one block, ``[n, d_model]`` each."""
@@ -232,7 +229,7 @@ def flags(study: Study) -> FigureRecord:
         key=f"{KEY}/flags",
         title="Changes to heretic's direction, one at a time",
         kind="rows",
-        series={"columns": columns, "rows": rows, "comparisons": flag_comparisons(table)},
+        series={"columns": columns, "rows": rows},
         claims=CLAIMS,
         provenance=study.provenance(run.parts.hashes),
         n={
@@ -248,31 +245,10 @@ def flags(study: Study) -> FigureRecord:
     )
 
 
-def flag_comparisons(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Which changes are better than heretic's way on one count and no worse on the other."""
-    plain, ours = table[PLAIN], table[MAIN]
-    changes = {n: v for n, v in table.items() if n not in (PLAIN, FIRST_TOKEN, CLOSED, MAIN)}
-    better = [
-        n
-        for n, v in changes.items()
-        if v["refused"] <= plain["refused"]
-        and v["kl1"] <= plain["kl1"]
-        and (v["refused"], v["kl1"]) != (plain["refused"], plain["kl1"])
-    ]
-    # An edit that does nothing costs nothing: compared are those that leave about as few as ours.
-    as_few = [v["kl1"] for v in changes.values() if v["refused"] <= ours["refused"] + NEAR]
-    return {
-        "better": better,
-        "better_count": len(better),
-        "as_few": len(as_few),
-        "kl1_share_of_ours_in_cheapest": ours["kl1"] / max(min(as_few), 1e-9) if as_few else 0.0,
-    }
-
-
 CLAIMS = (
     Claim("at least one change is better on one count and no worse on the other",
-          "at least", "/comparisons/better_count", 1),
+          "at least", "/rows", 1, statistic="flags/better_count"),
     Claim("none that leaves as few refused, within 5 points, comes within three times the first-token KL "
           "of least disturbance",
-          "at most", "/comparisons/kl1_share_of_ours_in_cheapest", 1 / 3),
+          "at most", "/rows", 1 / 3, statistic="flags/kl1_share_of_ours_in_cheapest"),
 )  # fmt: skip

@@ -14,30 +14,27 @@ from typing import Any
 
 from interp.claims import Claim
 from interp.evaluate.replacement import Replacement
+from interp.export.gate import kind
 from interp.methods.representation_engineering.contenders import (
-    CLOSED,
-    FIRST_TOKEN,
     MAIN,
     MAKERS,
-    PARTIAL,
-    RANDOM,
     SHIPPED,
 )
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import FACTORS, FULL, SeedRun
 from interp.records import FigureRecord
+from interp.statistics.representation_engineering import OURS
 from interp.study import Study
 
 BY_FACTOR = sorted(range(len(FACTORS) + 1), key=lambda i: (*FACTORS, 1.0)[i])
 """Places of an edit's points from its weakest to its strongest; the whole edit is kept last."""
 FEWEST_FOR_T = 5
 """Seeds below which whiskers are the least and the greatest value: a t interval of two says nothing."""
-ABLATIONS = ("directional ablation", PARTIAL, "heretic's kernel")
 MEASURES = ("refused", "kl1")
+METHOD = "least-disturbance"
+"""The method of :data:`MAIN` in recipes."""
 EVERYWHERE = tuple(name for name in MAKERS if name not in SHIPPED)
 """Contenders that are measured at every seed."""
-OURS = (MAIN, CLOSED, FIRST_TOKEN, RANDOM)
-"""What is not compared with: the family itself, and its control."""
 
 
 def deal(study: Study, seed: int) -> dict[str, Any]:
@@ -85,72 +82,38 @@ def whiskers(values: Sequence[float]) -> tuple[float, float, float]:
     return (mean, low, high) if len(values) >= FEWEST_FOR_T else (mean, min(values), max(values))
 
 
-def comparisons(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the claims are about: means over seeds and paired differences, with 95 % intervals."""
-    last = {name: [run["points"][name][-1] for run in found] for name in EVERYWHERE}
-    table = {
-        name: {m: list(spread([p[m] for p in points])) for m in MEASURES}
-        for name, points in last.items()
-    }
-    # Whichever ablation costs least at its chosen setting is what ours is compared with.
-    ratios = [
-        ours["kl1"] / max(min(last[name][k]["kl1"] for name in ABLATIONS), 1e-9)
-        for k, ours in enumerate(last[MAIN])
-    ]
-    beyond = [
-        ours["refused"] - min(last[name][k]["refused"] for name in ABLATIONS)
-        for k, ours in enumerate(last[MAIN])
-    ]
-    known = [share for share in _at_equal_effect(found) if share is not None]
-    share = [
-        p["refused"] / max(run["base"]["refused"], 1e-9)
-        for p, run in zip(last[RANDOM], found, strict=True)
-    ]
-    others = [n for n in EVERYWHERE if n not in OURS]
-    cheapest = min(others, key=lambda n: table[n]["kl1"][0])
-    return {
-        "table": table,
-        "base_refused": list(spread([run["base"]["refused"] for run in found])),
-        "kl1_share_of_least_ablation": list(spread(ratios)),
-        "refused_beyond_best_ablation": list(spread(beyond)),
-        "random_share_left": list(spread(share)),
-        # Zero where no other edit leaves as few: then there is nothing to share with.
-        "kl1_share_at_equal_effect": list(spread(known or [0.0])),
-        "seeds_with_equal_effect": len(known),
-        "cheapest_other": cheapest,
-        "kl1_of_cheapest_other": table[cheapest]["kl1"][0],
-        "kl1_beyond_cheapest_other": table[MAIN]["kl1"][0] - table[cheapest]["kl1"][0],
-    }
-
-
-def _at_equal_effect(found: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Per seed, our KL as a share of the least of any other edit, scaled or whole, that leaves no more
-    refused; None where none does."""
-    shares: list[float | None] = []
-    for run in found:
-        ours = run["points"][MAIN][-1]
-        others = [p for n, points in run["points"].items() if n not in OURS for p in points]
-        costs = [p["kl1"] for p in others if p["refused"] <= ours["refused"]]
-        shares.append(ours["kl1"] / max(min(costs), 1e-9) if costs else None)
-    return shares
-
-
 CLAIMS = (
     Claim("of all contenders, the least-disturbance edit has the least first-token KL",
-          "at most", "/comparisons/kl1_beyond_cheapest_other", 0.0),
+          "at most", "/groups", 0.0, statistic="frontier/kl1_beyond_cheapest_other"),
     Claim("at most a third of that of the cheapest ablation, over seeds",
-          "at most", "/comparisons/kl1_share_of_least_ablation/0", 1 / 3),
+          "at most", "/deals", 1 / 3, statistic="deals/kl1_share_of_least_ablation"),
     Claim("and leaves no more than 5 points more requests refused than the best ablation",
-          "at most", "/comparisons/refused_beyond_best_ablation/0", 0.05),
+          "at most", "/deals", 0.05, statistic="deals/refused_beyond_best_ablation"),
     Claim("at equal or greater effect, scaled or whole, any other edit costs at least three times as much",
-          "at most", "/comparisons/kl1_share_at_equal_effect/0", 1 / 3),
+          "at most", "/deals", 1 / 3, statistic="deals/kl1_share_at_equal_effect"),
     Claim("the same edit turned by a random rotation leaves at least four in five",
-          "at least", "/comparisons/random_share_left/0", 0.8),
+          "at least", "/deals", 0.8, statistic="deals/random_share_left"),
     Claim("over seeds, it leaves at most 1 of 64 requests refused",
-          "at most", f"/comparisons/table/{MAIN}/refused/0", 1 / 64),
+          "at most", "/groups", 1 / 64, statistic="frontier/refused"),
     Claim("at a first-token KL of at most 0.004 nats",
-          "at most", f"/comparisons/table/{MAIN}/kl1/0", 0.004),
+          "at most", "/groups", 0.004, statistic="frontier/kl1"),
 )  # fmt: skip
+
+
+def proven(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The kind of recipe of the least-disturbance edit, where every deal chose the same."""
+    chosen = [run["chosen"][MAIN] for run in found]
+    names = {kind(METHOD, opener=bool(c["opened"]), learned=bool(c["worth"])) for c in chosen}
+    return tuple(names) if len(names) == 1 else ()
+
+
+def drawn(run: Mapping[str, Any]) -> dict[str, Any]:
+    """One deal's share of what is drawn: the base's refusals, and the points of every edit."""
+    points = {
+        name: [{measure: point[measure] for measure in MEASURES} for point in each]
+        for name, each in run["points"].items()
+    }
+    return {"base": {"refused": run["base"]["refused"]}, "points": points}
 
 
 def frontier(study: Study) -> FigureRecord:
@@ -178,7 +141,7 @@ def frontier(study: Study) -> FigureRecord:
         "x": {"label": "first-token KL on answerable requests", "unit": "nats", "scale": "log"},
         "y": {"label": "requests still refused", "unit": "%", "limits": [-2, 60]},
         "groups": groups,
-        "comparisons": comparisons(found),
+        "deals": [drawn(run) for run in found],
         "chosen": [run["chosen"] for run in found],
     }
     return FigureRecord(
@@ -187,6 +150,7 @@ def frontier(study: Study) -> FigureRecord:
         kind="scatter",
         series=series,
         claims=CLAIMS,
+        proves=proven(found),
         provenance=study.provenance(found[0]["hashes"]),
         n=found[0]["n"],
         intervals=(
@@ -203,13 +167,13 @@ def frontier(study: Study) -> FigureRecord:
 
 
 BAR = (
-    Claim("at most 1 of 64 requests is refused", "at most", "/comparisons/refused", 1 / 64),
-    Claim("first-token KL is at most 0.004 nats", "at most", "/comparisons/kl1", 0.004),
-    Claim("KL over 32 tokens is at most 0.003 nats a token", "at most", "/comparisons/kl32", 0.003),
+    Claim("at most 1 of 64 requests is refused", "at most", "/rows", 1 / 64, statistic="bar/refused"),
+    Claim("first-token KL is at most 0.004 nats", "at most", "/rows", 0.004, statistic="bar/kl1"),
+    Claim("KL over 32 tokens is at most 0.003 nats a token", "at most", "/rows", 0.003, statistic="bar/kl32"),
     Claim("no other contender refuses fewer answerable requests, whatever it leaves refused",
-          "at most", "/comparisons/over_refused_beyond_best", 0.0),
+          "at most", "/rows", 0.0, statistic="bar/over_refused_beyond_best"),
     Claim("nor has any a lower loss on neutral text",
-          "at most", "/comparisons/nll_beyond_best", 0.0),
+          "at most", "/rows", 0.0, statistic="bar/nll_beyond_best"),
 )  # fmt: skip
 
 
@@ -238,16 +202,6 @@ def bar(study: Study) -> FigureRecord:
     ours = last[MAIN]
     others = [p for n, p in last.items() if n not in OURS]
     best = min(others, key=lambda p: p["nll"])
-    compared = {
-        **{name: ours[name] for name in ("refused", "declined", "kl1", "kl32")},
-        "others_with_as_few_refusals": sum(p["refused"] <= ours["refused"] for p in others),
-        **{
-            f"{name}_beyond_best": ours[name] - min(p[name] for p in others)
-            for name in ("over_refused", "nll")
-        },
-        "nll_beyond_best_interval": over_passages(ours["passages"], best["passages"]),
-        "declined_beyond_best": ours["declined"] - min(p["declined"] for p in others),
-    }
     base = {**run["base"], "kl1": None, "kl32": None}
     rows = [{"label": n, "values": bar_row(p)} for n, p in {"original": base, **last}.items()]
     return FigureRecord(
@@ -257,10 +211,11 @@ def bar(study: Study) -> FigureRecord:
         series={
             "columns": BAR_COLUMNS,
             "rows": rows,
-            "comparisons": compared,
+            "nll_interval": over_passages(ours["passages"], best["passages"]),
             "examples": {n: p["examples"] for n, p in {"original": base, **last}.items()},
         },
         claims=BAR,
+        proves=proven([run]),
         provenance=study.provenance(run["hashes"]),
         n=run["n"],
         seeds=(0,),

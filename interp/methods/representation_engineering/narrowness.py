@@ -28,6 +28,7 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.methods.representation_engineering.splits import SET, SIDES
 from interp.records import FigureRecord
+from interp.statistics.representation_engineering import NARROW, REGULARISED
 from interp.study import Study
 from interp.types import WeightDelta
 
@@ -40,14 +41,10 @@ FORMATS = {
     "answer begins 'Unfortunately,'": ChatFormat(prefill="Unfortunately,"),
 }
 EDITS = (PARTIAL, FIRST_TOKEN, CLOSED, MAIN)
-NARROW = "closed form, plain fit"
-REGULARISED = "closed form, ridge 1"
 RIDGE = 1.0
 TOKENS = 12
 EVERY = 2
 """Of the pairs that every kind restates every second one is asked: two of each report topic."""
-FEWEST = 6
-"""Refusals of the unedited model below which a kind says nothing about an edit."""
 
 Classes = tuple[PromptSet, PromptSet]
 
@@ -126,12 +123,11 @@ def narrowness(study: Study) -> FigureRecord:
     return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()})
 
 
-def _record(
-    study: Study,
-    run: SeedRun,
-    table: dict[str, dict[str, list[float]]],
-    counts: dict[str, int],
-) -> FigureRecord:
+def drawn(table: dict[str, dict[str, list[float]]], counts: dict[str, int]) -> dict[str, Any]:
+    """The series of the figure: kinds of request by edits, a panel for each class, in percent.
+
+    table: kind → edit → shares of requests and of twins refused. counts: prompts of each kind.
+    """
     names = list(next(iter(table.values())))
     panels = [
         {
@@ -142,17 +138,28 @@ def _record(
         }
         for side, label in enumerate(("requests refused", "answerable twins refused"))
     ]
-    series = {
-        "rows": {"label": "", "names": [f"{kind} (n = {counts[kind]})" for kind in table]},
+    return {
+        "rows": {
+            "label": "",
+            "names": [f"{kind} (n = {counts[kind]})" for kind in table],
+            "n": [counts[kind] for kind in table],
+        },
         "columns": {"label": "", "names": names},
         "panels": panels,
-        "comparisons": comparisons(table, counts),
     }
+
+
+def _record(
+    study: Study,
+    run: SeedRun,
+    table: dict[str, dict[str, list[float]]],
+    counts: dict[str, int],
+) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/narrowness",
         title="Refusals left where requests look otherwise",
         kind="heatmap",
-        series=series,
+        series=drawn(table, counts),
         claims=CLAIMS,
         provenance=study.provenance(run.parts.hashes),
         n=counts,
@@ -164,43 +171,19 @@ def _record(
     )
 
 
-def comparisons(table: dict[str, dict[str, list[float]]], counts: dict[str, int]) -> dict[str, Any]:
-    """Share of the unedited model's refusals that an edit leaves, over kinds that say something."""
-    telling = [k for k, row in table.items() if row["original"][0] * counts[k] >= FEWEST]
-    shifted = [k for k in telling if k != "as fitted"]
-
-    def left(name: str, over: list[str]) -> float:
-        ratios = [table[k][name][0] / table[k]["original"][0] for k in over]
-        return sum(ratios) / len(ratios) if ratios else 1.0
-
-    over = {k: row[MAIN][1] - row["original"][1] for k, row in table.items()}
-    return {
-        "telling": telling,
-        "twins_refused_beyond_original": max(over.values()),
-        "twins_refused_most_beyond_in": max(over, key=over.__getitem__),
-        "left": {name: left(name, shifted) for name in (*EDITS, NARROW, REGULARISED)},
-        "left_as_fitted": left(MAIN, [k for k in telling if k == "as fitted"]),
-        "beyond_ablation": left(MAIN, shifted) - left(PARTIAL, shifted),
-        "mended_by_opener": left(FIRST_TOKEN, shifted) - left(CLOSED, shifted),
-        "mended_by_learning": left(CLOSED, shifted) - left(MAIN, shifted),
-        "mended_by_ridge": left(CLOSED, shifted) - left(REGULARISED, shifted),
-        "mended_by_broad_pairs": left(NARROW, shifted) - left(CLOSED, shifted),
-    }
-
-
 CLAIMS = (
     Claim("the edit removes at least half of the refusals of requests that look otherwise",
-          "at most", "/comparisons/left/least disturbance", 0.5),
+          "at most", "", 0.5, statistic="narrowness/left"),
     Claim("it is no narrower than partial ablation, within 10 points",
-          "at most", "/comparisons/beyond_ablation", 0.0, 0.1),
+          "at most", "", 0.0, 0.1, statistic="narrowness/beyond_ablation"),
     Claim("the broad pairs of the fit make it less narrow",
-          "at least", "/comparisons/mended_by_broad_pairs", 0.0),
+          "at least", "", 0.0, statistic="narrowness/mended_by_broad_pairs"),
     Claim("acting after the opener as well, and fitting again, make it less narrow",
-          "at least", "/comparisons/mended_by_opener", 0.0),
+          "at least", "", 0.0, statistic="narrowness/mended_by_opener"),
     Claim("learning what is read and written makes it no narrower",
-          "at least", "/comparisons/mended_by_learning", 0.0),
+          "at least", "", 0.0, statistic="narrowness/mended_by_learning"),
     Claim("in no kind are more answerable twins refused than by the unedited model",
-          "at most", "/comparisons/twins_refused_beyond_original", 0.0),
+          "at most", "", 0.0, statistic="narrowness/twins_refused_beyond_original"),
     Claim("a strong ridge makes it less narrow",
-          "at least", "/comparisons/mended_by_ridge", 0.0),
+          "at least", "", 0.0, statistic="narrowness/mended_by_ridge"),
 )  # fmt: skip

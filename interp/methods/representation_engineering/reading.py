@@ -33,11 +33,10 @@ from interp.fitting import capture
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.sites import Site
+from interp.statistics.representation_engineering import BASELINE, FIRST_BLOCK, RANDOM_LINE
 from interp.study import Study
 
 SIDES = ("refuse", "comply")
-FIRST_BLOCK = 3
-"""From here on the difference of means is expected to read well."""
 RANDOM_DRAWS = 20
 WITH_INTERVAL = ("difference of means", "LDA")
 
@@ -49,8 +48,7 @@ LINES: tuple[tuple[str, Callable[[], Estimator]], ...] = (
     ("logistic regression", Logistic),
     ("2-means", KMeans2),
 )
-BASELINE = "centred PCA (known to fail)"
-RANDOM = "random direction"
+RANDOM = RANDOM_LINE
 
 Streams = dict[str, Float[Tensor, "layers _ d"]]
 
@@ -99,26 +97,30 @@ READING_CLAIMS = (
     Claim(
         f"from block {FIRST_BLOCK} on, the difference of means reads held-out topics at .9 or more",
         "at least",
-        "/comparisons/difference_of_means_least",
+        "/lines",
         0.9,
+        statistic="reading/difference_of_means_least",
     ),
     Claim(
         "LDA at its best block is at least as good as the difference of means at its own",
         "at least",
-        "/comparisons/lda_best_beyond_difference_of_means",
+        "/lines",
         0.0,
+        statistic="reading/lda_best_beyond_difference_of_means",
     ),
     Claim(
         "on average over blocks, PCA of centred differences reads at least .1 worse",
         "at least",
-        "/comparisons/centred_pca_mean_shortfall",
+        "/lines",
         0.1,
+        statistic="reading/centred_pca_mean_shortfall",
     ),
     Claim(
         "a random direction is within .1 of chance on average over blocks",
         "at most",
-        "/comparisons/random_mean_off_chance",
+        "/lines",
         0.1,
+        statistic="reading/random_mean_off_chance",
     ),
 )
 
@@ -137,7 +139,6 @@ def reading(study: Study) -> FigureRecord:
             "y": {"label": "AUROC on held-out topics"},
             "lines": lines,
             "marks": [{"axis": "y", "at": 0.5, "label": "chance"}],
-            "comparisons": reading_comparisons(lines),
         },
         claims=READING_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "report")),
@@ -180,16 +181,3 @@ def _random_line(fit: Streams, report: Streams) -> dict[str, Any]:
     low, high = (torch.quantile(draws, q, dim=0).tolist() for q in (0.025, 0.975))
     values = draws.mean(0).tolist()
     return {"label": RANDOM, "values": values, "low": low, "high": high, "theirs": True}
-
-
-def reading_comparisons(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the claims of ``reading`` are about, from its lines."""
-    values = {line["label"]: line["values"] for line in lines}
-    means, lda = values["difference of means"], values["LDA"]
-    return {
-        "difference_of_means_least": min(means[min(FIRST_BLOCK, len(means) - 1) :]),
-        "difference_of_means_best": max(means),
-        "lda_best_beyond_difference_of_means": max(lda) - max(means),
-        "centred_pca_mean_shortfall": average(means) - average(values[BASELINE]),
-        "random_mean_off_chance": abs(average(values[RANDOM]) - 0.5),
-    }

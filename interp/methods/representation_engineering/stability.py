@@ -16,7 +16,6 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.reading import (
     SIDES,
     Streams,
-    average,
     hashes,
     streams,
 )
@@ -34,21 +33,24 @@ COSINES_CLAIMS = (
         "read before the final norm, the last block's direction has cosine .76 or more with its "
         "neighbour's",
         "at least",
-        "/comparisons/last_with_neighbour",
+        "/panels",
         0.76,
+        statistic="cosines/last_with_neighbour",
     ),
     Claim(
         "read after the final norm, as the last of transformers' hidden states, it has less",
         "at least",
-        "/comparisons/lost_by_final_norm",
+        "/panels",
         0.0,
+        statistic="cosines/lost_by_final_norm",
     ),
     Claim(
         "directions grow unlike each other with distance: the first and last blocks are less alike "
         "than neighbours are on average",
         "at least",
-        "/comparisons/neighbours_beyond_ends",
+        "/panels",
         0.0,
+        statistic="cosines/neighbours_beyond_ends",
     ),
 )
 
@@ -58,7 +60,6 @@ def cosines_by_block(study: Study) -> FigureRecord:
     fit = streams(study, "fit")
     units = DiffMeans().fit(fit["refuse"], fit["comply"]).unit_
     values = cosines(units)
-    beside = values.diagonal(1).tolist()
     normed = cosines(torch.stack([units[-2], _after_final_norm(study, fit)]))[0, 1].item()
     names = [str(block) for block in range(len(values))]
     return FigureRecord(
@@ -74,14 +75,9 @@ def cosines_by_block(study: Study) -> FigureRecord:
                     "values": values.tolist(),
                     "map": "diverging",
                     "limits": [-1, 1],
+                    "reference": {"at": normed, "label": "last two, after the final norm"},
                 }
             ],
-            "comparisons": {
-                "last_with_neighbour": beside[-1],
-                "last_after_norm_with_neighbour": normed,
-                "lost_by_final_norm": beside[-1] - normed,
-                "neighbours_beyond_ends": average(beside) - values[0, -1].item(),
-            },
         },
         claims=COSINES_CLAIMS,
         provenance=study.provenance(hashes(study, "fit")),
@@ -109,8 +105,9 @@ STABILITY_CLAIMS = (
     Claim(
         "in the upper half of the blocks two disjoint samples give directions with cosine .9 or more",
         "at least",
-        "/comparisons/split_half_upper_least",
+        "/lines",
         0.9,
+        statistic="stability/split_half_upper_least",
     ),
 )
 
@@ -129,7 +126,6 @@ def stability(study: Study) -> FigureRecord:
             "x": {"label": "block", "values": list(range(len(fit["refuse"])))},
             "y": {"label": "cosine"},
             "lines": lines,
-            "comparisons": stability_comparisons(lines),
         },
         claims=STABILITY_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "select")),
@@ -159,9 +155,3 @@ def _split_half(rows: Streams, most: int, seeds: Sequence[int]) -> dict[str, Any
 def _neighbours(fit: Streams) -> dict[str, Any]:
     values = cosines(DiffMeans().fit(fit["refuse"], fit["comply"]).unit_).diagonal(1).tolist()
     return {"label": "this block and the one before", "values": [None, *values]}
-
-
-def stability_comparisons(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The least mean split-half cosine of the upper half of the blocks, larger samples."""
-    values = lines[0]["values"]
-    return {"split_half_upper_least": min(values[len(values) // 2 :])}
