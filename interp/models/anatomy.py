@@ -337,18 +337,24 @@ def unclaimed(
     return missing
 
 
+def _text_config(family: Family, config: Any) -> Any:
+    """The config of the text stack: ``config`` itself, or a part of it in a model that reads images."""
+    text = config.get_text_config()
+    if family.text_types and text.model_type not in family.text_types:
+        raise UnknownFamily(
+            f"a {config.model_type} model with a text stack of type {text.model_type!r} is not "
+            f"described, only {' or '.join(family.text_types)}; add it in interp/models/multimodal.py"
+        )
+    return text
+
+
 def bind(model: nn.Module, family: Family, config: Any) -> Anatomy:
     """Bind a family's description to a model (weights may be on the meta device).
 
     Raises UndescribedWriter when the model holds a parameter that the family does not describe,
     UnknownFamily for a text stack that it does not describe.
     """
-    whole, config = config, config.get_text_config()
-    if family.text_types and config.model_type not in family.text_types:
-        raise UnknownFamily(
-            f"a {whole.model_type} model with a text stack of type {config.model_type!r} is not "
-            f"described, only {' or '.join(family.text_types)}; add it in interp/models/multimodal.py"
-        )
+    whole, config = config, _text_config(family, config)
     blocks = model.get_submodule(family.blocks)
     names = tuple(f"{family.blocks}.{i}" for i in range(len(blocks)))  # type: ignore[arg-type]
     components = tuple(c for i in range(len(names)) for c in _bind_block(model, config, family, i))
