@@ -245,7 +245,7 @@ retold(
 )  # fmt: skip
 retold(
     "thinking_by_another_name",
-    template("{{ messages[-1]['content'] }}{% if thinking %}<think>{% endif %}"),
+    template("{{ messages[-1]['content'] }}{% if thinking %} Think.{% endif %}"),
     "--thinking",
 )
 retold("no_thinking_switch", template("{{ messages[-1]['content'] }}"), "--thinking")
