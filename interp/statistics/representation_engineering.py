@@ -15,7 +15,9 @@ RANDOM = "random rotation"
 OURS = (MAIN, CLOSED, FIRST_TOKEN, RANDOM)
 """What is not compared with: the least-disturbance family itself, and its control."""
 PARTIAL = "partial ablation"
-ABLATIONS = ("directional ablation", PARTIAL, "heretic's kernel")
+WHOLE_STACK = ("directional ablation", "heretic's kernel")
+"""Ablations of all blocks."""
+ABLATIONS = (*WHOLE_STACK, PARTIAL)
 ORIGINAL = "original"
 NARROW = "closed form, plain fit"
 REGULARISED = "closed form, ridge 1"
@@ -165,6 +167,20 @@ def bar(rows: Lines) -> dict[str, float]:
         "kl32": ours[4],
         "over_refused_beyond_best": (ours[2] - min(row[2] for row in others)) / 100,
         "nll_beyond_best": ours[5] - min(row[5] for row in others),
+    }
+
+
+@statistics("bar_coder")
+def bar_coder(rows: Lines) -> dict[str, float]:
+    """The closed form and its control beside the unedited model and two ablations."""
+    values = {row["label"]: row["values"] for row in rows}
+    ours, refused = values[CLOSED], max(values[ORIGINAL][0], 1e-7)
+    ablations = [values[name] for name in WHOLE_STACK]
+    return {
+        "refused_share_left": ours[0] / refused,
+        "refused_beyond_best_ablation": (ours[0] - min(row[0] for row in ablations)) / 100,
+        "kl1_share_of_least_ablation": ours[3] / min(row[3] for row in ablations),
+        "random_share_left": values[RANDOM][0] / refused,
     }
 
 

@@ -6,12 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from toolbox import card
 
 from interp.cli import main
-from interp.records import FigureRecord
+from interp.records import FigureRecord, Provenance
+from interp.source import code_hash
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "figures"
@@ -29,8 +33,8 @@ def test_every_card_is_listed_with_its_verdict(
     assert run("figures", "--folder", str(SHIPPED), "--json", str(tmp_path / "all.json")) == 0
     rows = {row["key"]: row for row in json.loads((tmp_path / "all.json").read_text())}
     for path in SHIPPED.glob("*/*.json"):
-        card = FigureRecord.load(path)
-        assert rows[card.key]["verdict"] == card.verdict
+        found = FigureRecord.load(path)
+        assert rows[found.key]["verdict"] == found.verdict
     assert "refusal/report" in capsys.readouterr().out
 
 
@@ -98,3 +102,26 @@ def test_run_measures_and_draws(
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert run("run", *words, *where) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("code", "resumed", "state"),
+    [
+        ("now", (), "same"),
+        ("now", ({"step": "s", "commit": None, "stale": True},), "stale steps"),
+        ("now", ({"step": "s", "commit": None, "stale": False},), "same"),
+        ("another", (), "changed"),
+        (None, (), "unknown"),
+    ],
+)
+def test_cards_whose_code_has_changed_are_marked(
+    code: str | None, resumed: tuple[dict[str, Any], ...], state: str, tmp_path: Path
+) -> None:
+    made_by = "interp.statistics.refusal:report"
+    made = code_hash(made_by) if code == "now" else code
+    provenance = Provenance("tiny", made_by=made_by, code=made, resumed=resumed)
+    replace(card(), provenance=provenance).save(tmp_path / "cards")
+    words = ("--folder", str(tmp_path / "cards"), "--json", str(tmp_path / "f.json"))
+    assert run("figures", *words) == 0
+    rows = {row["key"]: row for row in json.loads((tmp_path / "f.json").read_text())}
+    assert rows["paper/figure"]["code"] == state
