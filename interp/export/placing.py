@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from interp.errors import DeltaError, ExportError
 from interp.models.anatomy import Anatomy
 from interp.models.checkpoint import Checkpoint
-from interp.models.layout import pieces, readers_of_experts
+from interp.models.layout import pieces, readers_of_experts, saved_before_renaming
 from interp.types import LowRank, Shift, Update, WeightDelta
 
 
@@ -58,7 +58,10 @@ def _parts(
     if split and checkpoint.find(name) is None:
         return list(_expert_rows(checkpoint, update, split))  # type: ignore[arg-type]
     saved = delta.checkpoint.get(name, (name,))
-    keys = [checkpoint.find(key) for key in saved]
+    keys = [
+        checkpoint.find(key) or checkpoint.find(saved_before_renaming(anatomy, key))
+        for key in saved
+    ]
     if None in keys:
         raise ExportError(
             f"{checkpoint.folder} has no {saved[keys.index(None)]}, so that a reload would drop that "

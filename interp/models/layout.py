@@ -80,3 +80,15 @@ def readers_of_experts(anatomy: Anatomy, name: str) -> tuple[tuple[str, ...], ..
         tuple(key.replace(f".{own[0]}.", f".{part}.") for part in parts[leaf])
         for key in writer.checkpoint
     )
+
+
+def saved_before_renaming(anatomy: Anatomy, name: str) -> str:
+    """A parameter's name in a checkpoint of a family whose names transformers changes on loading; the
+    same name for other families."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    for conversion in get_checkpoint_conversion_mapping(anatomy.model_type) or ():
+        if not getattr(conversion, "operations", ()):
+            old, new = conversion.source_patterns[0], conversion.target_patterns[0]
+            name = name.replace(new, old.replace("\\.", "."))
+    return name

@@ -51,11 +51,22 @@ ADAPTERS = {
         "alpha_pattern": {"mlp.experts.down_proj": 64},
     },
     "two parameters": {"target_modules": [], "target_parameters": EXPERTS},
+    "experts of granite": {
+        "target_modules": [],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    },
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("qwen3_moe", "alpha of a parameter"),  # experts that are saved one by one
+        ("mixtral", "two parameters"),  # the same, under other names
+        ("gpt_oss", "two parameters"),  # saved as they are in memory
+        ("granitemoe", "experts of granite"),  # saved fused, under another name
+    ],
+)
 def test_a_merged_adapter_gives_the_logits_of_peft(
     name: str, model_type: str, saved: Callable[..., Any], tmp_path: Path
 ) -> None:
