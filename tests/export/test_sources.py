@@ -76,6 +76,8 @@ def test_a_merged_adapter_gives_the_logits_of_peft(
     found = export(delta, to="merged", **base.base, out=tmp_path / "out", source=source)
     assert (found.source["library"], found.source["whole"]) == ("PEFT", True)
     assert found.source["difference"] < CLOSE
+    again = export(delta, to="peft", **base.base, out=tmp_path / "peft", source=source)
+    assert again.source["difference"] < CLOSE
     assert (
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")) - expected
     ).abs().max() < CLOSE
