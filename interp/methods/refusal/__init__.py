@@ -9,15 +9,14 @@ from __future__ import annotations
 from interp.methods.refusal.again import finished, once_more
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control, rotated
+from interp.methods.refusal.delta import as_delta, rebased
 from interp.methods.refusal.fit import (
     METHODS,
     Fitted,
     Setting,
-    as_delta,
     build,
     fit,
     pool_inputs,
-    rebased,
 )
 from interp.methods.refusal.learning import learned
 from interp.methods.refusal.opener import find_opener

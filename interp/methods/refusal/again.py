@@ -20,14 +20,13 @@ from interp.edits import applied, to_delta
 from interp.errors import InterpError
 from interp.evaluate.refusal import asked
 from interp.fitting import BATCH, capture
+from interp.methods.refusal.delta import as_delta, rebased
 from interp.methods.refusal.fit import (
     FEWEST_REFUSED,
     OPENING,
     Fitted,
     Setting,
-    as_delta,
     build,
-    rebased,
 )
 from interp.methods.refusal.learning import learned
 from interp.types import TokenBatch, WeightDelta

@@ -13,7 +13,7 @@ from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
-from interp.edits import Edit, ablation, to_delta
+from interp.edits import Edit, ablation
 from interp.errors import InterpError
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
 from interp.fitting import (
@@ -28,14 +28,12 @@ from interp.fitting import (
 )
 from interp.methods.refusal.prose import Cut, Prose, written
 from interp.sites import Site
-from interp.types import Direction, TokenBatch, WeightDelta
+from interp.types import Direction, TokenBatch
 from interp.watching import Watch, unwatched
 
 Key = TypeVar("Key")
 
 ROLES = ("refuse", "comply", "pool", "prose")
-CLASSES = ("refuse: ", "comply: ")
-"""Beginnings of the names under which the prompts of both classes are listed."""
 METHODS = ("ablation", "least-disturbance")
 SPOKEN = 16
 """Response tokens of comply prompts that a least-disturbance edit leaves alone as well."""
@@ -378,12 +376,9 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
 
 def _used(fitted: Fitted, setting: Setting) -> dict[str, Any]:
     """What the edit of a setting takes from the fit, for its recipe: nothing that the edit ignores."""
-    block = setting.direction_block
-    used: dict[str, Any] = {
-        "direction": fitted.directions[block].source,
-        "direction_block": block,
-        "direction_recipe": asdict(fitted.recipe),
-    }
+    source = fitted.directions[setting.direction_block].source
+    used: dict[str, Any] = {"direction": source, "direction_block": setting.direction_block}
+    used["direction_recipe"] = asdict(fitted.recipe)
     if setting.method == "least-disturbance":
         used["response_tokens"] = fitted.response_tokens
         if setting.opened:
@@ -403,35 +398,3 @@ def _direction_after(fitted: Fitted, setting: Setting) -> Direction:
             f"no direction after {fitted.opener!r} at block {setting.direction_block}"
         )
     return fitted.opened.directions[setting.direction_block]
-
-
-def as_delta(
-    backend: Backend,
-    fitted: Fitted,
-    edit: Edit,
-    model_name: str,
-    chosen_on: Sequence[PromptSet] = (),
-) -> WeightDelta:
-    """The edit's weight face, with the prompts that it was fitted on, and chosen on where it was."""
-    prompts, refused = dict(fitted.prompts), {"refused_in_fit": fitted.refused}
-    if edit.recipe.get("method") == "ablation":  # along a direction of both whole classes alone
-        prompts = {name: value for name, value in prompts.items() if name.startswith(CLASSES)}
-        refused = {}
-    prompts |= {f"chosen: {part.source}": part.sha256 for part in chosen_on}
-    judged = {"judge": fitted.judge.name} if chosen_on or refused.get("refused_in_fit") else {}
-    provenance = {
-        "model": model_name,
-        "prompts_sha256": prompts,
-        "seen_prompts": sorted({*fitted.seen}.union(*(part.fingerprints for part in chosen_on))),
-        **refused,
-        **judged,
-    }
-    return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
-
-
-def rebased(delta: WeightDelta, before: WeightDelta) -> WeightDelta:
-    """A delta fitted on a model that already carried ``before``, as one of the untouched base.
-
-    Both are differences of weights, so the updates stay as they are; only the base they name changes.
-    """
-    return replace(delta, base=before.base)

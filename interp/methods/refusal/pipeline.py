@@ -25,7 +25,8 @@ from interp.fitting import BATCH
 from interp.methods.refusal.card import report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control
-from interp.methods.refusal.fit import Fitted, Setting, as_delta, build, fit
+from interp.methods.refusal.delta import as_delta
+from interp.methods.refusal.fit import Fitted, Setting, build, fit
 from interp.records import FigureRecord, Provenance
 from interp.source import code_hash
 from interp.statistics.refusal import MAIN
