@@ -1,20 +1,27 @@
-"""The hook face of edits: operators on what modules give, with no weight touched."""
+"""The hook face of edits and interventions: operators on what modules take and give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from interp.edits import Edit
+from interp.edits import Edit, bound, canonical
 from interp.errors import NotExpressible, SiteError
+from interp.interventions import Intervention, Interventions, Where
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
-from interp.operators import HookOnly, Operator
+from interp.operators import Graded, HookOnly, Operator
 from interp.sites import Site
+from interp.types import TokenBatch
+
+Act = Callable[..., Tensor]
+"""``act(value, inputs=None)``: what an intervention makes of the value of its site."""
 
 
 def first(output: Any) -> Tensor:
@@ -31,18 +38,77 @@ def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
+# --- where a site lies ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The module at which a site is read and edited.
+
+    before: the site is the module's input, else its output. scale: factor between that value and the site.
+    writer: the writer whose input or output the site is.
+    """
+
+    path: str
+    before: bool
+    scale: float = 1.0
+    writer: BoundWriter | None = None
+
+    @property
+    def inside_experts(self) -> bool:
+        """Whether the site is between the two projections of fused experts, where no module is."""
+        return self.before and self.writer is not None and self.writer.fused
+
+
+def locate(anatomy: Anatomy, site: Site) -> Location:
+    """The module of a site. SiteError for a site that the model does not have."""
+    if site.kind in ("embed", "resid_pre"):
+        return Location(anatomy.blocks[max(site.block, 0)], True)
+    if site.kind == "resid_post":
+        return Location(anatomy.blocks[site.block], False)
+    if site.kind == "resid_mid":
+        path = anatomy.resid_mid[site.block]
+        if path is None:
+            raise SiteError(f"{site}: block {site.block} has no stream between mixer and MLP")
+        return Location(path, True)
+    if site.kind == "component":
+        component = next(c for c in anatomy.components if c.name == site.name)
+        return Location(component.module, False, component.scale)
+    writer = next(w for w in anatomy.writers if w.name == site.name)
+    return Location(writer.module, site.kind == "writer_in", 1.0, writer)
+
+
+# --- edits: every position, every row --------------------------------------------------------------
+
+
 @contextmanager
 def hooked(model: nn.Module, anatomy: Anatomy, edit: Edit) -> Iterator[nn.Module]:
     """The model running an edit as forward hooks; no weight is touched, hooks go even after an error."""
     with ExitStack() as stack:
         for writer in anatomy.writers:
             if (operator := edit.writers.get(writer.weight)) is not None:
-                handle = _hook_writer(model, writer, operator)
-                stack.callback(handle.remove)
+                module = model.get_submodule(writer.module)
+                hook = partial(act_at, writer, operator)
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        for writer in anatomy.writers:
+            if (operator := edit.inputs.get(writer.weight)) is not None:
+                at, act = Location(writer.module, True, 1.0, writer), _without_inputs(operator)
+                stack.callback(place(model, at, act).remove)
         for site, operator in edit.sites.items():
-            handle = _hook_site(model, anatomy, site, operator)
-            stack.callback(handle.remove)
+            check_edit_site(site)
+            act = _without_inputs(operator)
+            stack.callback(place(model, locate(anatomy, site), act).remove)
         yield model
+
+
+def _without_inputs(operator: Operator) -> Act:
+    return lambda value, inputs=None: operator.act(value)
+
+
+def check_edit_site(site: Site) -> None:
+    """Raise SiteError for a site at which an Edit holds no operator."""
+    if site.kind not in ("embed", "resid_pre", "resid_post"):
+        raise SiteError(f"an edit cannot be put at {site}; use embed, resid_pre or resid_post")
 
 
 def act_at(
@@ -69,25 +135,155 @@ def act_at(
     return operator.act(out, expert_inputs(module, *routed_arguments(args, kwargs)).flatten(1))
 
 
-def _hook_writer(model: nn.Module, writer: BoundWriter, operator: Operator) -> Any:
-    module = model.get_submodule(writer.module)
-    return module.register_forward_hook(partial(act_at, writer, operator), with_kwargs=True)
+# --- interventions: chosen positions and rows ----------------------------------------------------
 
 
-def _hook_site(model: nn.Module, anatomy: Anatomy, site: Site, operator: Operator) -> Any:
-    if site.kind == "resid_post":
-        block = model.get_submodule(anatomy.blocks[site.block])
-        return block.register_forward_hook(
-            lambda m, a, out: with_first(out, operator.act(first(out)))
+@dataclass(slots=True)
+class Run:
+    """Which columns of a batch the current forward pass computes; counted at the token embedding.
+
+    prompt_end: column after the last prompt token of every row; None outside calls that know the prompts.
+    start, shape: first column and shape ``[row, position]`` of the current pass. With a cache of keys and
+    values a pass computes the new columns alone.
+    """
+
+    prompt_end: Tensor | None = None
+    start: int = 0
+    shape: tuple[int, ...] = field(default=(0, 0))
+
+    def begin(self, batch: TokenBatch) -> None:
+        """Expect the first pass of a batch."""
+        self.prompt_end, self.start, self.shape = batch.prompt_end, 0, (0, 0)
+
+    def count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the pass that begins; a hook of the token embedding."""
+        ids = first_argument(args, kwargs)
+        self.start += self.shape[1]
+        self.shape = tuple(ids.shape[:2])
+
+    def selected(self, where: Where, device: torch.device) -> Tensor | None:
+        """Which ``[row, position]`` of the current pass ``where`` means; None for all of them."""
+        if where == "all":
+            return None
+        if self.prompt_end is None:
+            raise SiteError(
+                f"where={where!r} needs to know where prompts end; run the model through the LM, not "
+                "directly"
+            )
+        columns = torch.arange(self.start, self.start + self.shape[1], device=device)
+        offsets = columns - self.prompt_end.to(device).unsqueeze(-1)
+        if where == "prompt":
+            return offsets < 0
+        if where == "response":
+            return offsets >= 0
+        wanted = torch.as_tensor(where, device=device).reshape(-1)
+        return torch.isin(offsets, wanted)
+
+
+def acting(part: Intervention, operator: Operator, run: Run, scale: float = 1.0) -> Act:
+    """The function that an intervention puts at its site."""
+
+    def act(value: Tensor, inputs: Tensor | None = None) -> Tensor:
+        selected = run.selected(part.where, value.device)
+        if selected is not None and not selected.any():
+            return value
+        # Modules of experts see [tokens, d]: the reshape gives them back their rows.
+        whole = value.reshape(*run.shape, -1) * scale
+        given = (
+            inputs.reshape(*run.shape, -1) if inputs is not None and operator.needs_input else None
         )
-    if site.kind in ("embed", "resid_pre"):
-        block = model.get_submodule(anatomy.blocks[max(site.block, 0)])
+        edited = operator.act(whole, given)
+        if selected is not None:
+            edited = torch.where(selected.unsqueeze(-1), edited, whole)
+        return (edited / scale).reshape(value.shape)
 
-        def before(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (operator.act(args[0]), *args[1:]), kwargs
-            key = next(iter(kwargs))
-            return args, {**kwargs, key: operator.act(kwargs[key])}
+    return act
 
-        return block.register_forward_pre_hook(before, with_kwargs=True)
-    raise SiteError(f"an edit cannot be put at {site}; use embed, resid_pre or resid_post")
+
+def intervened(
+    model: nn.Module, anatomy: Anatomy, part: Intervention, run: Run
+) -> tuple[Location, Act]:
+    """Where an intervention acts, and how.
+
+    Raises NotExpressible for a constant or a nonlinear operator inside fused experts: routing weights would
+    scale the constant, and hidden units of an expert that a token is not routed to do not exist.
+    """
+    at = locate(anatomy, part.site)
+    operator = bound(model, at.writer, part.operator)
+    inner = operator.operator if isinstance(operator, Graded) else operator
+    if at.writer is not None and at.writer.fused and not inner.homogeneous:
+        raise NotExpressible(
+            f"{type(inner).__name__} inside fused experts; put it at the residual site instead"
+        )
+    return at, acting(part, operator, run, at.scale)
+
+
+@contextmanager
+def counting(model: nn.Module, anatomy: Anatomy, run: Run) -> Iterator[None]:
+    """``run`` counts the columns of every forward pass while the context lasts."""
+    module = model.get_submodule(anatomy.embeddings[0].module)
+    handle = module.register_forward_pre_hook(run.count, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def intervening(
+    model: nn.Module, anatomy: Anatomy, edit: Interventions, run: Run
+) -> Iterator[nn.Module]:
+    """The model running interventions as forward hooks; hooks go even after an error."""
+    with counting(model, anatomy, run), ExitStack() as stack:
+        for part in edit:
+            at, act = intervened(model, anatomy, part, run)
+            stack.callback(place(model, at, act).remove)
+        yield model
+
+
+# --- putting a function at a location ------------------------------------------------------------
+
+
+def place(model: nn.Module, at: Location, act: Act) -> Any:
+    """Register ``act`` at a location of the transformers model; returns the handle that removes it."""
+    module = model.get_submodule(at.path)
+    if at.inside_experts:
+        hook = partial(inside_experts, at, act)
+        return module.register_forward_hook(hook, with_kwargs=True)
+    if at.before:
+        return module.register_forward_pre_hook(partial(_before, act), with_kwargs=True)
+    return module.register_forward_hook(partial(_after, act), with_kwargs=True)
+
+
+def _before(act: Act, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        return (act(args[0]), *args[1:]), kwargs
+    key = next(iter(kwargs))
+    return args, {**kwargs, key: act(kwargs[key])}
+
+
+def _after(
+    act: Act, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> Any:
+    return with_first(out, act(first(out), first_argument(args, kwargs)))
+
+
+def inside_experts(
+    at: Location,
+    act: Act,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    out: Any,
+) -> Any:
+    """The experts' output with their hidden units edited: every expert's projection of what changes."""
+    assert at.writer is not None
+    hidden = expert_inputs(module, *routed_arguments(args, kwargs))
+    moved = act(hidden.flatten(1)).view_as(hidden) - hidden
+    weight = canonical(_weight(module, at.writer), at.writer.axes)
+    return with_first(out, first(out) + torch.einsum("tef,edf->td", moved, weight.to(moved)))
+
+
+def _weight(module: nn.Module, writer: BoundWriter) -> Tensor:
+    """The writer's weight, from its module."""
+    return module.get_parameter(writer.weight.removeprefix(f"{writer.module}."))

@@ -12,7 +12,9 @@ from typing import Literal
 
 from interp.errors import SiteError
 
-SiteKind = Literal["embed", "resid_pre", "resid_mid", "resid_post", "component", "writer_in"]
+SiteKind = Literal[
+    "embed", "resid_pre", "resid_mid", "resid_post", "component", "writer_in", "writer_out"
+]
 
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -24,7 +26,7 @@ _COMPONENT_HOOKS = {"attention": "hook_attn_out", "mlp": "hook_mlp_out"}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """One place to read. ``name`` is the component or writer name for the last two kinds."""
+    """One place to read or edit. ``name`` is the component or writer name for the last three kinds."""
 
     kind: SiteKind
     block: int = -1
@@ -56,6 +58,11 @@ class Site:
         """The input activations ``a`` of a writer ``y = W a`` (fused experts: weighted, concatenated)."""
         return cls("writer_in", block, name)
 
+    @classmethod
+    def writer_out(cls, block: int, name: str) -> Site:
+        """What a writer's module gives, before any norm, gate or factor between it and the stream."""
+        return cls("writer_out", block, name)
+
     @property
     def hook_name(self) -> str:
         """The name that a TransformerLens user knows (``blocks.3.hook_resid_post``)."""
@@ -66,7 +73,7 @@ class Site:
         if self.kind == "component":
             kind = self.name.split(".", 2)[2]
             return f"blocks.{self.block}.{_COMPONENT_HOOKS.get(kind, f'hook_{kind}_out')}"
-        return f"{self.name}.hook_in"
+        return f"{self.name}.hook_{self.kind.removeprefix('writer_')}"
 
     @classmethod
     def parse(cls, hook_name: str) -> Site:

@@ -234,10 +234,14 @@ class WeightDelta:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Left-padded token ids and their mask (1 on real tokens), both ``[batch, seq]``."""
+    """Left-padded token ids and their mask (1 on real tokens), both ``[batch, seq]``.
+
+    response: for every row, how many of its last tokens are a response to the rest; None for none.
+    """
 
     ids: Ids
     mask: Mask
+    response: Int[Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape:
@@ -259,11 +263,13 @@ class TokenBatch:
         """Rows ``start:stop`` without the padding columns that none of them needs."""
         ids, mask = self.ids[start:stop], self.mask[start:stop]
         first = int(mask.any(0).int().argmax())
-        return TokenBatch(ids[:, first:], mask[:, first:])
+        response = None if self.response is None else self.response[start:stop]
+        return TokenBatch(ids[:, first:], mask[:, first:], response)
 
     def chosen(self, rows: Tensor) -> TokenBatch:
         """The rows that a mask or an index names, without the padding columns that none of them needs."""
-        found = TokenBatch(self.ids[rows], self.mask[rows])
+        response = None if self.response is None else self.response[rows]
+        found = TokenBatch(self.ids[rows], self.mask[rows], response)
         return found.rows(0, len(found))
 
     def spread(self, most: int) -> Int[Tensor, " rows"]:
@@ -277,6 +283,12 @@ class TokenBatch:
         return self.chosen(self.lengths.argsort(stable=True))
 
     @property
+    def prompt_end(self) -> Int[Tensor, " batch"]:
+        """Column after the last prompt token of every row."""
+        width = torch.full((len(self),), self.ids.shape[1], device=self.ids.device)
+        return width if self.response is None else width - self.response.to(width)
+
+    @property
     def lengths(self) -> Int[Tensor, " batch"]:
         """Real tokens of every row."""
         return self.mask.sum(-1)
@@ -286,9 +298,12 @@ class TokenBatch:
             yield self.rows(start, start + size)
 
     def extended(self, ids: Ids) -> TokenBatch:
-        """The batch followed by ``ids [batch, k]``, all of them real."""
+        """The batch followed by ``ids [batch, k]``, all of them real: tokens of the responses."""
+        response = torch.full((len(self),), ids.shape[1])
+        if self.response is not None:
+            response = response + self.response.cpu()
         return TokenBatch(
-            torch.cat([self.ids, ids], 1), torch.cat([self.mask, torch.ones_like(ids)], 1)
+            torch.cat([self.ids, ids], 1), torch.cat([self.mask, torch.ones_like(ids)], 1), response
         )
 
     def followed_by(self, other: TokenBatch) -> TokenBatch:
@@ -298,7 +313,13 @@ class TokenBatch:
             [torch.nn.functional.pad(t, (width - t.shape[1], 0)) for t in (b.ids, b.mask)]
             for b in (self, other)
         ]
-        return TokenBatch(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
+        response = None
+        if self.response is not None or other.response is not None:
+            none = [torch.zeros(len(b), dtype=torch.long) for b in (self, other)]
+            given = [b.response for b in (self, other)]
+            response = torch.cat([n if r is None else r for n, r in zip(none, given, strict=True)])
+        ids, mask = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        return TokenBatch(ids, mask, response)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(self.ids.to(device), self.mask.to(device))
+        return TokenBatch(self.ids.to(device), self.mask.to(device), self.response)

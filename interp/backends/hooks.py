@@ -58,11 +58,16 @@ class HooksBackend(SharedBackend):
         ``positions`` are kept out of the prefix, so that hooks see them; an edit that is in place
         acts on the prefix, too.
         """
-        if positions is not None and supports_prefix(self.model, self.anatomy):
+        if positions is not None and self._shares_prefix:
             keep = -min((positions,) if isinstance(positions, int) else positions)
             if (hoisted := hoist(batch, keep)) is not None:
                 return after_prefix(self.model, hoisted)
         return model_inputs(self.model, batch) | {"use_cache": False}
+
+    @property
+    def _shares_prefix(self) -> bool:
+        """Whether a prefix may run once for all rows; interventions treat rows and columns apart."""
+        return not self._runs and supports_prefix(self.model, self.anatomy)
 
     def _listen(
         self,
@@ -90,5 +95,5 @@ class HooksBackend(SharedBackend):
         return take(self.model(**inputs).logits, positions).cpu()
 
     def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
-        shared = hoist(batch) if supports_prefix(self.model, self.anatomy) else None
+        shared = hoist(batch) if self._shares_prefix else None
         return greedy(self.model, shared or batch, tokens, pad)

@@ -21,7 +21,6 @@ from interp.backends.protocol import (
     AnyEdit,
     Positions,
     SharedBackend,
-    check_edit_sites,
     in_order,
     kept_logits,
     model_inputs,
@@ -31,7 +30,20 @@ from interp.backends.reading import Reading, reading
 from interp.backends.support import require_support
 from interp.backends.twin import twin
 from interp.edits import Edit
-from interp.hooking import act_at, first, with_first
+from interp.hooking import (
+    Act,
+    Location,
+    act_at,
+    check_edit_site,
+    counting,
+    first,
+    first_argument,
+    inside_experts,
+    intervened,
+    locate,
+    with_first,
+)
+from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.operators import Operator
 from interp.sites import Site
@@ -98,18 +110,36 @@ class NNsightBackend(SharedBackend):
     @contextmanager
     def editing(self, edit: AnyEdit) -> Iterator[None]:
         """The model with an edit in place: a delta in its weights, an Edit as interventions."""
+        if isinstance(edit, Interventions):
+            with self._intervening(edit):
+                yield
+            return
         if not isinstance(edit, Edit):
             with super().editing(edit):
                 yield
             return
-        check_edit_sites(edit.sites)
-        before = self.lm
-        try:
+        with self._rewritten():
             for writer in self.anatomy.writers:
                 if (operator := edit.writers.get(writer.weight)) is not None:
                     self.lm = _with_writer(self.lm, writer, operator)
             for site, operator in edit.sites.items():
-                self.lm = _with_site(self.lm, self.anatomy, site, operator)
+                check_edit_site(site)
+                at = locate(self.anatomy, site)
+                self.lm = _with_act(self.lm, at, lambda value, _=None, act=operator.act: act(value))
+            yield
+
+    @contextmanager
+    def _intervening(self, edit: Interventions) -> Iterator[None]:
+        with self._running(edit) as run, counting(self.model, self.anatomy, run), self._rewritten():
+            for part in edit:
+                self.lm = _with_act(self.lm, *intervened(self.model, self.anatomy, part, run))
+            yield
+
+    @contextmanager
+    def _rewritten(self) -> Iterator[None]:
+        """``lm`` may be replaced while the context lasts, and is put back."""
+        before = self.lm
+        try:
             yield
         finally:
             self.lm = before
@@ -152,17 +182,24 @@ def _with_writer(lm: Any, writer: BoundWriter, operator: Operator) -> Any:
     return edited
 
 
-def _with_site(lm: Any, anatomy: Anatomy, site: Site, operator: Operator) -> Any:
-    """``lm`` with an operator on the stream at a site, at every step of every later run."""
-    path = anatomy.blocks[max(site.block, 0)]
-    if site.kind == "resid_post":
+def _with_act(lm: Any, at: Location, act: Act) -> Any:
+    """``lm`` with a function at a location, at every step of every later run."""
+    if at.inside_experts:
         with lm.edit() as (tracer, edited):
-            envoy = edited.get(path)
+            envoy = edited.get(at.path)
             for _ in tracer.iter[:]:
-                envoy.output = with_first(envoy.output, operator.act(first(envoy.output)))
+                args, kwargs = envoy.inputs
+                envoy.output = inside_experts(at, act, envoy._module, args, kwargs, envoy.output)
+    elif at.before:
+        with lm.edit() as (tracer, edited):
+            envoy = edited.get(at.path)
+            for _ in tracer.iter[:]:
+                envoy.input = act(envoy.input)
     else:
         with lm.edit() as (tracer, edited):
-            envoy = edited.get(path)
+            envoy = edited.get(at.path)
             for _ in tracer.iter[:]:
-                envoy.input = operator.act(envoy.input)
+                args, kwargs = envoy.inputs
+                value = act(first(envoy.output), first_argument(args, kwargs))
+                envoy.output = with_first(envoy.output, value)
     return edited

@@ -16,7 +16,8 @@ from interp.backends.generation import padding_id
 from interp.backends.limits import admitted, vocabulary
 from interp.edits import Edit, applied
 from interp.errors import NotFinite, SiteError
-from interp.hooking import hooked
+from interp.hooking import Run, hooked, intervening
+from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
 from interp.types import Ids, TokenBatch, WeightDelta
@@ -24,7 +25,7 @@ from interp.types import Ids, TokenBatch, WeightDelta
 Positions = int | tuple[int, ...] | None
 """Negative offsets from the end of a left-padded prompt; None keeps every position."""
 
-AnyEdit = Edit | WeightDelta | None
+AnyEdit = Edit | Interventions | WeightDelta | None
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
@@ -87,7 +88,7 @@ def check_sites(anatomy: Anatomy, sites: Sequence[Site]) -> None:
         if site.kind == "component" and site.name not in components:
             here = ", ".join(c.name for c in anatomy.in_block(site.block))
             raise SiteError(f"no component {site.name!r}; block {site.block} has {here}")
-        if site.kind == "writer_in" and site.name not in writers:
+        if site.kind in ("writer_in", "writer_out") and site.name not in writers:
             raise SiteError(
                 f"no writer {site.name!r} in a block; `interp inspect MODEL` lists them"
             )
@@ -96,12 +97,6 @@ def check_sites(anatomy: Anatomy, sites: Sequence[Site]) -> None:
                 f"block {site.block} of this {anatomy.model_type} is parallel or has one "
                 "component: it has no resid_mid"
             )
-
-
-def check_edit_sites(sites: Iterable[Site]) -> None:
-    """Raise SiteError for a site at which no operator can be put."""
-    if bad := [site for site in sites if site.kind not in ("embed", "resid_pre", "resid_post")]:
-        raise SiteError(f"an edit cannot be put at {bad[0]}; use embed, resid_pre or resid_post")
 
 
 def residual_sites(anatomy: Anatomy) -> list[Site]:
@@ -162,6 +157,7 @@ class SharedBackend(ABC):
         self.tokenizer = tokenizer
         self.anatomy = anatomy
         self.source = source
+        self._runs: list[Run] = []
 
     @abstractmethod
     def _capture(
@@ -188,6 +184,7 @@ class SharedBackend(ABC):
         if not sites:
             return {}
         batch = self._admitted(batch)
+        self._begin(batch)
         found = self._capture(batch, tuple(dict.fromkeys(sites)), positions)
         mask = take(batch.mask, positions)
         if not all(all_finite(value, mask) for value in found.values()):
@@ -203,6 +200,7 @@ class SharedBackend(ABC):
         check_positions(positions, batch.ids.shape[1])
         batch = self._admitted(batch)
         with self.editing(edit):
+            self._begin(batch)
             found = self._logits(batch, positions)
             if not all_finite(found, take(batch.mask, positions)):
                 raise self._not_finite(batch)
@@ -219,16 +217,35 @@ class SharedBackend(ABC):
         batch = self._admitted(batch, tokens)
         pad = padding_id(self.tokenizer, self.model, vocabulary(self.anatomy))
         with self.editing(edit):
+            self._begin(batch)
             try:
                 return self._generate(batch, tokens, pad)
             except ScoresNotFinite as found:
                 raise self._not_finite(TokenBatch(found.ids, found.mask)) from None
 
     def _admitted(self, batch: TokenBatch, more: int = 0) -> TokenBatch:
+        """A batch that the model has room for, on its device."""
         return admitted(self.model, self.tokenizer, self.anatomy, batch, more).to(self.device)
+
+    def _begin(self, batch: TokenBatch) -> None:
+        """Tell interventions in place that the first pass of a batch is next."""
+        for run in self._runs:
+            run.begin(batch)
+
+    @contextmanager
+    def _running(self, edit: Interventions) -> Iterator[Run]:
+        """A count of the passes of interventions while the context lasts."""
+        check_sites(self.anatomy, [part.site for part in edit])
+        run = Run()
+        self._runs.append(run)
+        try:
+            yield run
+        finally:
+            self._runs.remove(run)
 
     def _not_finite(self, batch: TokenBatch) -> NotFinite:
         """The error for a batch whose pass failed; the edit is still in place."""
+        self._begin(batch)
         found = self._capture(batch, residual_sites(self.anatomy), None)
         return not_finite(self.model, self.anatomy, first_site(found, batch.mask))
 
@@ -245,6 +262,9 @@ class SharedBackend(ABC):
             yield
         elif isinstance(edit, WeightDelta):
             with applied(self.model, self.anatomy, edit):
+                yield
+        elif isinstance(edit, Interventions):
+            with self._running(edit) as run, intervening(self.model, self.anatomy, edit, run):
                 yield
         else:
             with hooked(self.model, self.anatomy, edit):

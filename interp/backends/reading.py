@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.backends.protocol import Positions, take
-from interp.hooking import first, first_argument
+from interp.hooking import first, first_argument, locate
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
 from interp.sites import Site
@@ -39,24 +39,18 @@ def reading(anatomy: Anatomy, site: Site, positions: Positions, shape: Sequence[
     def result(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Tensor:
         return take(first(out).reshape(*shape, -1), positions)
 
-    if site.kind in ("embed", "resid_pre"):
-        return Reading(anatomy.blocks[max(site.block, 0)], True, given)
-    if site.kind == "resid_post":
-        return Reading(anatomy.blocks[site.block], False, result)
-    if site.kind == "resid_mid":
-        path = anatomy.resid_mid[site.block]
-        assert path is not None  # check_sites has seen it
-        return Reading(path, True, given)
-    if site.kind == "component":
-        component = next(c for c in anatomy.components if c.name == site.name)
-        return Reading(component.module, False, lambda *call: result(*call) * component.scale)
-    writer = writer_of(anatomy, site)
-    read = _expert_reader(positions, shape) if writer.fused else given
-    return Reading(writer.module, True, read)
+    at = locate(anatomy, site)
+    if at.inside_experts:
+        return Reading(at.path, True, _expert_reader(positions, shape))
+    if at.before:
+        return Reading(at.path, True, given)
+    if at.scale != 1.0:
+        return Reading(at.path, False, lambda *call: result(*call) * at.scale)
+    return Reading(at.path, False, result)
 
 
 def writer_of(anatomy: Anatomy, site: Site) -> BoundWriter:
-    """The writer whose input a ``writer_in`` site is."""
+    """The writer whose input or output a site is."""
     return next(w for w in anatomy.block_writers if w.name == site.name)
 
 

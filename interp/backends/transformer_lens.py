@@ -8,7 +8,7 @@ folding and centring would change the weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -21,7 +21,6 @@ from interp.backends.protocol import (
     AnyEdit,
     Positions,
     SharedBackend,
-    check_edit_sites,
     in_order,
     kept_logits,
     model_inputs,
@@ -32,8 +31,9 @@ from interp.backends.support import require_support
 from interp.backends.twin import twin
 from interp.edits import Edit
 from interp.errors import InterpError, SiteError
+from interp.hooking import check_edit_site, counting, intervened, place
+from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy
-from interp.operators import Operator
 from interp.sites import Site
 from interp.types import Ids, TokenBatch
 
@@ -95,6 +95,8 @@ class TransformerLensBackend(SharedBackend):
             component = next(c for c in anatomy.components if c.name == site.name)
             return self._within(component.module, "hook_out", site), component.scale
         writer = writer_of(anatomy, site)
+        if site.kind == "writer_out":
+            return self._within(writer.module, "hook_out", site), 1.0
         if writer.fused:  # the hook point there is the experts' common input
             raise _no_hook_point(site, anatomy)
         return self._within(writer.module, "hook_in", site), 1.0
@@ -115,19 +117,37 @@ class TransformerLensBackend(SharedBackend):
 
         A hook on the transformers block would act after ``hook_resid_pre`` has been read.
         """
+        if isinstance(edit, Interventions):
+            with self._intervening(edit):
+                yield
+            return
         if not isinstance(edit, Edit) or not edit.sites:
             with super().editing(edit):
                 yield
             return
-        check_edit_sites(edit.sites)
-        hooks = [self._operator(site, operator) for site, operator in edit.sites.items()]
+        hooks = []
+        for site, operator in edit.sites.items():
+            check_edit_site(site)
+            hooks.append(self._acting(site, operator.act))
         rest = Edit(edit.writers) if edit.writers else None
         with super().editing(rest), self.bridge.hooks(fwd_hooks=hooks):
             yield
 
-    def _operator(self, site: Site, operator: Operator) -> tuple[str, Callable[..., Tensor]]:
+    @contextmanager
+    def _intervening(self, edit: Interventions) -> Iterator[None]:
+        """Interventions at inputs as hooks of the bridge, the others as hooks of the transformers model."""
+        with self._running(edit) as run, counting(self.model, self.anatomy, run), ExitStack() as stack:
+            for part in edit:
+                at, act = intervened(self.model, self.anatomy, part, run)
+                if at.before and not at.inside_experts:
+                    stack.enter_context(self.bridge.hooks(fwd_hooks=[self._acting(part.site, act)]))
+                else:
+                    stack.callback(place(self.model, at, act).remove)
+            yield
+
+    def _acting(self, site: Site, act: Callable[..., Tensor]) -> tuple[str, Callable[..., Tensor]]:
         point, _ = self._point(site)
-        return self._names[id(point)], lambda value, hook: operator.act(value)
+        return self._names[id(point)], lambda value, hook: act(value)
 
     def _logits(self, batch: TokenBatch, positions: Positions) -> Tensor:
         options = model_inputs(self.model, batch) | kept_logits(self.model, positions)

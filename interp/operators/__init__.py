@@ -13,10 +13,15 @@ from interp.operators.affine import Affine
 from interp.operators.angular import Angular
 from interp.operators.clamp import Clamp
 from interp.operators.gated import Gated
+from interp.operators.graded import Graded
 from interp.operators.least_disturbance import LeastDisturbance
+from interp.operators.linear import linear_form
 from interp.operators.norm_kept import NormKept
 from interp.operators.norm_preserving import NormPreserving, norm_restored, share_left
+from interp.operators.part import Part
 from interp.operators.protocol import HookOnly, Operator
+from interp.operators.replace import Replace
+from interp.operators.scale import Scale
 from interp.operators.subspace import SubspaceAblation
 from interp.operators.total import Total
 
@@ -27,13 +32,18 @@ __all__ = [
     "Angular",
     "Clamp",
     "Gated",
+    "Graded",
     "HookOnly",
     "LeastDisturbance",
     "NormKept",
     "NormPreserving",
     "Operator",
+    "Part",
+    "Replace",
+    "Scale",
     "SubspaceAblation",
     "Total",
+    "linear_form",
     "norm_restored",
     "share_left",
 ]

@@ -1,0 +1,35 @@
+"""Replacement by given values: activation patching, and mean or zero ablation of a whole site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from interp.operators.protocol import HookOnly
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replace(HookOnly):
+    """``y ← values``, whatever y is. A hook only.
+
+    values: ``[d]`` for every row and position, ``[row, d]`` for every position of a row, or
+    ``[row, position, d]``.
+    """
+
+    values: Tensor
+
+    needs_input: ClassVar[bool] = False
+    exactness: ClassVar[str] = "a hook: the values are given"
+    why: ClassVar[str] = "what is given depends on the prompt, which no matrix sees"
+
+    def act(self, written: Tensor, inputs: Tensor | None = None) -> Tensor:
+        values = self.values.to(written)
+        if values.ndim == 2:
+            values = values.unsqueeze(-2)
+        return values.expand(written.shape)
+
+    def rows(self, index: Tensor) -> Replace:
+        """The same for some rows of the batch."""
+        return self if self.values.ndim == 1 else Replace(self.values[index.to(self.values.device)])

@@ -1,0 +1,201 @@
+"""Interventions: where they act, in every backend, cached or not, and their weight form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toolbox import opened, random_vector, real, relative
+from torch import nn
+
+from interp.backends import BACKENDS
+from interp.backends.opening import wrap
+from interp.backends.protocol import Backend, all_sites
+from interp.backends.reading import writer_sites
+from interp.edits import to_delta
+from interp.errors import NotExpressible, SiteError
+from interp.interventions import (
+    Interventions,
+    SitePart,
+    ablate,
+    add,
+    intervene,
+    replace,
+    scale,
+)
+from interp.models.anatomy import BoundWriter
+from interp.operators import Affine
+from interp.sites import Site
+from interp.types import TokenBatch
+
+TOLERANCE = 1e-5
+EFFECT = 1e-4
+
+
+@pytest.fixture(scope="session")
+def plain(tiny: nn.Module) -> Backend:
+    return wrap(tiny)
+
+
+def outputs(plain: Backend) -> list[Site]:
+    return [Site.writer_out(w.block, w.name) for w in plain.anatomy.block_writers]
+
+
+def inputs(plain: Backend) -> list[Site]:
+    return writer_sites(plain.anatomy.block_writers)
+
+
+def width(writer: BoundWriter) -> int:
+    return writer.d_in * (writer.shape[0] if writer.fused else 1)
+
+
+def halves(plain: Backend) -> Interventions:
+    """Half of the coordinates that each writer reads, masked."""
+    whole = None
+    for site, writer in zip(inputs(plain), plain.anatomy.block_writers, strict=True):
+        mask = torch.ones(width(writer))
+        mask[::2] = 0.0
+        made = scale(site, mask)
+        whole = made if whole is None else whole + made
+    assert whole is not None
+    return whole
+
+
+# --- weight forms --------------------------------------------------------------------------------
+
+
+@pytest.mark.every_family
+def test_masks_at_what_writers_read_are_weights(plain: Backend, batch: TokenBatch) -> None:
+    """``W (M − I)``: fused experts, SSM channels, heads and neurons alike."""
+    edit = halves(plain)
+    unedited = real(plain.logits(batch, None, None), batch)
+    hook = real(plain.logits(batch, edit, None), batch)
+    delta = to_delta(plain.model, plain.anatomy, edit)
+    assert relative(hook, unedited) > EFFECT
+    assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4
+
+
+def test_every_linear_operator_at_what_a_writer_reads(plain: Backend, batch: TokenBatch) -> None:
+    """Directions, subspaces, constants (a bias) and affine maps, at plain writers."""
+    for writer, site in zip(plain.anatomy.block_writers, inputs(plain), strict=True):
+        if writer.fused:
+            continue
+        d = width(writer)
+        some = random_vector(2 * d).view(2, d)
+        edits = [
+            ablate(site, some[0]),
+            ablate(site, some, 0.5),
+            ablate(SitePart(site, 1, 3), torch.tensor([1.0, 2.0])),
+            intervene(site, Affine(some[:1].T / d, some[1:] / d, None)),
+        ]
+        if writer.gain is None:
+            edits.append(add(site, some[0], 0.3))
+        for edit in edits:
+            hook = real(plain.logits(batch, edit, None), batch)
+            delta = to_delta(plain.model, plain.anatomy, edit)
+            assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4
+
+
+def test_ablation_at_writers_is_that_of_the_edit(plain: Backend, batch: TokenBatch) -> None:
+    """Seen through a post-norm's gain where there is one."""
+    edit = ablate(outputs(plain), random_vector(plain.anatomy.d_model))
+    hook = real(plain.logits(batch, edit, None), batch)
+    delta = to_delta(plain.model, plain.anatomy, edit)
+    assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4
+
+
+def test_what_acts_at_some_positions_or_rows_has_no_weights() -> None:
+    lm = opened("llama", "hooks")
+    vector = random_vector(lm.anatomy.d_model)
+    site = Site.resid_post(0)
+    for edit in (
+        add(site, vector, where="response"),
+        add(site, vector, [1.0, 2.0]),
+        add(site, vector, torch.tensor([1.0, 2.0])),
+        replace(site, vector),
+    ):
+        with pytest.raises(NotExpressible, match=r"hook|delta for each|block"):
+            to_delta(lm.model, lm.anatomy, edit)
+
+
+# --- positions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model_type", ["llama", "mamba", "jamba", "qwen3_moe"])
+@pytest.mark.parametrize("where", ["all", "prompt", "response", -1, 0, (-2, 1)])
+def test_a_cache_does_not_move_what_is_edited(
+    model_type: str, backend: str, where: str | int | tuple[int, ...], batch: TokenBatch
+) -> None:
+    """What is generated under an intervention is what teacher forcing says comes next."""
+    lm = opened(model_type, backend)
+    edit = add(Site.resid_post(0), 4 * random_vector(lm.anatomy.d_model), where=where)
+    new = lm.generate(batch, edit, tokens=5)
+    logits = lm.logits(batch.extended(new), edit, tuple(range(-6, -1)))
+    assert logits.argmax(-1).equal(new)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_site_is_edited_where_it_is_read(backend: str, batch: TokenBatch) -> None:
+    """A replaced value is the value that is captured, at every kind of site of a model with all of them."""
+    lm = opened("jamba", backend)
+    sites = [*all_sites(lm.anatomy), *writer_sites(lm.anatomy.block_writers)]
+    sites += [Site.writer_out(w.block, w.name) for w in lm.anatomy.block_writers]
+    fused = {w.name for w in lm.anatomy.block_writers if w.fused}
+    for site in (s for s in sites if s.name not in fused):
+        before = lm.capture(batch, [site], None)[site]
+        values = random_vector(before.shape[-1])
+        with lm.editing(replace(site, values, where=-2)):
+            after = lm.capture(batch, [site], None)[site]
+        assert relative(after[:, -2], values.expand_as(after[:, -2])) < TOLERANCE
+        assert relative(after[:, :-2], before[:, :-2]) < TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mamba", "jamba", "qwen3_moe", "gpt2"])
+def test_backends_agree_on_interventions(model_type: str, batch: TokenBatch) -> None:
+    found = []
+    for backend in BACKENDS:
+        lm = opened(model_type, backend)
+        d = lm.anatomy.d_model
+        rows = torch.tensor([0.0, 1.0, 2.0])
+        edit = halves(lm) + add(Site.resid_post(1), random_vector(d), rows, where=-2)
+        edit += ablate(outputs(lm), random_vector(d, 1), where=(-1, -3))
+        edit += replace(Site.embed(), torch.zeros(d), where=-4)
+        found.append(real(lm.logits(batch, edit, None), batch))
+    for other in found[1:]:
+        assert relative(other, found[0]) < TOLERANCE
+
+
+def test_rows_have_strengths_of_their_own(batch: TokenBatch) -> None:
+    lm = opened("llama", "hooks")
+    vector = random_vector(lm.anatomy.d_model)
+    site = Site.resid_post(1)
+    each = torch.tensor([-1.0, 0.0, 2.0])
+    together = lm.logits(batch, add(site, vector, each))
+    for row, strength in enumerate(each.tolist()):
+        alone = lm.logits(batch, add(site, vector, strength))[row]
+        assert relative(together[row], alone) < TOLERANCE
+
+
+def test_patching_everything_restores_the_clean_run(batch: TokenBatch) -> None:
+    lm = opened("llama", "hooks")
+    site = Site.resid_post(1)
+    clean = lm.capture(batch, [site], None)[site]
+    other = TokenBatch(batch.ids.flip(0) * batch.mask + 1 - batch.mask, batch.mask)
+    patched = lm.logits(other, replace(site, clean))
+    assert relative(patched, lm.logits(batch)) < TOLERANCE
+    assert relative(lm.logits(other), patched) > EFFECT
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s, v: add(s, v, where="answers"), "where is one of all, prompt, response"),
+        (lambda s, v: add(s, v, where=()), "names no position"),
+        (lambda s, v: add([], v), "no site"),
+        (lambda s, v: add(s, v, [1, 2]) + add(s, v, [1, 2, 3]), "2 and 3 strengths"),
+        (lambda s, v: add([s, s], torch.stack([v] * 3)), "3 vectors for 2 sites"),
+    ],
+)
+def test_wrong_interventions_say_what_is_wrong(make, message: str) -> None:
+    with pytest.raises(SiteError, match=message):
+        make(Site.resid_post(0), torch.ones(4))
