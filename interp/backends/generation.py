@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from interp.backends.finite import FiniteScores
 from interp.backends.prefix import Hoisted, prefix_cache
+from interp.backends.steps import Steps
 from interp.types import Ids, TokenBatch
 
 
-def greedy(model: nn.Module, batch: TokenBatch | Hoisted, tokens: int, pad: int) -> Ids:
+def greedy(
+    model: nn.Module, batch: TokenBatch | Hoisted, tokens: int, pad: int, steps: Steps
+) -> Ids:
     """Greedy continuation ``[batch, tokens]``, filled with ``pad`` after the end of text."""
     cached = {"past_key_values": prefix_cache(model, batch)} if isinstance(batch, Hoisted) else {}
     with greedy_config(model, tokens, pad) as config:
@@ -21,10 +24,20 @@ def greedy(model: nn.Module, batch: TokenBatch | Hoisted, tokens: int, pad: int)
             input_ids=batch.ids,
             attention_mask=batch.mask,
             generation_config=config,
-            logits_processor=[FiniteScores(batch.mask)],
+            **step_arguments(batch.mask, steps),
             **cached,
         )
     return new_ids(out, batch, tokens, pad)
+
+
+def step_arguments(mask: Tensor, steps: Steps) -> dict[str, Any]:
+    """Arguments of transformers' ``generate`` for what happens at every step."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    given = {"logits_processor": LogitsProcessorList([FiniteScores(mask), *steps.processors])}
+    if steps.criteria:
+        given["stopping_criteria"] = StoppingCriteriaList(steps.criteria)
+    return given
 
 
 def new_ids(out: Tensor, batch: TokenBatch | Hoisted, tokens: int, pad: int) -> Ids:

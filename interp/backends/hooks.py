@@ -23,6 +23,7 @@ from interp.backends.protocol import (
     take,
 )
 from interp.backends.reading import Reading, reading, writer_sites
+from interp.backends.steps import Steps
 from interp.sites import Site
 from interp.types import Ids, TokenBatch
 
@@ -52,6 +53,16 @@ class HooksBackend(SharedBackend):
                 self.model(**inputs)
         return in_order(found, wanted)
 
+    def _both(self, batch: TokenBatch, sites: Sequence[Site]) -> tuple[Tensor, dict[Site, Tensor]]:
+        found: dict[Site, Tensor] = {}
+        with ExitStack() as stack:
+            for site in sites:
+                place = reading(self.anatomy, site, None, batch.ids.shape)
+                self._listen(stack, site, place, found)
+            inputs = model_inputs(self.model, batch) | {"use_cache": False}
+            logits = self.model(**inputs).logits.cpu()
+        return logits, in_order(found, sites)
+
     def _inputs(self, batch: TokenBatch, positions: Positions) -> dict[str, Any]:
         """Forward arguments; a prefix that all rows share has run already and is in the cache.
 
@@ -75,9 +86,9 @@ class HooksBackend(SharedBackend):
         site: Site,
         place: Reading,
         found: dict[Site, Tensor],
-        wanted: int,
+        wanted: int | None = None,
     ) -> None:
-        """Hook the module that has one site; the hook that reads the last one stops the pass."""
+        """Hook the module that has one site; the hook that reads the last of ``wanted`` stops the pass."""
         module = self.model.get_submodule(place.path)
 
         def keep(m: nn.Module, args: Any, kwargs: Any, out: Any = None) -> None:
@@ -94,6 +105,6 @@ class HooksBackend(SharedBackend):
         inputs = self._inputs(batch, positions) | kept_logits(self.model, positions)
         return take(self.model(**inputs).logits, positions).cpu()
 
-    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int, steps: Steps) -> Ids:
         shared = hoist(batch) if self._shares_prefix else None
-        return greedy(self.model, shared or batch, tokens, pad)
+        return greedy(self.model, shared or batch, tokens, pad, steps)

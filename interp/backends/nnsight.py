@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from interp.backends.finite import FiniteScores
-from interp.backends.generation import greedy_config, new_ids
+from interp.backends.generation import greedy_config, new_ids, step_arguments
 from interp.backends.protocol import (
     AnyEdit,
     Positions,
@@ -27,6 +26,7 @@ from interp.backends.protocol import (
     take,
 )
 from interp.backends.reading import Reading, reading
+from interp.backends.steps import Steps
 from interp.backends.support import require_support
 from interp.backends.twin import twin
 from interp.edits import Edit
@@ -75,6 +75,19 @@ class NNsightBackend(SharedBackend):
         self._read(model_inputs(self.model, batch), wanted, found)
         return in_order(found, wanted)
 
+    def _both(self, batch: TokenBatch, sites: Sequence[Site]) -> tuple[Tensor, dict[Site, Tensor]]:
+        wanted = {s: reading(self.anatomy, s, None, batch.ids.shape) for s in sites}
+        found: dict[Site, Tensor] = {}
+        logits: list[Tensor] = []
+        lm = self.lm
+        with _quiet(), lm.trace() as tracer:
+            with tracer.invoke(**model_inputs(self.model, batch), use_cache=False):
+                logits.append(lm.output.logits.cpu())
+            for site, place in wanted.items():
+                with tracer.invoke():
+                    found[site] = _value(lm.get(place.path), place).cpu()
+        return logits[0], in_order(found, wanted)
+
     def _read(
         self, inputs: dict[str, Any], wanted: dict[Site, Reading], found: dict[Site, Tensor]
     ) -> None:
@@ -95,7 +108,7 @@ class NNsightBackend(SharedBackend):
             out = self.lm.trace(**inputs, use_cache=False, trace=False)
         return take(out.logits, positions).cpu()
 
-    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int, steps: Steps) -> Ids:
         with greedy_config(self.lm._module, tokens, pad) as config, _quiet():
             out = self.lm.trace(
                 fn="generate",
@@ -103,7 +116,7 @@ class NNsightBackend(SharedBackend):
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
                 generation_config=config,
-                logits_processor=[FiniteScores(batch.mask)],
+                **step_arguments(batch.mask, steps),
             )
         return new_ids(out, batch, tokens, pad)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from interp.backends.finite import ScoresNotFinite, all_finite, first_site, not_finite
 from interp.backends.generation import padding_id
 from interp.backends.limits import admitted, vocabulary
+from interp.backends.steps import Steps
 from interp.edits import Edit, applied
 from interp.errors import NotFinite, SiteError
 from interp.hooking import Run, hooked, intervening
@@ -26,6 +27,7 @@ Positions = int | tuple[int, ...] | None
 """Negative offsets from the end of a left-padded prompt; None keeps every position."""
 
 AnyEdit = Edit | Interventions | WeightDelta | None
+GREEDY = Steps()
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
@@ -52,9 +54,17 @@ class Backend(Protocol):
         self, batch: TokenBatch, edit: AnyEdit = None, positions: Positions = -1
     ) -> Tensor: ...
 
-    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids: ...
+    def generate(
+        self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int, steps: Steps = ...
+    ) -> Ids: ...
+
+    def run(
+        self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit = None
+    ) -> tuple[Tensor, dict[Site, Tensor]]: ...
 
     def editing(self, edit: AnyEdit) -> AbstractContextManager[None]: ...
+
+    def begin(self, batch: TokenBatch) -> None: ...
 
 
 def take(tensor: Tensor, positions: Positions) -> Tensor:
@@ -168,7 +178,12 @@ class SharedBackend(ABC):
     def _logits(self, batch: TokenBatch, positions: Positions) -> Tensor: ...
 
     @abstractmethod
-    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids: ...
+    def _both(
+        self, batch: TokenBatch, sites: Sequence[Site]
+    ) -> tuple[Tensor, dict[Site, Tensor]]: ...
+
+    @abstractmethod
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int, steps: Steps) -> Ids: ...
 
     @torch.no_grad()
     def capture(
@@ -184,7 +199,7 @@ class SharedBackend(ABC):
         if not sites:
             return {}
         batch = self._admitted(batch)
-        self._begin(batch)
+        self.begin(batch)
         found = self._capture(batch, tuple(dict.fromkeys(sites)), positions)
         mask = take(batch.mask, positions)
         if not all(all_finite(value, mask) for value in found.values()):
@@ -200,15 +215,34 @@ class SharedBackend(ABC):
         check_positions(positions, batch.ids.shape[1])
         batch = self._admitted(batch)
         with self.editing(edit):
-            self._begin(batch)
+            self.begin(batch)
             found = self._logits(batch, positions)
             if not all_finite(found, take(batch.mask, positions)):
                 raise self._not_finite(batch)
         return found
 
     @torch.no_grad()
-    def generate(self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int) -> Ids:
-        """Greedy continuation ``[batch, tokens]``, padded after the end of text.
+    def run(
+        self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit = None
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        """Logits ``[batch, seq, vocab]`` and activations ``[batch, seq, d]`` at ``sites``, in one pass.
+
+        Raises as :meth:`capture` does.
+        """
+        check_sites(self.anatomy, sites)
+        batch = self._admitted(batch)
+        with self.editing(edit):
+            self.begin(batch)
+            logits, found = self._both(batch, tuple(dict.fromkeys(sites)))
+            if not all_finite(logits, batch.mask):
+                raise self._not_finite(batch)
+        return logits, found
+
+    @torch.no_grad()
+    def generate(
+        self, batch: TokenBatch, edit: AnyEdit = None, *, tokens: int, steps: Steps = GREEDY
+    ) -> Ids:
+        """Continuation ``[batch, tokens]``, padded after the end of text; greedy unless ``steps`` draw.
 
         Raises PromptError for a prompt that leaves no room for ``tokens`` more, NotFinite.
         """
@@ -217,9 +251,9 @@ class SharedBackend(ABC):
         batch = self._admitted(batch, tokens)
         pad = padding_id(self.tokenizer, self.model, vocabulary(self.anatomy))
         with self.editing(edit):
-            self._begin(batch)
+            self.begin(batch)
             try:
-                return self._generate(batch, tokens, pad)
+                return self._generate(batch, tokens, pad, steps)
             except ScoresNotFinite as found:
                 raise self._not_finite(TokenBatch(found.ids, found.mask)) from None
 
@@ -227,7 +261,7 @@ class SharedBackend(ABC):
         """A batch that the model has room for, on its device."""
         return admitted(self.model, self.tokenizer, self.anatomy, batch, more).to(self.device)
 
-    def _begin(self, batch: TokenBatch) -> None:
+    def begin(self, batch: TokenBatch) -> None:
         """Tell interventions in place that the first pass of a batch is next."""
         for run in self._runs:
             run.begin(batch)
@@ -245,7 +279,7 @@ class SharedBackend(ABC):
 
     def _not_finite(self, batch: TokenBatch) -> NotFinite:
         """The error for a batch whose pass failed; the edit is still in place."""
-        self._begin(batch)
+        self.begin(batch)
         found = self._capture(batch, residual_sites(self.anatomy), None)
         return not_finite(self.model, self.anatomy, first_site(found, batch.mask))
 
@@ -285,6 +319,5 @@ class SharedBackend(ABC):
             sites = [s for s in all_sites(self.anatomy) if keep(s.hook_name)]
         else:
             sites = [Site.parse(name) for name in names_filter]
-        cache = self.capture(batch, sites, None)
-        logits = self.logits(batch, None, None)
+        logits, cache = self.run(batch, sites)
         return logits, {site.hook_name: value for site, value in cache.items()}

@@ -27,6 +27,7 @@ from interp.backends.protocol import (
     take,
 )
 from interp.backends.reading import writer_of
+from interp.backends.steps import Steps
 from interp.backends.support import require_support
 from interp.backends.twin import twin
 from interp.edits import Edit
@@ -67,6 +68,13 @@ class TransformerLensBackend(SharedBackend):
         with self.bridge.hooks(fwd_hooks=hooks):
             self._run(options, return_type=None, stop_at_layer=stop)
         return in_order(found, sites, "; use backend='hooks'")
+
+    def _both(self, batch: TokenBatch, sites: Sequence[Site]) -> tuple[Tensor, dict[Site, Tensor]]:
+        found: dict[Site, Tensor] = {}
+        hooks = [self._hook(site, found, None, batch.ids.shape) for site in sites]
+        with self.bridge.hooks(fwd_hooks=hooks):
+            logits = self._run(model_inputs(self.model, batch)).cpu()
+        return logits, in_order(found, sites, "; use backend='hooks'")
 
     def _run(self, options: dict[str, Any], **more: Any) -> Any:
         ids = options.pop("input_ids")
@@ -136,14 +144,25 @@ class TransformerLensBackend(SharedBackend):
     @contextmanager
     def _intervening(self, edit: Interventions) -> Iterator[None]:
         """Interventions at inputs as hooks of the bridge, the others as hooks of the transformers model."""
-        with self._running(edit) as run, counting(self.model, self.anatomy, run), ExitStack() as stack:
+        with (
+            self._running(edit) as run,
+            counting(self.model, self.anatomy, run),
+            ExitStack() as stack,
+        ):
             for part in edit:
                 at, act = intervened(self.model, self.anatomy, part, run)
-                if at.before and not at.inside_experts:
+                if at.before and not at.inside_experts and self._has_point(part.site):
                     stack.enter_context(self.bridge.hooks(fwd_hooks=[self._acting(part.site, act)]))
                 else:
                     stack.callback(place(self.model, at, act).remove)
             yield
+
+    def _has_point(self, site: Site) -> bool:
+        try:
+            self._point(site)
+        except SiteError:
+            return False
+        return True
 
     def _acting(self, site: Site, act: Callable[..., Tensor]) -> tuple[str, Callable[..., Tensor]]:
         point, _ = self._point(site)
@@ -153,8 +172,8 @@ class TransformerLensBackend(SharedBackend):
         options = model_inputs(self.model, batch) | kept_logits(self.model, positions)
         return take(self._run(options), positions).cpu()
 
-    def _generate(self, batch: TokenBatch, tokens: int, pad: int) -> Ids:
-        return greedy(self.bridge.original_model, batch, tokens, pad)
+    def _generate(self, batch: TokenBatch, tokens: int, pad: int, steps: Steps) -> Ids:
+        return greedy(self.bridge.original_model, batch, tokens, pad, steps)
 
 
 def _no_hook_point(site: Site, anatomy: Anatomy) -> SiteError:

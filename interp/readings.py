@@ -1,0 +1,206 @@
+"""What an :class:`interp.lm.LM` gives: activations by site, text, log-probabilities, lenses, patching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.errors import SiteError
+from interp.models.anatomy import Anatomy
+from interp.sites import Site
+
+Metric = Callable[[Tensor], Tensor]
+
+
+class Cache(Mapping[Site, Tensor]):
+    """Activations by site.
+
+    Keys are sites, kind and block (``cache["resid_post", 5]``), and TransformerLens names
+    (``cache["blocks.5.hook_resid_post"]``). mask: of a span, which positions ``[prompt, position]`` are real; None where every position is.
+    """
+
+    def __init__(self, values: Mapping[Site, Tensor], mask: Tensor | None = None) -> None:
+        self._values = dict(values)
+        self.mask = mask
+
+    @classmethod
+    def joined(
+        cls,
+        sites: Sequence[Site],
+        parts: Sequence[tuple[Tensor, Mapping[Site, Tensor], Tensor | None]],
+    ) -> Cache:
+        """Batches as one cache, in the order of the prompts. Each part: rows, activations, mask of a span."""
+        back = torch.cat([rows for rows, _, _ in parts]).argsort()
+        widths = [mask.shape[1] for _, _, mask in parts if mask is not None]
+        width = max(widths, default=0)
+
+        def aligned(value: Tensor, mask: Tensor | None) -> Tensor:
+            if mask is None:
+                return value
+            return nn.functional.pad(value, (0, 0, width - value.shape[1], 0))
+
+        values = {
+            site: torch.cat([aligned(found[site], mask) for _, found, mask in parts])[back]
+            for site in sites
+        }
+        masks = [
+            nn.functional.pad(mask, (width - mask.shape[1], 0))
+            for _, _, mask in parts
+            if mask is not None
+        ]
+        return cls(values, torch.cat(masks)[back] if masks else None)
+
+    def __getitem__(self, key: Site | str | tuple[str, int]) -> Tensor:
+        if isinstance(key, Site):
+            site = key
+        elif isinstance(key, str):
+            site = Site.parse(key)
+        else:
+            kind, block = key
+            named = {"attention", "mlp", "expert", "ssm"}
+            site = (
+                Site.component(f"blocks.{block}.{kind}") if kind in named else Site(kind, block)  # type: ignore[arg-type]
+            )
+        try:
+            return self._values[site]
+        except KeyError:
+            here = ", ".join(s.hook_name for s in list(self._values)[:4])
+            raise SiteError(f"{site} is not in this cache; it holds {here} …") from None
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return isinstance(self[key], Tensor)  # type: ignore[index]
+        except (SiteError, TypeError, ValueError):
+            return False
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """Responses as tokens and as text.
+
+    ids: ``[*axes, token]``, padded after the end. axes: names, ``prompt`` always, ``strength`` before and
+    ``sample`` after where several were asked for.
+    """
+
+    ids: Tensor
+    axes: tuple[str, ...]
+    tokenizer: Any
+
+    @cached_property
+    def texts(self) -> list[Any]:
+        """Responses without special tokens, in lists nested as the axes are."""
+        flat = self.ids.flatten(0, -2)
+        texts: list[Any] = self.tokenizer.batch_decode(flat, skip_special_tokens=True)
+        for size in reversed(self.ids.shape[1:-1]):
+            texts = [texts[i : i + size] for i in range(0, len(texts), size)]
+        return texts
+
+
+@dataclass(frozen=True, eq=False)
+class LogProbs:
+    """Log-probabilities of given responses in nats: one tensor ``[token]`` per response."""
+
+    tokens: tuple[Tensor, ...]
+
+    @property
+    def sums(self) -> Float[Tensor, " n"]:
+        """Log-probability of every response."""
+        return torch.stack([each.double().sum() for each in self.tokens])
+
+    @property
+    def means(self) -> Float[Tensor, " n"]:
+        """Per token of every response."""
+        return torch.stack([each.double().mean() for each in self.tokens])
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """What streams read out as through the model's own final norm and unembedding.
+
+    states: ``[1 + block, prompt, d_model]``, the embedding first.
+    """
+
+    states: Tensor
+    model: nn.Module
+    anatomy: Anatomy
+    tokenizer: Any
+
+    @torch.no_grad()
+    def logits(self, place: int) -> Float[Tensor, "prompt vocab"]:
+        """Logits of one state; 0 is the embedding, −1 the last block (the model's own logits)."""
+        anatomy = self.anatomy
+        norm = self.model.get_submodule(anatomy.final_norm)
+        head = self.model.get_submodule(anatomy.unembed)
+        weight = next(head.parameters())
+        state = self.states[place].to(weight)
+        found = head(norm(state)) * anatomy.logit_scale
+        if anatomy.logit_cap is not None:
+            found = anatomy.logit_cap * torch.tanh(found / anatomy.logit_cap)
+        return found.float().cpu()
+
+    def probabilities(self, token: int | str) -> Float[Tensor, "place prompt"]:
+        """Probability of a token at every state."""
+        index = self.token(token)
+        rows = [self.logits(i).softmax(-1)[:, index] for i in range(len(self.states))]
+        return torch.stack(rows)
+
+    def ranks(self, token: int | str) -> Tensor:
+        """Tokens that are more likely than the given one, ``[place, prompt]``; 0 is the most likely."""
+        index = self.token(token)
+        rows = []
+        for i in range(len(self.states)):
+            logits = self.logits(i)
+            rows.append((logits > logits[:, index : index + 1]).sum(-1))
+        return torch.stack(rows)
+
+    def top(self, k: int = 5) -> list[list[list[str]]]:
+        """The k most likely tokens as text, by state and prompt."""
+        found = []
+        for i in range(len(self.states)):
+            best = self.logits(i).topk(k, -1).indices
+            found.append([[self.tokenizer.decode([t]) for t in row] for row in best.tolist()])
+        return found
+
+    def token(self, token: int | str) -> int:
+        """The id of a token. SiteError for a text of several tokens."""
+        if isinstance(token, int):
+            return token
+        ids = self.tokenizer(token, add_special_tokens=False).input_ids
+        if len(ids) != 1:
+            raise SiteError(
+                f"{token!r} is {len(ids)} tokens; give one token, with its leading space"
+            )
+        return ids[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Patching:
+    """Effects of activation patching.
+
+    effects: metric of the corrupted run with one clean activation in it, ``[site, offset, prompt]``. clean,
+    corrupted: metric of the two runs, ``[prompt]``.
+    """
+
+    sites: tuple[Site, ...]
+    offsets: tuple[int, ...]
+    effects: Float[Tensor, "site offset prompt"]
+    clean: Float[Tensor, " prompt"]
+    corrupted: Float[Tensor, " prompt"]
+
+    @property
+    def restored(self) -> Float[Tensor, "site offset"]:
+        """Share of the difference between the runs that comes back, of means over prompts."""
+        whole = (self.clean - self.corrupted).mean()
+        return (self.effects - self.corrupted).mean(-1) / whole

@@ -1,0 +1,273 @@
+"""``LM``: what a user asks of a model, in one object, with every backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from toolbox import opened, random_vector, relative
+from torch import Tensor, nn
+
+from interp.backends import BACKENDS
+from interp.backends.opening import open_model, wrap
+from interp.backends.steps import Sampling
+from interp.data import ChatFormat, encode
+from interp.data.prompts import PromptSet
+from interp.errors import InterpError, NotExpressible, PromptError, SiteError
+from interp.interventions import ablate, add, replace, scale
+from interp.lm import LM
+from interp.sites import Site
+from interp.types import TokenBatch
+
+TEXTS = ("What is the tide?", "Name a long river in the north.", "Hm", "Who?")
+
+
+@pytest.fixture(scope="module")
+def lm(chat_dir: Path) -> LM:
+    return LM(open_model(str(chat_dir)), batch_size=3)
+
+
+def last_logits(lm: LM, text: str) -> Tensor:
+    """A plain forward pass over one prompt."""
+    batch = encode(lm.tokenizer, [text], lm.chat)
+    with torch.no_grad():
+        return lm.hf(batch.ids).logits[0, -1]
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+def test_text_sets_and_tokens_are_one_prompt(lm: LM) -> None:
+    one, several = lm.logits(TEXTS[0]), lm.logits(TEXTS)
+    assert one.shape == (1, lm.hf.config.vocab_size)
+    for row, text in enumerate(TEXTS):
+        assert relative(several[row], last_logits(lm, text)) < 1e-5
+    assert torch.equal(several, lm.logits(PromptSet(TEXTS, "four")))
+    assert torch.equal(several, lm.logits(lm.tokens(TEXTS)))
+    assert relative(lm.using(batch_size=1).logits(TEXTS), several) < 1e-5
+
+
+def test_plain_text_is_left_as_it_is(lm: LM) -> None:
+    plain = lm.using(chat=None).tokens("the sea")
+    assert lm.tokenizer.decode(plain.ids[0], skip_special_tokens=True) == "the sea"
+    assert "user" in lm.tokenizer.decode(lm.tokens("the sea").ids[0])
+    brief = lm.using(chat=ChatFormat(system="Be brief."))
+    assert "Be brief." in lm.tokenizer.decode(brief.tokens("the sea").ids[0])
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_residuals_are_the_hidden_states(lm: LM) -> None:
+    found = lm.residuals(TEXTS)
+    assert found.shape == (1 + lm.n_blocks, len(TEXTS), lm.d_model)
+    batch = lm.tokens(TEXTS[1])
+    with torch.no_grad():
+        states = lm.hf(batch.ids, output_hidden_states=True).hidden_states
+    for place in range(lm.n_blocks):  # transformers norms the last one
+        assert relative(found[place, 1], states[place][0, -1]) < 1e-5
+
+
+def test_spans_are_those_of_each_prompt_alone(lm: LM) -> None:
+    """Whatever the padding: prompts and responses of different lengths, means and whole spans."""
+    answers = ["It rises.", "Ob", "No idea at all", "Me"]
+    site = lm.resid_post[1]
+    span = lm.activations(TEXTS, site, at="response", responses=answers)
+    mean = lm.activations(TEXTS, site, at="response", responses=answers, reduce="mean")
+    first = lm.activations(TEXTS, site, at=0, responses=answers)
+    last = lm.activations(TEXTS, site, at=-1, responses=answers)
+    assert span.mask is not None
+    for row, (text, answer) in enumerate(zip(TEXTS, answers, strict=True)):
+        alone = lm.tokens([text], [answer])
+        n = len(lm.tokenizer(answer, add_special_tokens=False).input_ids)
+        whole = lm.backend.capture(alone, [site], None)[site][0]
+        assert int(span.mask[row].sum()) == n
+        assert relative(span[site][row][span.mask[row]], whole[-n:]) < 1e-5
+        assert relative(mean[site][row], whole[-n:].mean(0)) < 1e-5
+        assert relative(first[site][row], whole[-n]) < 1e-5
+        assert relative(last[site][row], whole[-n - 1]) < 1e-5
+    with pytest.raises(PromptError, match="needs responses"):
+        lm.activations(TEXTS, site, at="response")
+    with pytest.raises(PromptError, match="response 2 is empty"):
+        lm.activations(TEXTS, site, responses=["a", "", "b", "c"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model_type", ["llama", "mamba", "jamba", "qwen3_moe"])
+def test_one_pass_gives_logits_and_cache(model_type: str, backend: str, batch: TokenBatch) -> None:
+    lm = LM(opened(model_type, backend))
+    passes = 0
+
+    def count(module: nn.Module, args: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    handle = lm.hf.get_submodule(lm.anatomy.embeddings[0].module).register_forward_pre_hook(count)
+    logits, cache = lm.run_with_cache(batch)
+    handle.remove()
+    assert passes == 1
+    assert relative(logits[:, -1], lm.logits(batch)) < 1e-5
+    assert torch.equal(cache["resid_post", 1], cache["blocks.1.hook_resid_post"])
+    assert relative(cache[lm.resid_post[0]][:, -1], lm.residuals(batch)[1]) < 1e-5
+    _, some = lm.run_with_cache(batch, "blocks.0.hook_resid_post")
+    assert list(some) == [Site.resid_post(0)]
+    with pytest.raises(SiteError, match="not in this cache"):
+        some["resid_post", 1]
+
+
+def test_logprobs_are_those_of_the_responses(lm: LM) -> None:
+    answers = ["It rises.", "Ob", "No idea at all", "Me"]
+    found = lm.logprobs(TEXTS, answers)
+    for row, (text, answer) in enumerate(zip(TEXTS, answers, strict=True)):
+        batch = lm.tokens([text], [answer])
+        n = len(found.tokens[row])
+        with torch.no_grad():
+            logp = lm.hf(batch.ids).logits[0].log_softmax(-1)
+        each = logp[-n - 1 : -1].gather(-1, batch.ids[0, -n:, None]).squeeze(-1)
+        assert relative(found.tokens[row], each) < 1e-4
+        assert found.sums[row].item() == pytest.approx(each.sum().item(), rel=1e-4)
+    assert (
+        lm.logprobs(TEXTS, answers, add(lm.resid_post[0], torch.ones(lm.d_model)))
+        .sums.ne(found.sums)
+        .all()
+    )
+
+
+def test_the_lens_ends_in_the_models_logits(tiny: nn.Module, batch: TokenBatch) -> None:
+    lm = LM(wrap(tiny))
+    lens = lm.lens(batch)
+    assert relative(lens.logits(-1), lm.logits(batch)) < 1e-4
+    best = lm.logits(batch).argmax(-1)
+    assert lens.ranks(int(best[0]))[-1, 0] == 0
+    total = sum(lens.probabilities(t)[0] for t in range(lm.hf.config.vocab_size))
+    assert relative(total, torch.ones(len(batch))) < 1e-4
+
+
+def test_the_lens_speaks(lm: LM) -> None:
+    top = lm.lens(TEXTS[:2]).top(3)
+    assert (len(top), len(top[0]), len(top[0][0])) == (1 + lm.n_blocks, 2, 3)
+    with pytest.raises(SiteError, match="tokens; give one token"):
+        lm.lens("x").ranks("several tokens")
+
+
+# --- editing -------------------------------------------------------------------------------------
+
+
+def test_several_strengths_run_in_one_batch(lm: LM) -> None:
+    vector = 3 * random_vector(lm.d_model)
+    edit = add(lm.resid_post[1], vector, [-1, 0, 2], where="response")
+    many = lm.generate(TEXTS, edit, tokens=6)
+    assert many.axes == ("strength", "prompt")
+    for place, strength in enumerate((-1, 0, 2)):
+        alone = lm.generate(
+            TEXTS, add(lm.resid_post[1], vector, strength, where="response"), tokens=6
+        )
+        assert torch.equal(many.ids[place], alone.ids)
+        assert many.texts[place] == alone.texts
+    assert many.texts[1] == lm.generate(TEXTS, tokens=6).texts
+    assert lm.logits(TEXTS, edit).shape == (3, len(TEXTS), lm.hf.config.vocab_size)
+
+
+def test_patching_finds_where_prompts_differ(lm: LM) -> None:
+    clean, corrupted = ["the cat is a"], ["the dog is a"]
+    metric = lambda logits: logits[:, 65] - logits[:, 66]  # noqa: E731
+    found = lm.patching(clean, corrupted, lm.resid_post, metric, at=(-1,))
+    assert found.effects.shape == (lm.n_blocks, 1, 1)
+    # Nothing after the last block mixes positions: its clean stream gives the clean logits.
+    assert found.restored[-1, 0].item() == pytest.approx(1.0, abs=1e-4)
+    first = lm.activations(clean, lm.resid_post[0])[lm.resid_post[0]]
+    by_hand = metric(lm.logits(corrupted, replace(lm.resid_post[0], first, where=-1)))
+    assert found.effects[0, 0].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_heads_and_neurons(lm: LM) -> None:
+    head, neuron = lm.head(1, 1), lm.neuron(0, 5)
+    assert head.stop - head.start == lm.hf.config.head_dim
+    edit = scale(head, 0.0) + scale(neuron, 2.0)
+    delta = lm.to_delta(edit)
+    assert relative(lm.logits(TEXTS, delta), lm.logits(TEXTS, edit)) < 1e-4
+    assert relative(lm.logits(TEXTS), lm.logits(TEXTS, edit)) > 1e-4
+    with pytest.raises(SiteError, match="has heads 0"):
+        lm.head(0, 99)
+    with pytest.raises(SiteError, match="has neurons 0"):
+        lm.neuron(0, 10**6)
+
+
+def test_an_edit_is_weights_where_it_has_them(lm: LM) -> None:
+    delta = lm.to_delta(ablate(lm.writers, random_vector(lm.d_model)))
+    assert delta.rank == 1
+    assert relative(lm.residuals(TEXTS, delta), lm.residuals(TEXTS)) > 1e-4
+    with pytest.raises(NotExpressible, match="skip path"):
+        lm.to_delta(ablate(lm.resid_post[0], random_vector(lm.d_model)))
+
+
+def test_gradients_reach_what_is_added(lm: LM) -> None:
+    vector = torch.zeros(lm.d_model, requires_grad=True)
+    lm.forward(TEXTS[0], add(lm.resid_post[0], vector, where=-1))[0, -1, 65].backward()
+    assert vector.grad is not None
+    assert vector.grad.norm() > 0
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_seed_fixes_every_draw(chat_dir: Path, backend: str) -> None:
+    """Whatever the batch size, the company and the backend."""
+    lm = LM(open_model(str(chat_dir), backend=backend))
+    draws = Sampling(temperature=0.8, samples=3, seed=1)
+    found = lm.generate(TEXTS, tokens=5, sampling=draws)
+    assert found.axes == ("prompt", "sample")
+    plain = LM(open_model(str(chat_dir)), batch_size=2)
+    assert found.texts == plain.generate(TEXTS, tokens=5, sampling=draws).texts
+    assert found.texts[:2] == plain.generate(TEXTS[:2], tokens=5, sampling=draws).texts
+    assert len({tuple(row) for row in found.ids[0].tolist()}) == 3
+    other = plain.generate(TEXTS, tokens=5, sampling=Sampling(temperature=0.8, samples=3, seed=2))
+    assert other.texts != found.texts
+
+
+def test_draws_follow_the_softmax(lm: LM) -> None:
+    """First tokens of many samples against the model's probabilities, within four standard errors."""
+    n = 400
+    ids = lm.using(batch_size=n).generate(
+        TEXTS[0], tokens=1, sampling=Sampling(temperature=2.0, samples=n)
+    ).ids  # fmt: skip
+    p = (lm.logits(TEXTS[0])[0] / 2.0).softmax(-1)
+    likely = p.topk(5).indices
+    for token in likely.tolist():
+        share = (ids == token).float().mean().item()
+        error = (p[token] * (1 - p[token]) / n).sqrt().item()
+        assert abs(share - p[token].item()) < 4 * error
+    few = lm.using(batch_size=n).generate(
+        TEXTS[0], tokens=1, sampling=Sampling(temperature=2.0, samples=n, top_k=2)
+    ).ids  # fmt: skip
+    assert set(few.flatten().tolist()) <= set(p.topk(2).indices.tolist())
+
+
+def test_responses_end_when_a_judge_has_decided(lm: LM) -> None:
+    seen: list[int] = []
+
+    def decided(texts: list[str]) -> list[bool]:
+        seen.append(len(texts))
+        return [True] * len(texts)
+
+    ids = lm.using(batch_size=2).generate(TEXTS, tokens=40, until=decided).ids
+    whole = lm.using(batch_size=2).generate(TEXTS, tokens=40).ids
+    assert seen == [2, 2]
+    assert torch.equal(ids[:, :4], whole[:, :4])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"samples": 0}]
+)
+def test_impossible_sampling_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InterpError):
+        Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_libraries_say_how_to_get_them(lm: LM) -> None:
+    with pytest.raises(InterpError, match="open it with backend='transformer_lens'"):
+        _ = lm.bridge
+    with pytest.raises(InterpError, match="open it with backend='nnsight'"):
+        _ = lm.nnsight
