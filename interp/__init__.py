@@ -14,18 +14,24 @@ _HOMES = {
     "Direction": "interp.types",
     "Edit": "interp.edits",
     "InterpError": "interp.errors",
+    "LM": "interp.lm",
     "PromptSet": "interp.data",
+    "Sampling": "interp.backends.steps",
     "Site": "interp.sites",
     "TokenBatch": "interp.types",
     "WeightDelta": "interp.types",
+    "ablate": "interp.interventions",
     "ablation": "interp.edits",
+    "add": "interp.interventions",
     "applied": "interp.edits",
     "describe": "interp.models",
     "draw": "interp.figures",
     "encode": "interp.data",
     "load_class": "interp.data",
     "load_delta": "interp.export",
-    "open_model": "interp.backends",
+    "open_model": "interp.lm",
+    "replace": "interp.interventions",
+    "scale": "interp.interventions",
     "steering": "interp.edits",
     "tiny_model": "interp.models",
     "to_delta": "interp.edits",
@@ -35,8 +41,8 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from interp.backends import open_model as open_model
     from interp.backends.opening import wrap as wrap
+    from interp.backends.steps import Sampling as Sampling
     from interp.data import PromptSet as PromptSet
     from interp.data import encode as encode
     from interp.data import load_class as load_class
@@ -49,6 +55,12 @@ if TYPE_CHECKING:
     from interp.export import load_delta as load_delta
     from interp.export import verify_export as verify_export
     from interp.figures import draw as draw
+    from interp.interventions import ablate as ablate
+    from interp.interventions import add as add
+    from interp.interventions import replace as replace
+    from interp.interventions import scale as scale
+    from interp.lm import LM as LM
+    from interp.lm import open_model as open_model
     from interp.models import describe as describe
     from interp.models import tiny_model as tiny_model
     from interp.sites import Site as Site

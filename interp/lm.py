@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from interp.backends.opening import open_model as open_backend
 from interp.backends.protocol import AnyEdit, Backend, all_sites, model_inputs
 from interp.backends.steps import Decided, Draws, Sampling, Steps, Until
 from interp.data.chat import ChatFormat, encode, pad_left, text_ids
@@ -345,6 +346,24 @@ class LM(SiteNames):
         effects = torch.stack(grid).unflatten(0, (len(sites), len(at)))
         ends = (metric(self.logits(good)), metric(self.logits(bad)))
         return Patching(tuple(sites), tuple(at), effects, *ends)
+
+
+def open_model(
+    name: str = "smollm2",
+    *,
+    backend: str = "hooks",
+    chat: ChatFormat | None = ChatFormat(),  # noqa: B008 (frozen)
+    batch_size: int = BATCH,
+    watch: Watch = unwatched,
+    **loading: Any,
+) -> LM:
+    """The model behind a name as an :class:`LM`: ``smollm2``, a directory or a hub id.
+
+    backend: ``hooks``, ``transformer_lens`` or ``nnsight``. loading: ``dtype``, ``device_map``, ``quantize``,
+    ``revision``, ``trust_remote_code``. Errors: see :func:`interp.backends.open_model`.
+    """
+    opened = open_backend(name, backend=backend, **loading)
+    return LM(opened, chat, batch_size, watch)
 
 
 def _texts(prompts: str | Sequence[str] | PromptSet) -> list[str]:

@@ -22,7 +22,8 @@ class Cache(Mapping[Site, Tensor]):
     """Activations by site.
 
     Keys are sites, kind and block (``cache["resid_post", 5]``), and TransformerLens names
-    (``cache["blocks.5.hook_resid_post"]``). mask: of a span, which positions ``[prompt, position]`` are real; None where every position is.
+    (``cache["blocks.5.hook_resid_post"]``). mask: of a span, which positions ``[prompt, position]`` are real;
+    None where every position is.
     """
 
     def __init__(self, values: Mapping[Site, Tensor], mask: Tensor | None = None) -> None:

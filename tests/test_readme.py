@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
+from interp.backends import BACKENDS
 from interp.backends.support import SUPPORT
 from interp.cli import COMMANDS
 from interp.models import known_model_types
@@ -94,6 +96,31 @@ def test_every_command_is_shown() -> None:
         assert f"interp {name}" in README
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model", ["llama", "mamba", "jamba", "qwen3_moe"])
+def test_the_first_example_runs_on_every_backend(
+    model: str, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On tiny models, which have three blocks or four."""
+    code = EXAMPLES[0].replace('"smollm2"', f'"tiny:{model}", backend="{backend}"')
+    code = code.replace("[12]", "[1]").replace("[13", "[2")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "('strength', 'prompt', 'sample')" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_libraries_behind_a_model_are_to_hand(tmp_path: Path) -> None:
+    """From a file: nnsight reads the source of a trace."""
+    opening = 'from interp import open_model\nlm = open_model("tiny:llama")\n'
+    script = tmp_path / "example.py"
+    script.write_text(opening + EXAMPLES[1].replace("smollm2", "tiny:llama"))
+    runpy.run_path(str(script))
+
+
 @pytest.mark.slow
 def test_the_python_example_runs(
     chat_dir: Path,
@@ -101,10 +128,8 @@ def test_the_python_example_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert found is not None
     monkeypatch.chdir(tmp_path)
-    exec(compile(found[1].replace('"smollm2"', repr(str(chat_dir))), "README.md", "exec"), {})
+    exec(compile(EXAMPLES[2].replace('"smollm2"', repr(str(chat_dir))), "README.md", "exec"), {})
     assert "of 8 refused" in capsys.readouterr().out
     assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
 

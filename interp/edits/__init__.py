@@ -7,6 +7,7 @@ The base model is never changed by a method. :func:`interp.hooking.hooked` runs 
 from __future__ import annotations
 
 from interp.edits.applying import (
+    FINGERPRINT_SAMPLES,
     applied,
     apply_,
     check_base,
@@ -27,6 +28,7 @@ from interp.edits.edit import (
 from interp.edits.weights import as_edit, to_delta
 
 __all__ = [
+    "FINGERPRINT_SAMPLES",
     "Edit",
     "ablation",
     "applied",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interp import open_model
-from interp.backends import Backend
+from interp.backends import Backend, open_model
 from interp.data import encode
 from interp.evaluate.divergence import end_tokens, until_end
 from interp.evaluate.replacement import (
