@@ -190,7 +190,7 @@ def test_patching_everything_restores_the_clean_run(batch: TokenBatch) -> None:
     ("make", "message"),
     [
         (lambda s, v: add(s, v, where="answers"), "where is one of all, prompt, response"),
-        (lambda s, v: add(s, v, where=()), "names no position"),
+        (lambda s, v: add(s, v, where=()), "no position asked for"),
         (lambda s, v: add([], v), "no site"),
         (lambda s, v: add(s, v, [1, 2]) + add(s, v, [1, 2, 3]), "2 and 3 strengths"),
         (lambda s, v: add([s, s], torch.stack([v] * 3)), "3 vectors for 2 sites"),
