@@ -21,8 +21,8 @@ CORE := $(VENV)/.stamp-core
 DEV := $(VENV)/.stamp-dev
 OFFLINE := HF_HUB_OFFLINE=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 ARGS ?=
-# All but heretic's tests; coverage, and shapes and types checked at every call, take half as long again.
-WHOLE := -m "not heretic" --cov --durations=25 --jaxtyping-packages=interp,beartype.beartype
+# All but heretic's tests, with coverage, which takes half as long again.
+WHOLE := -m "not heretic" --cov --durations=25
 # Processes that share the tests, each with one thread: small models gain nothing from a second one.
 JOBS ?= auto --maxprocesses=4
 
@@ -43,7 +43,7 @@ test: $(DEV) ## run the tests that are not slow (ARGS="-k name" for some of them
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -p no:nbmake -m "not slow and not heretic" \
 	  -n $(JOBS) --dist worksteal $(ARGS)
 
-test-all: ## run the slow tests as well, with coverage and checks of shapes, as .ci/run does
+test-all: ## run the slow tests as well, with coverage, as .ci/run does
 	@$(MAKE) --no-print-directory test ARGS='$(WHOLE) $(ARGS)'
 
 lint: $(DEV) ## ruff, import contracts, types

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from interp.types import TokenBatch
 
 
-def pytest_collectstart(collector: pytest.Collector) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any test is collected: a test keeps the profile that was loaded when it was defined."""
-    if not isinstance(collector, pytest.Session):
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
     import torch
     from hypothesis import settings
