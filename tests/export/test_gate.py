@@ -209,3 +209,21 @@ def test_a_delta_that_is_only_saved_says_what_stands_behind_it(saved, tmp_path) 
     assert load_delta(tmp_path / "delta").recipe["method"] == "ablation"
     assert gate.Passed().unproven
     assert shipped_cards()
+
+
+def test_what_the_shipped_cards_prove(edit) -> None:
+    closed = {"method": "least-disturbance"}
+    opened = closed | {"opened": 2.5}
+    learned = {"worth": 0.06, "steps": 64, "of": opened}
+    paper = "representation_engineering"
+    for recipe, keys, missing in (
+        (edit.recipe, ["refusal/report"], 0),
+        (closed, ["refusal/report"], 0),
+        (learned, [f"{paper}/bar", f"{paper}/frontier"], 0),
+        (opened, [], 1),
+        ({"worth": 0.06, "of": closed}, [], 1),
+    ):
+        made = replace(edit, recipe=recipe)
+        passed = check(made, shipped_cards(), measured(made), unproven=True)
+        assert [entry["key"] for entry in passed.cards] == keys
+        assert len(passed.missing) == missing
