@@ -125,6 +125,7 @@ def test_every_kind_is_tried_here() -> None:
     assert set(SERIES) == set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_record_gives_the_same_bytes_without_a_date(kind: str, tmp_path: Path) -> None:
     path = record(kind).save(tmp_path)
@@ -372,6 +373,7 @@ def with_texts(value: Any, text: str, *, named: bool = False) -> Any:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_is_xml_and_shows_every_text(kind: str, text: str, tmp_path: Path) -> None:

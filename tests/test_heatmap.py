@@ -131,6 +131,7 @@ def test_a_series_that_does_not_fit_is_explained(panel: dict[str, Any], message:
         draw(record(panels=[panel]))
 
 
+@pytest.mark.slow
 def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
     path = record().save(tmp_path)
     first = render(path).read_bytes()

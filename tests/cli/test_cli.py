@@ -317,6 +317,7 @@ def test_attribute(
     assert "parts sum to it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_demo_on_a_directory(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def failing(tmp_path: Path) -> Path:
     return record.save(tmp_path / "cards")
 
 
+@pytest.mark.slow
 def test_an_edit_is_proven_once_it_has_a_card_and_is_measured(
     delta: Path, chat_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:

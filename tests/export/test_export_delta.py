@@ -231,6 +231,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=4) |
 VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -77,7 +77,7 @@ def test_importing_is_light() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("hidden_size", 48, "does not reload: |cannot load "),
+        ("hidden_size", 48, "do not fit its config"),
         ("model_type", "perceiver", "no anatomy for model_type 'perceiver'"),
     ],
 )

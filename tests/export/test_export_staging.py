@@ -50,6 +50,7 @@ def test_a_failed_export_leaves_the_older_one(saved, tmp_path, monkeypatch) -> N
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_leftovers_of_killed_runs_are_cleared(saved, tmp_path) -> None:
     base, out = saved("llama"), tmp_path / "out"

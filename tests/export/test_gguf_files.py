@@ -129,6 +129,7 @@ def test_a_damaged_export_does_not_verify(saved, tmp_path) -> None:
 # --- round trip --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_factors_of_any_rank_come_back_bit_for_bit(data) -> None:

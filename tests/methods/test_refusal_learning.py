@@ -216,6 +216,7 @@ def test_a_refusal_that_is_worth_more_is_beaten_by_more(
     assert ahead(dear) < ahead(delta) < ahead(cheap) + 1e-6
 
 
+@pytest.mark.slow
 def test_without_an_opener_the_first_token_alone_counts(backend: Backend) -> None:
     sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
     fitted = fit(backend, *sides, response_tokens=0)

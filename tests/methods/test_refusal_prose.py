@@ -87,6 +87,7 @@ def test_an_edit_moves_what_is_written_less_when_it_counts_more(backend: Backend
     assert moved[0] > moved[1] > moved[2] > 0
 
 
+@pytest.mark.slow
 def test_a_wide_writer_keeps_rows(tokenizer) -> None:
     model = tiny_model("llama", vocab_size=259, num_hidden_layers=1, intermediate_size=SQUARE + 4)
     wide = wrap(model, tokenizer, source="tiny")

@@ -90,6 +90,7 @@ def test_a_second_run_tries_nothing_again(record, kept: Path, calls) -> None:
     assert again.series == record.series
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(
     record, tmp_path: Path, calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

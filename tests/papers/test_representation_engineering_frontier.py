@@ -173,6 +173,7 @@ def test_variants_of_partial_ablation_are_made_at_its_setting(study: Study) -> N
 # --- figures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(study: Study) -> None:
     record = frontier(study)
     draw(record)
@@ -189,6 +190,7 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(study: Stud
     assert {path: path.stat().st_mtime_ns for path in study.kept.iterdir()} == written
 
 
+@pytest.mark.slow
 def test_narrowness_is_measured_and_drawn(study: Study) -> None:
     record = narrow.narrowness(study)
     draw(record)

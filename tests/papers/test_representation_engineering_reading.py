@@ -115,14 +115,6 @@ def test_planted_figures_are_reproduced(name: str) -> None:
     assert record.provenance.model == "planted data"
 
 
-def test_fewer_draws_say_the_same() -> None:
-    assert all(judged(planted.PLANTED_CLAIMS, planted.isotropic_lines(40)).values())
-    lines = planted.nuisance_lines(3)
-    marks = planted.thresholds()
-    x = {"values": list(planted.NUISANCE_SHIFTS)}
-    assert all(judged(planted.NUISANCE_CLAIMS, lines, x=x, marks=marks).values())
-
-
 def test_the_closed_form_at_64_rows() -> None:
     assert planted.predicted_cosine(3.0, 128, 64, 64) == pytest.approx(0.832, abs=5e-4)
 
