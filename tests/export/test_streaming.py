@@ -147,7 +147,7 @@ def test_another_base_and_missing_files_leave_nothing(saved, tmp_path) -> None:
         merge(base.ablated(), str(base.path), base.path, overwrite=True, unproven=True)
     folder = sharded(base, tmp_path / "base")
     sorted(folder.glob("*.safetensors"))[0].unlink()
-    with pytest.raises(ModelNotFound, match="lacks model-0.*which its index names"):
+    with pytest.raises(ModelNotFound, match=r"lacks model-0.*which its index names"):
         merge(base.ablated(), str(folder), tmp_path / "out", unproven=True)
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
