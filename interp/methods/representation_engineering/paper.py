@@ -36,6 +36,13 @@ PAPER = Paper(
         ),
         FigureSpec("frontier", "Effect against KL of every edit", f"{HOME}.frontier:frontier"),
         FigureSpec("bar", "All edits on the shipped report split", f"{HOME}.frontier:bar"),
+        FigureSpec(
+            "bar_coder",
+            "Edits of a second model on the shipped report split",
+            f"{HOME}.second_model:bar_coder",
+            model="qwen2.5-coder-1.5b",
+            limit=32,
+        ),
         FigureSpec("narrowness", "Requests that look otherwise", f"{HOME}.narrowness:narrowness"),
         FigureSpec("flags", "Changes to heretic's direction", f"{HOME}.flags:flags"),
         FigureSpec(
