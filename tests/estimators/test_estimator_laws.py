@@ -49,6 +49,7 @@ def test_the_positive_class_scores_higher(name: str, shape: tuple[int, int], see
         assert fitted.score(pos).mean() > 0 > fitted.score(neg).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", without("random"))  # one independent draw a layer
 @LAWS
 @given(SHAPES, SEEDS)

@@ -204,6 +204,7 @@ def test_narrowness_is_measured_and_drawn(study: Study) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     record = flagged.flags(study)
     draw(record)
