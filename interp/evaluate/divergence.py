@@ -37,7 +37,8 @@ def first_logits(
     backend: Backend, batch: TokenBatch, edit: AnyEdit = None, batch_size: int = BATCH
 ) -> Float[Tensor, "n vocab"]:
     """Logits of the first response token of any number of prompts, a batch at a time, in fp32."""
-    return torch.cat([backend.logits(chunk, edit).float() for chunk in batch.split(batch_size)])
+    with backend.editing(edit):
+        return torch.cat([backend.logits(chunk).float() for chunk in batch.split(batch_size)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +64,9 @@ class Reference:
         return torch.cat(parts)
 
 
-def _log_probs(backend: Backend, spoken: TokenBatch, edit: AnyEdit, tokens: int) -> Tensor:
+def _log_probs(backend: Backend, spoken: TokenBatch, tokens: int) -> Tensor:
     """Log-probabilities of the last ``tokens`` tokens of ``spoken``, given what precedes each."""
-    logits = backend.logits(spoken, edit, tuple(range(-tokens - 1, 0)))[:, :-1].float()
+    logits = backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
@@ -103,7 +104,7 @@ def reference(
         new = backend.generate(chunk, tokens=tokens)
         spoken = chunk.extended(new)
         batches.append(spoken)
-        kept.append(_log_probs(backend, spoken, None, tokens))
+        kept.append(_log_probs(backend, spoken, tokens))
         real.append(until_end(new, ends))
         if progress:
             progress(len(chunk))
@@ -130,16 +131,17 @@ def divergence(
 ) -> Divergence:
     """First-token and per-token KL of an edit against the base on the reference continuations."""
     first, sums, counts, agreed = [], [], [], []
-    for spoken, base, real in zip(ref.batches, ref.kept, ref.real, strict=True):
-        edited = _log_probs(backend, spoken, edit, base.shape[1])
-        same = (edited.argmax(-1) == spoken.ids[:, -base.shape[1] :]) | (real == 0)
-        agreed += same.long().cumprod(1).sum(1).tolist()
-        kl = kl_nats(base, edited)
-        first.append(kl[:, 0])
-        sums.append((kl * real).sum(1))
-        counts.append(real.sum(1))
-        if progress:
-            progress(len(spoken))
+    with backend.editing(edit):
+        for spoken, base, real in zip(ref.batches, ref.kept, ref.real, strict=True):
+            edited = _log_probs(backend, spoken, base.shape[1])
+            same = (edited.argmax(-1) == spoken.ids[:, -base.shape[1] :]) | (real == 0)
+            agreed += same.long().cumprod(1).sum(1).tolist()
+            kl = kl_nats(base, edited)
+            first.append(kl[:, 0])
+            sums.append((kl * real).sum(1))
+            counts.append(real.sum(1))
+            if progress:
+                progress(len(spoken))
     one, total, n = torch.cat(first), torch.cat(sums), torch.cat(counts).double()
     mean = total.sum() / n.sum()
     # Ratio estimator: prompts are the sampling unit, tokens inside one are not independent.

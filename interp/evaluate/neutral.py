@@ -52,15 +52,16 @@ def passage_nats(
     """Negative log-likelihood of every passage in nats, and how many tokens it is of, ``[n]`` both: for
     intervals over passages, which edits share."""
     nats, tokens = [], []
-    for chunk in batch.split(min(batch_size, ROWS)):
-        logits = backend.logits(chunk, edit, None)[:, :-1].float()
-        target = chunk.ids[:, 1:].unsqueeze(-1)
-        # Log-likelihood without a second array of vocabulary size.
-        nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).double()
-        # A token counts when it and its predecessor are real.
-        real = chunk.mask[:, 1:] * chunk.mask[:, :-1]
-        nats.append((nll * real).sum(-1).cpu())
-        tokens.append(real.sum(-1).cpu())
-        if progress:
-            progress(len(chunk))
+    with backend.editing(edit):
+        for chunk in batch.split(min(batch_size, ROWS)):
+            logits = backend.logits(chunk, None, None)[:, :-1].float()
+            target = chunk.ids[:, 1:].unsqueeze(-1)
+            # Log-likelihood without a second array of vocabulary size.
+            nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).double()
+            # A token counts when it and its predecessor are real.
+            real = chunk.mask[:, 1:] * chunk.mask[:, :-1]
+            nats.append((nll * real).sum(-1).cpu())
+            tokens.append(real.sum(-1).cpu())
+            if progress:
+                progress(len(chunk))
     return torch.cat(nats), torch.cat(tokens)

@@ -154,10 +154,11 @@ def generate_ids(
 ) -> Ids:
     """Greedy responses to any number of prompts as token ids ``[n, tokens]``, padded after their end."""
     parts = []
-    for chunk in batch.split(batch_size):
-        parts.append(backend.generate(chunk, edit, tokens=tokens))
-        if progress:
-            progress(len(chunk))
+    with backend.editing(edit):  # once: a delta is checked, added and taken out again
+        for chunk in batch.split(batch_size):
+            parts.append(backend.generate(chunk, tokens=tokens))
+            if progress:
+                progress(len(chunk))
     return torch.cat(parts)
 
 
