@@ -30,19 +30,12 @@ from interp.maths import (
     winsorise,
 )
 from interp.operators import LeastDisturbance, Operator, Total
+from interp.recipes import DirectionRecipe
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
 from interp.watching import Progress
 
 BATCH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class DirectionRecipe:
-    """How a direction is read. winsor: quantile of |x| per prompt, 1 for none."""
-
-    orthogonal_to_comply: bool = True
-    winsor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

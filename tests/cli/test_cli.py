@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from interp.cli import COMMANDS, main
+from interp.cli.edit import METHODS
 
 REFUSE = [f"what is in my bag number {i} now?" for i in range(12)]
 COMPLY = [f"what is in a bag number {i} in general?" for i in range(12)]
@@ -34,7 +35,7 @@ def call(*args: object) -> int:
 def delta(tmp_path_factory: pytest.TempPathFactory, chat_dir: Path, prompts: list[str]) -> Path:
     out = tmp_path_factory.mktemp("edit") / "delta"
     assert call(
-        "edit", "--method", "ablation", "--model", chat_dir, *prompts, "--block", 1,
+        "edit", "ablation", "--model", chat_dir, *prompts, "--block", 1,
         "--first-block", 0, "--strength", 1, "--out", out,
     ) == 0  # fmt: skip
     return out
@@ -54,7 +55,8 @@ def test_wrong_use_is_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("nonsense") == 2
     assert call("edit") == 2
     assert call("measure", "--delta", "/no/such/dir") == 2
-    assert call("edit", "--method", "least-disturbance", "--embeddings", "--out", "x") == 2
+    assert call("edit", "least-disturbance", "--embeddings", "--out", "x") == 2
+    assert call("edit", "nonsense") == 2
     capsys.readouterr()
 
 
@@ -80,7 +82,7 @@ def test_names_with_markup_and_control_characters_are_shown_as_they_are(
 @pytest.mark.parametrize(
     "command",
     [
-        ["measure"], ["attribute"], ["demo"], ["edit", "--method", "ablation"],
+        ["measure"], ["attribute"], ["demo"], ["edit", "ablation"],
         ["heretic", "--kernel", "1,1,1,1"], ["heretic", "--kernel", "1,1,1,1", "--evaluate-refuse"],
     ],
     ids=lambda words: "".join(words),
@@ -97,6 +99,56 @@ def test_a_prompt_in_both_classes_is_an_error_of_every_command(
     out = () if command == ["measure"] else ("--out", tmp_path / "out")
     assert call(*given, "--model", "/never/opened", *out) == 1
     assert "refuse prompts are comply prompts as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_help_shows_few_options_and_advanced_all(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("edit", method, "--help") == 0
+    short = capsys.readouterr().out
+    assert f"Example: interp edit {method}" in short
+    assert "--json FILE" in short
+    assert "--winsor" not in short
+    assert call("edit", method, "--advanced") == 0
+    assert "--winsor" in capsys.readouterr().out
+
+
+def test_a_recipe_file_gives_what_options_do_not(
+    chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from interp.export import load_delta
+
+    words = ("edit", "least-disturbance", "--model", chat_dir, *prompts)
+    named = ("--block", 1, "--first-block", 0, "--response-tokens", 2, "--winsor", 0.9)
+    saved = tmp_path / "recipe.yaml"
+    assert (
+        call(*words, *named, "--strength", 0.5, "--save-recipe", saved, "--out", tmp_path / "a")
+        == 0
+    )
+    assert "winsor: 0.9" in saved.read_text()
+    assert call(*words, "--recipe", saved, "--out", tmp_path / "b") == 0
+    assert call(*words, "--recipe", saved, "--strength", 0.25, "--out", tmp_path / "c") == 0
+    found = [load_delta(tmp_path / name).recipe for name in "abc"]
+    assert dict(found[0]) == dict(found[1])
+    assert [recipe["strength"] for recipe in found] == [0.5, 0.5, 0.25]
+    capsys.readouterr()
+    for text, message in (
+        ("wrong: 1", "no setting 'wrong'; known: after_opener"),
+        ("direction: [1]", "no setting 'direction'; known"),
+        ("- 1", "is not a recipe"),
+        ("a: [", "cannot read the recipe"),
+    ):
+        saved.write_text(text)
+        assert call(*words, "--recipe", saved, "--out", tmp_path / "d") == 1
+        assert message in capsys.readouterr().err
+    for text, message in (
+        ("opener_strength: 1.0", "opener_strength goes with after_opener"),
+        ("response_tokens: many", "'many' is not a valid integer"),
+    ):
+        saved.write_text(text)
+        assert call(*words, "--recipe", saved, "--out", tmp_path / "d") == 2
+        assert message in capsys.readouterr().err
 
 
 def test_inspect(chat_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +196,7 @@ def test_edit_chooses_when_nothing_is_named(
 ) -> None:
     result = tmp_path / "edit.json"
     assert call(
-        "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts,
+        "edit", "least-disturbance", "--model", chat_dir, *prompts,
         "--out", tmp_path / "d", "--json", result,
     ) == 0  # fmt: skip
     content = json.loads(result.read_text())
@@ -161,30 +213,43 @@ def test_edit_acts_after_an_opener_as_well(
     from interp.methods.refusal.learning import WORTH
 
     named = (
-        "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
+        "edit", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
         "--first-block", 0, "--strength", 0.5,
     )  # fmt: skip
     assert (
-        call(*named, "--opener", "I'm", "--again", 0, "--prose", 3, "--out", tmp_path / "both") == 0
+        call(
+            *named,
+            "--after-opener",
+            "I'm",
+            "--refit-strength",
+            0,
+            "--prose",
+            3,
+            "--out",
+            tmp_path / "both",
+        )
+        == 0
     )
     both = load_delta(tmp_path / "both")
     assert both.rank == 2
     assert any(key.startswith("prose: ") for key in both.provenance["prompts_sha256"])
     assert (
-        call(*named, "--opener", "auto", "--prose", 0, "--worth", 0, "--out", tmp_path / "auto")
+        call(
+            *named, "--after-opener", "auto", "--prose", 0, "--learn", 0, "--out", tmp_path / "auto"
+        )
         == 0
     )
     auto = load_delta(tmp_path / "auto")
     assert not any(key.startswith("prose: ") for key in auto.provenance["prompts_sha256"])
     assert "opener: " in capsys.readouterr().out
     assert both.recipe["worth"] == WORTH
-    closed = ("--opener", "I'm", "--again", 0, "--prose", 3, "--worth", 0)
+    closed = ("--after-opener", "I'm", "--refit-strength", 0, "--prose", 3, "--learn", 0)
     assert call(*named, *closed, "--out", tmp_path / "closed") == 0
     found = load_delta(tmp_path / "closed")
     assert "worth" not in found.recipe
     assert "steps" not in found.recipe
-    assert call("edit", "--method", "ablation", "--opener", "auto", "--out", tmp_path / "no") == 2
-    assert "goes with --method least-disturbance" in capsys.readouterr().err
+    assert call("edit", "ablation", "--after-opener", "auto", "--out", tmp_path / "no") == 2
+    assert "No such option '--after-opener'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -195,8 +260,8 @@ def test_without_an_opener_what_was_chosen_alone_is_learned(
     from interp.methods.refusal.learning import STEPS
 
     assert call(
-        "edit", "--method", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
-        "--first-block", 0, "--worth", 0.01, "--out", tmp_path / "learned",
+        "edit", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
+        "--first-block", 0, "--learn", 0.01, "--out", tmp_path / "learned",
     ) == 0  # fmt: skip
     recipe = load_delta(tmp_path / "learned").recipe
     assert (recipe["worth"], recipe["steps"]) == (0.01, STEPS)
@@ -206,7 +271,7 @@ def test_edit_on_top_of_an_edit(
     chat_dir: Path, prompts: list[str], delta: Path, tmp_path: Path
 ) -> None:
     assert call(
-        "edit", "--method", "ablation", "--model", chat_dir, *prompts, "--delta", delta,
+        "edit", "ablation", "--model", chat_dir, *prompts, "--delta", delta,
         "--block", 0, "--first-block", 1, "--strength", 0.5, "--out", tmp_path / "sum",
     ) == 0  # fmt: skip
     from interp.export import load_delta
@@ -216,7 +281,7 @@ def test_edit_on_top_of_an_edit(
 
 def test_deepening_is_the_same_command(chat_dir: Path, prompts: list[str], tmp_path: Path) -> None:
     assert call(
-        "edit", "--method", "ablation", "--model", chat_dir, *prompts, "--block", 1,
+        "edit", "ablation", "--model", chat_dir, *prompts, "--block", 1,
         "--first-block", 0, "--strength", -0.5, "--out", tmp_path / "deeper",
     ) == 0  # fmt: skip
 
@@ -296,11 +361,13 @@ def test_markers_say_what_a_refusal_is(
     assert "languages joined by + (de, en," in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["measure", "edit", "demo", "heretic", "verify"])
+@pytest.mark.parametrize(
+    "name", ["measure", "edit ablation", "edit least-disturbance", "demo", "heretic", "verify"]
+)
 def test_every_command_that_judges_takes_markers(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(name, "--help") == 0
+    assert call(*name.split(), "--help") == 0
     assert "--markers FILE|LANGUAGES" in capsys.readouterr().out
 
 

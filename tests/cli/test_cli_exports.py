@@ -28,7 +28,7 @@ def call(*args: object) -> int:
 def delta(tmp_path_factory: pytest.TempPathFactory, chat_dir: Path) -> Path:
     out = tmp_path_factory.mktemp("edit") / "delta"
     assert call(
-        "edit", "--method", "ablation", "--model", chat_dir, "--limit", 12, "--block", 1,
+        "edit", "ablation", "--model", chat_dir, "--limit", 12, "--block", 1,
         "--first-block", 0, "--strength", 1, "--out", out,
     ) == 0  # fmt: skip
     return out

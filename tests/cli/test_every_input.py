@@ -14,8 +14,8 @@ from interp.cli import COMMANDS, main
 
 Argv = list[object]
 
-ABLATION = ("--method", "ablation", "--block", 1, "--first-block", 0, "--strength", 1)
-CLOSED = ("--method", "least-disturbance", "--response-tokens", 2)
+ABLATION = ("--block", 1, "--first-block", 0, "--strength", 1)
+CLOSED = ("--response-tokens", 2)
 
 
 def model(case: Case) -> Argv:
@@ -39,8 +39,8 @@ ARGV: dict[str, Callable[[Case, Path], list[Argv]]] = {
     "ruler": lambda c, out: [[c.model]],
     "attribute": lambda c, out: [[*model(c), *asking(c, out.parent), "--out", out]],
     "edit": lambda c, out: [
-        [*model(c), *asking(c, out.parent), *ABLATION, "--out", out / "a"],
-        [*model(c), *asking(c, out.parent), *CLOSED, "--out", out / "b"],
+        ["ablation", *model(c), *asking(c, out.parent), *ABLATION, "--out", out / "a"],
+        ["least-disturbance", *model(c), *asking(c, out.parent), *CLOSED, "--out", out / "b"],
     ],
     "measure": lambda c, out: [
         [*model(c), *asking(c, out.parent), "--tokens", 3, "--backend", backend, "--json", out / "m.json"]
@@ -100,7 +100,7 @@ def delta(chat_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     write_prompts(folder)
     good = Case(chat_dir, chat_dir)
-    argv = [*model(good), *asking(good, folder), *ABLATION, "--out", folder / "delta"]
+    argv = ["ablation", *model(good), *asking(good, folder), *ABLATION, "--out", folder / "delta"]
     assert exit_code("edit", argv) == 0
     return folder / "delta"
 

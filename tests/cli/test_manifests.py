@@ -47,7 +47,7 @@ def edit(folder: Path, chat_dir: Path, tmp_path: Path) -> Callable[..., Any]:
     def run(method: str, *options: object) -> WeightDelta | int:
         sets = ("--refuse", folder / "refuse.txt", "--comply", folder / "comply.txt")
         out = tmp_path / "delta"
-        words = ("edit", "--method", method, "--model", chat_dir, *sets, "--out", out)
+        words = ("edit", method, "--model", chat_dir, *sets, "--out", out)
         code = call(*words, "--overwrite", *NAMED, *options)
         return load_delta(out) if code == 0 else code
 
@@ -94,16 +94,16 @@ def halves() -> tuple[PromptSet, PromptSet]:
 LEAST = {
     "as it comes": ((), {"ridge": 0.02, "attention": 1.0, "response_tokens": 16}),
     "every value changed": (
-        ("--ridge", 0.3, "--attention", 0.4, "--response-tokens", 3, "--spoken-weight", 0.2,
-         "--winsor", 0.9, "--no-keep-comply-mean"),
+        ("--ridge", 0.3, "--attention", 0.4, "--response-tokens", 3, "--response-weight", 0.2,
+         "--winsor", 0.9, "--no-orthogonal-to-comply"),
         {"ridge": 0.3, "attention": 0.4, "response_tokens": 3, "spoken_weight": 0.2,
          "direction_recipe": {"orthogonal_to_comply": False, "winsor": 0.9}},
     ),
     "no response tokens": (("--response-tokens", 0, "--ridge", "auto"),
                            {"response_tokens": 0, "ridge": "auto"}),
     "after an opener": (
-        ("--opener", "I'm", "--opened", 1.5, "--again", 0, "--worth", 0, "--prose", 0,
-         "--opened-weight", 0.2, "--attention", 0.3, "--ridge", 0.02),
+        ("--after-opener", "I'm", "--opener-strength", 1.5, "--refit-strength", 0, "--learn", 0,
+         "--prose", 0, "--opener-weight", 0.2, "--attention", 0.3, "--ridge", 0.02),
         {"opener": "I'm", "opened": 1.5, "opened_weight": 0.2, "attention": 0.3, "ridge": 0.02},
     ),
 }  # fmt: skip
@@ -146,32 +146,35 @@ def test_the_recipe_of_an_ablation_says_nothing_of_what_it_ignores(edit: Any) ->
 
 
 IGNORED = [
-    *(("ablation", option, value) for option, value in (
-        ("--ridge", 0.1), ("--attention", 0.5), ("--opener", "I'm"), ("--opened", 1), ("--again", 1),
-        ("--worth", 0.1), ("--response-tokens", 3), ("--spoken-weight", 0.1), ("--prose", 3),
-        ("--prose-weight", 0.1), ("--opened-weight", 0.1), ("--all-requests", None), ("--pool", "none"),
-    )),
-    *(("least-disturbance", option, value) for option, value in (
-        ("--embeddings", None), ("--opened", 1), ("--again", 1), ("--opened-weight", 0.1),
-        ("--prose-weight", 0.2),
-    )),
-]  # fmt: skip
+    ("ablation", "--ridge", 0.1, "No such option"),
+    ("ablation", "--pool", "none", "No such option"),
+    ("least-disturbance", "--embeddings", None, "No such option"),
+    ("least-disturbance", "--opener-strength", 1, "opener_strength goes with after_opener"),
+    ("least-disturbance", "--refit-strength", 1, "refit_strength goes with after_opener"),
+    ("least-disturbance", "--opener-weight", 0.1, "opener_weight goes with after_opener"),
+    ("least-disturbance", "--prose-weight", 0.2, "prose_weight goes with prose"),
+]
 
 
-@pytest.mark.parametrize(("method", "option", "value"), IGNORED)
+@pytest.mark.parametrize(("method", "option", "value", "message"), IGNORED)
 def test_an_option_that_would_be_ignored_is_wrong_use(
-    method: str, option: str, value: object, edit: Any, capsys: pytest.CaptureFixture[str]
+    method: str,
+    option: str,
+    value: object,
+    message: str,
+    edit: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert edit(method, option, *(() if value is None else (value,))) == 2
-    assert f"{option} goes with" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("briefly")
 def test_what_was_fitted_again_and_learned_says_so(edit: Any) -> None:
     from interp.export.gate import kinds
 
-    opener = ("--opener", "I'm", "--opened", 1, "--prose", 2)
-    made = edit("least-disturbance", *opener, "--again", 0, "--worth", 0.01)
+    opener = ("--after-opener", "I'm", "--opener-strength", 1, "--prose", 2)
+    made = edit("least-disturbance", *opener, "--refit-strength", 0, "--learn", 0.01)
     assert (made.recipe["worth"], made.recipe["steps"]) == (0.01, 2)
     inner = made.recipe["of"]
     assert "worth" not in inner

@@ -44,7 +44,7 @@ def opinion_of(export: Path, base: str, folder: Path, *more: str) -> dict:
 def test_it_counts_and_measures_as_we_do_on_a_tiny_llama(to, program, tmp_path) -> None:
     made, out = tmp_path / "delta", tmp_path / to
     base = "tiny:llama"
-    interp("edit", "--model", base, "--method", "ablation", "--block", 1, "--first-block", 0,
+    interp("edit", "ablation", "--model", base, "--block", 1, "--first-block", 0,
            "--strength", 1, "--limit", 12, "--out", made)  # fmt: skip
     interp("export", made, "--to", to, "--base", base, "--unproven", "--out", out)
     found = opinion_of(out, base, tmp_path, "--limit", "12", "--tokens", "6")
@@ -54,7 +54,7 @@ def test_it_counts_and_measures_as_we_do_on_a_tiny_llama(to, program, tmp_path) 
 
 def test_it_counts_and_measures_as_we_do_on_smollm2(program, tmp_path) -> None:
     made = tmp_path / "delta"
-    interp("edit", "--model", "smollm2", "--method", "ablation", "--block", 22, "--first-block", 0,
+    interp("edit", "ablation", "--model", "smollm2", "--block", 22, "--first-block", 0,
            "--strength", 1, "--limit", 24, "--out", made)  # fmt: skip
     found = opinion_of(made, "smollm2", tmp_path, "--limit", "16", "--tokens", "16")
     assert found["agreement"] == "agree"
@@ -71,7 +71,7 @@ def test_it_counts_and_measures_as_we_do_on_smollm2(program, tmp_path) -> None:
 )
 def test_what_it_cannot_load_it_says_itself(model_type, words, program, tmp_path) -> None:
     made, base = tmp_path / "delta", f"tiny:{model_type}"
-    interp("edit", "--model", base, "--method", "ablation", "--block", 1, "--first-block", 0,
+    interp("edit", "ablation", "--model", base, "--block", 1, "--first-block", 0,
            "--strength", 1, "--limit", 8, "--out", made)  # fmt: skip
     found = opinion_of(made, base, tmp_path, "--limit", "8", "--tokens", "4")
     assert (found["theirs"], found["agreement"]) == (None, "no opinion")

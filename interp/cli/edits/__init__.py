@@ -1,0 +1,1 @@
+"""Commands of ``interp edit``, one method a file."""

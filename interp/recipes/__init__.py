@@ -1,0 +1,18 @@
+"""Recipes: the settings of methods as nested frozen dataclasses. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from interp.recipes.base import from_settings, leaves, load_settings, save_recipe, setting
+from interp.recipes.edits import AUTO, AblationEdit, DirectionRecipe, LeastDisturbanceEdit
+
+__all__ = [
+    "AUTO",
+    "AblationEdit",
+    "DirectionRecipe",
+    "LeastDisturbanceEdit",
+    "from_settings",
+    "leaves",
+    "load_settings",
+    "save_recipe",
+    "setting",
+]
