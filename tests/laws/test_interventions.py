@@ -122,16 +122,18 @@ def test_what_acts_at_some_positions_or_rows_has_no_weights() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model_type", ["llama", "mamba", "jamba", "qwen3_moe"])
-@pytest.mark.parametrize("where", ["all", "prompt", "response", -1, 0, (-2, 1)])
 def test_a_cache_does_not_move_what_is_edited(
-    model_type: str, backend: str, where: str | int | tuple[int, ...], batch: TokenBatch
+    model_type: str, backend: str, batch: TokenBatch
 ) -> None:
     """What is generated under an intervention is what teacher forcing says comes next."""
     lm = opened(model_type, backend)
-    edit = add(Site.resid_post(0), 4 * random_vector(lm.anatomy.d_model), where=where)
-    new = lm.generate(batch, edit, tokens=5)
-    logits = lm.logits(batch.extended(new), edit, tuple(range(-6, -1)))
-    assert logits.argmax(-1).equal(new)
+    vector = 4 * random_vector(lm.anatomy.d_model)
+    everywhere = ("all", "prompt", "response", -1, 0, (-2, 1))
+    for where in everywhere if backend == "hooks" else ("response", (-2, 1)):
+        edit = add(Site.resid_post(0), vector, where=where)
+        new = lm.generate(batch, edit, tokens=4)
+        logits = lm.logits(batch.extended(new), edit, tuple(range(-5, -1)))
+        assert logits.argmax(-1).equal(new), where
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
