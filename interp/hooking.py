@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from interp.errors import NotExpressible, SiteError
 from interp.interventions import Intervention, Interventions, Where
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
-from interp.operators import Graded, HookOnly, Operator
+from interp.operators import HookOnly, Operator
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -82,23 +82,34 @@ def locate(anatomy: Anatomy, site: Site) -> Location:
 
 
 @contextmanager
-def hooked(model: nn.Module, anatomy: Anatomy, edit: Edit) -> Iterator[nn.Module]:
-    """The model running an edit as forward hooks; no weight is touched, hooks go even after an error."""
+def hooked(
+    model: nn.Module, anatomy: Anatomy, edit: Edit, *, alone: bool = False
+) -> Iterator[nn.Module]:
+    """The model running an edit as forward hooks; no weight is touched, hooks go even after an error.
+
+    alone: twins of the model, which share its hooks, run unedited.
+    """
     with ExitStack() as stack:
         for writer in anatomy.writers:
             if (operator := edit.writers.get(writer.weight)) is not None:
                 module = model.get_submodule(writer.module)
-                hook = partial(act_at, writer, operator)
+                hook = _own(module, partial(act_at, writer, operator), alone)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        for writer in anatomy.writers:
-            if (operator := edit.inputs.get(writer.weight)) is not None:
-                at, act = Location(writer.module, True, 1.0, writer), _without_inputs(operator)
-                stack.callback(place(model, at, act).remove)
-        for site, operator in edit.sites.items():
-            check_edit_site(site)
-            act = _without_inputs(operator)
-            stack.callback(place(model, locate(anatomy, site), act).remove)
+        for at, act in edit_acts(anatomy, edit):
+            stack.callback(place(model, at, act, alone=alone).remove)
         yield model
+
+
+def edit_acts(anatomy: Anatomy, edit: Edit) -> list[tuple[Location, Act]]:
+    """What an edit does at inputs of writers and at residual sites: locations and functions."""
+    inputs = [
+        (Location(w.module, True, 1.0, w), _without_inputs(edit.inputs[w.weight]))
+        for w in anatomy.writers
+        if w.weight in edit.inputs
+    ]
+    for site in edit.sites:
+        check_edit_site(site)
+    return inputs + [(locate(anatomy, s), _without_inputs(o)) for s, o in edit.sites.items()]
 
 
 def _without_inputs(operator: Operator) -> Act:
@@ -142,18 +153,28 @@ def act_at(
 class Run:
     """Which columns of a batch the current forward pass computes; counted at the token embedding.
 
-    prompt_end: column after the last prompt token of every row; None outside calls that know the prompts.
-    start, shape: first column and shape ``[row, position]`` of the current pass. With a cache of keys and
-    values a pass computes the new columns alone.
+    offsets: those at which interventions act. prompt_end: column after the last prompt token of every row;
+    None outside calls that know the prompts. start, shape: first column and shape ``[row, position]`` of the
+    current pass. With a cache of keys and values a pass computes the new columns alone.
     """
 
+    offsets: tuple[int, ...] = ()
     prompt_end: Tensor | None = None
     start: int = 0
-    shape: tuple[int, ...] = field(default=(0, 0))
+    shape: tuple[int, ...] = (0, 0)
 
     def begin(self, batch: TokenBatch) -> None:
-        """Expect the first pass of a batch."""
+        """Expect the first pass of a batch. SiteError for an offset before the start of a prompt."""
+        shortest = int((batch.lengths - batch.ids.shape[1] + batch.prompt_end).min())
+        if self.offsets and (first := min(self.offsets)) < -shortest:
+            raise SiteError(
+                f"where={first} lies before a prompt of {shortest} tokens; −1 is the last prompt token"
+            )
         self.prompt_end, self.start, self.shape = batch.prompt_end, 0, (0, 0)
+
+    def end(self) -> None:
+        """Forget the batch: what runs next may be another."""
+        self.prompt_end = None
 
     def count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the pass that begins; a hook of the token embedding."""
@@ -187,17 +208,36 @@ def acting(part: Intervention, operator: Operator, run: Run, scale: float = 1.0)
         selected = run.selected(part.where, value.device)
         if selected is not None and not selected.any():
             return value
-        # Modules of experts see [tokens, d]: the reshape gives them back their rows.
-        whole = value.reshape(*run.shape, -1) * scale
-        given = (
-            inputs.reshape(*run.shape, -1) if inputs is not None and operator.needs_input else None
-        )
-        edited = operator.act(whole, given)
+        whole = _with_rows(value, run) * scale
+        given = _with_rows(inputs, run) if inputs is not None and operator.needs_input else None
+        edited = _acted(part, operator, whole, given)
         if selected is not None:
             edited = torch.where(selected.unsqueeze(-1), edited, whole)
         return (edited / scale).reshape(value.shape)
 
     return act
+
+
+def _with_rows(value: Tensor, run: Run) -> Tensor:
+    """``[row, position, d]``; modules of experts see ``[tokens, d]``."""
+    return value if value.ndim == 3 else value.reshape(*run.shape, -1)
+
+
+def _acted(part: Intervention, operator: Operator, value: Tensor, inputs: Tensor | None) -> Tensor:
+    """What the operator makes of ``[row, position, d]``. SiteError for tensors that do not fit."""
+    why = ""
+    try:
+        edited = operator.act(value, inputs)
+        if edited.shape == value.shape:
+            return edited
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        why = f" ({error})"
+    raise SiteError(
+        f"the tensors of {type(operator).__name__} do not fit {part.site}, whose value is "
+        f"[row, position, d] = {list(value.shape)}{why}"
+    )
 
 
 def intervened(
@@ -210,10 +250,9 @@ def intervened(
     """
     at = locate(anatomy, part.site)
     operator = bound(model, at.writer, part.operator)
-    inner = operator.operator if isinstance(operator, Graded) else operator
-    if at.writer is not None and at.writer.fused and not inner.homogeneous:
+    if at.writer is not None and at.writer.fused and not operator.homogeneous:
         raise NotExpressible(
-            f"{type(inner).__name__} inside fused experts; put it at the residual site instead"
+            f"{type(operator).__name__} inside fused experts; put it at the residual site instead"
         )
     return at, acting(part, operator, run, at.scale)
 
@@ -244,15 +283,24 @@ def intervening(
 # --- putting a function at a location ------------------------------------------------------------
 
 
-def place(model: nn.Module, at: Location, act: Act) -> Any:
-    """Register ``act`` at a location of the transformers model; returns the handle that removes it."""
+def place(model: nn.Module, at: Location, act: Act, *, alone: bool = False) -> Any:
+    """Register ``act`` at a location of the transformers model; returns the handle that removes it.
+
+    alone: twins of the model, which share its hooks, run unedited.
+    """
     module = model.get_submodule(at.path)
-    if at.inside_experts:
-        hook = partial(inside_experts, at, act)
-        return module.register_forward_hook(hook, with_kwargs=True)
-    if at.before:
-        return module.register_forward_pre_hook(partial(_before, act), with_kwargs=True)
-    return module.register_forward_hook(partial(_after, act), with_kwargs=True)
+    if at.before and not at.inside_experts:
+        hook = _own(module, partial(_before, act), alone)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    after = partial(inside_experts, at, act) if at.inside_experts else partial(_after, act)
+    return module.register_forward_hook(_own(module, after, alone), with_kwargs=True)
+
+
+def _own(owner: nn.Module, hook: Callable[..., Any], alone: bool) -> Callable[..., Any]:
+    """The hook; with ``alone`` it leaves modules of twins as they are."""
+    if not alone:
+        return hook
+    return lambda module, *call: hook(module, *call) if module is owner else None
 
 
 def _before(act: Act, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -26,11 +26,12 @@ from interp.operators import (
     Replace,
     Scale,
     SubspaceAblation,
+    row_count,
 )
 from interp.sites import Site
 from interp.types import Direction
 
-Where: TypeAlias = str | int | tuple[int, ...]
+Where: TypeAlias = str | int | Sequence[int]
 """``"all"``; ``"prompt"`` or ``"response"``; offsets from the end of the prompt (−1: its last token, 0: the
 first token of the response)."""
 
@@ -49,7 +50,8 @@ class SitePart:
 Place: TypeAlias = Site | SitePart
 Places: TypeAlias = Place | Sequence[Place]
 Strengths: TypeAlias = int | float | Sequence[int | float] | Tensor
-"""A number; a list, which runs every prompt once for each; a tensor ``[prompt]``, one for every prompt."""
+"""A number; a list, which runs every prompt once for each; a tensor ``[prompt]``, one per prompt. A list or a
+tensor of one is a number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,7 @@ class Intervention:
     """One operator at one site.
 
     where: positions at which the operator acts (:data:`Where`). strengths: factors of what the operator
-    changes, one per copy of the prompts; empty for one copy.
+    changes, one per copy of the prompts; empty for one copy. Raises SiteError for a ``where`` that is none.
     """
 
     site: Site
@@ -81,13 +83,24 @@ class Intervention:
     strengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        offsets = (self.where,) if isinstance(self.where, int) else self.where
-        if isinstance(offsets, str) and offsets not in SPANS:
-            raise SiteError(f"where is one of {', '.join(SPANS)} or offsets, not {self.where!r}")
-        if not len(offsets):
+        where = self.where
+        if isinstance(where, Sequence) and not isinstance(where, str):
+            where = tuple(where)
+            object.__setattr__(self, "where", where)
+        offsets = where if isinstance(where, tuple) else (where,)
+        if where not in SPANS and not all(isinstance(each, int) for each in offsets):
+            raise SiteError(f"where is one of {', '.join(SPANS)} or offsets, not {where!r}")
+        if not offsets:
             raise SiteError(
                 "no position asked for; -1 is the last prompt token, 'all' is all of them"
             )
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Offsets at which the operator acts; none for a span."""
+        if isinstance(self.where, str):
+            return ()
+        return (self.where,) if isinstance(self.where, int) else tuple(self.where)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +124,21 @@ class Interventions:
 
     def __iter__(self) -> Iterator[Intervention]:
         return iter(self.parts)
+
+    @property
+    def row_count(self) -> int | None:
+        """Prompts that the interventions have values or coefficients for; None for any number of prompts."""
+        counts = [n for part in self.parts if (n := row_count(part.operator)) is not None]
+        return max(counts, default=None)
+
+    def check_prompts(self, prompts: int) -> None:
+        """Raise SiteError where an intervention has values for another number of prompts."""
+        for part in self.parts:
+            if (count := row_count(part.operator)) not in (None, prompts):
+                raise SiteError(
+                    f"the intervention at {part.site} has one value for each of {count} prompts, and "
+                    f"{_count(prompts)} given; for several strengths of every prompt give a list"
+                )
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -163,12 +191,10 @@ def intervene(
 
     strengths: factor of what the operator changes (:data:`Strengths`).
     """
-    if isinstance(strengths, Tensor) and strengths.ndim:
-        operator, several = Graded(operator, strengths.float()), ()  # type: ignore[arg-type]
-    elif isinstance(strengths, Sequence):
-        several = tuple(float(s) for s in strengths)
-    else:
-        several = () if float(strengths) == 1.0 else (float(strengths),)
+    amount = _strengths(strengths)
+    several = amount if isinstance(amount, tuple) else ()
+    if not isinstance(amount, tuple) and (isinstance(amount, Tensor) or amount != 1.0):
+        operator = Graded(operator, torch.as_tensor(amount).reshape(-1))  # type: ignore[arg-type]
     parts = []
     for place in _places(sites):
         site, own = place, operator
@@ -191,16 +217,15 @@ def add(
     """
     vectors = vector.vector if isinstance(vector, Direction) else vector
     places = _places(sites)
+    amount = _strengths(coefficient)
+    graded = 1.0 if isinstance(amount, float) else amount
     each = vectors if vectors.ndim == 2 else vectors.expand(len(places), -1)
     if len(each) != len(places):
         raise SiteError(f"{len(each)} vectors for {len(places)} sites; give one, or one for each")
     whole: list[Intervention] = []
     for place, own in zip(places, each, strict=True):
-        if isinstance(coefficient, int | float):
-            made = intervene(place, Addition(own, float(coefficient)), where=where)
-        else:
-            made = intervene(place, Addition(own), coefficient, where=where)
-        whole += made.parts
+        operator = Addition(own, amount if isinstance(amount, float) else 1.0)
+        whole += intervene(place, operator, graded, where=where).parts
     return Interventions(tuple(whole))
 
 
@@ -217,8 +242,8 @@ def ablate(
     stream: behind a post-norm the writer is edited so that nothing of it is left after the norm.
     """
     vector = direction.vector if isinstance(direction, Direction) else direction
-    fixed = float(strength) if isinstance(strength, int | float) else 1.0
-    graded = 1.0 if isinstance(strength, int | float) else strength
+    amount = _strengths(strength)
+    fixed, graded = (amount, 1.0) if isinstance(amount, float) else (1.0, amount)
     whole: list[Intervention] = []
     for place in _places(sites):
         operator: Operator | StreamAblation
@@ -237,7 +262,7 @@ def replace(sites: Places, values: Tensor, *, where: Where = "all") -> Intervent
 
     values: ``[d]``; ``[prompt, d]``; or, at offsets, ``[prompt, offset, d]``.
     """
-    if isinstance(where, tuple) and values.ndim == 3:
+    if isinstance(where, Sequence) and not isinstance(where, str) and values.ndim == 3:
         if values.shape[1] != len(where):
             raise SiteError(f"{values.shape[1]} values for {len(where)} offsets; give one for each")
         parts = [replace(sites, values[:, i], where=offset) for i, offset in enumerate(where)]
@@ -251,6 +276,24 @@ def scale(sites: Places, factors: float | Tensor, *, where: Where = "all") -> In
     factors: a number or ``[d]``.
     """
     return intervene(sites, Scale(torch.as_tensor(factors)), where=where)
+
+
+def _strengths(given: Strengths) -> float | tuple[float, ...] | Tensor:
+    """One number, several (one per copy of the prompts), or a tensor: per prompt, or one with gradients."""
+    values = torch.as_tensor(given, dtype=torch.float32)
+    if values.ndim > 1 or not values.numel():
+        raise SiteError(
+            f"strengths are a number, a list or one per prompt; these have shape {list(values.shape)}"
+        )
+    if isinstance(given, Tensor) and given.requires_grad:
+        return values.reshape(-1)
+    if values.numel() == 1:
+        return given if isinstance(given, float) else float(values)
+    return values if isinstance(given, Tensor) else tuple(values.tolist())
+
+
+def _count(prompts: int) -> str:
+    return "1 prompt is" if prompts == 1 else f"{prompts} prompts are"
 
 
 def _places(sites: Places) -> list[Place]:

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from interp.backends.opening import open_model as open_backend
-from interp.backends.protocol import AnyEdit, Backend, all_sites, model_inputs
+from interp.backends.protocol import AnyEdit, Backend, all_sites
 from interp.backends.steps import Decided, Draws, Sampling, Steps, Until
-from interp.data.chat import ChatFormat, encode, pad_left, text_ids
-from interp.data.prompts import PromptSet
+from interp.data.chat import ChatFormat
+from interp.data.tokens import Prompts, followed, needed, prompt_tokens
 from interp.edits import Edit, to_delta
 from interp.errors import InterpError, PromptError, SiteError
-from interp.interventions import Interventions
-from interp.readings import Cache, Generated, Lens, LogProbs, Metric, Patching
-from interp.site_names import SiteNames
+from interp.interventions import Interventions, Place, SitePart
+from interp.readings import (
+    At,
+    Cache,
+    Generated,
+    Lens,
+    LogProbs,
+    Metric,
+    Patching,
+    check_offsets,
+    check_reduce,
+    offsets_of,
+    span,
+    span_mean,
+)
+from interp.site_names import Given, SiteNames
 from interp.sites import Site
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
-Prompts: TypeAlias = str | Sequence[str] | PromptSet | TokenBatch
-"""One text, several, a prompt set, or tokens. Texts go through the chat template, unless ``chat`` is None."""
-
-At: TypeAlias = str | int | tuple[int, ...]
-"""``"all"``, ``"prompt"``, ``"response"``, or offsets from the end (−1: the last token)."""
-
 BATCH = 32
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +54,14 @@ class LM(SiteNames):
     batch_size: int = BATCH
     watch: Watch = unwatched
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InterpError(f"a batch has rows from 1 on, got batch_size={self.batch_size}")
+
     def using(self, **changes: Any) -> LM:
         """A copy with another ``chat``, ``batch_size`` or ``watch``; the weights are shared."""
+        if unknown := changes.keys() - {"chat", "batch_size", "watch"}:
+            raise InterpError(f"{min(unknown)} cannot be changed; change chat, batch_size or watch")
         return replace(self, **changes)
 
     # --- what is inside ---------------------------------------------------------------------------
@@ -80,44 +94,34 @@ class LM(SiteNames):
 
     def tokens(self, prompts: Prompts, responses: Sequence[str] | None = None) -> TokenBatch:
         """Left-padded tokens of prompts, each followed by its response if there are responses."""
-        if isinstance(prompts, TokenBatch):
-            batch = prompts
-        else:
-            texts = _texts(prompts)
-            if self.chat is not None:
-                batch = encode(self.tokenizer, texts, self.chat)
-            elif self.tokenizer is None:
-                raise PromptError("this model has no tokenizer; give a TokenBatch")
-            else:
-                batch = pad_left([text_ids(self.tokenizer, t) for t in texts], self._pad)
-        return batch if responses is None else self._with_responses(batch, responses)
+        batch = prompt_tokens(self.tokenizer, prompts, self.chat)
+        return batch if responses is None else followed(self.tokenizer, batch, responses)
 
-    @property
-    def _pad(self) -> int:
-        return getattr(self.tokenizer, "pad_token_id", None) or 0
-
-    def _with_responses(self, batch: TokenBatch, responses: Sequence[str]) -> TokenBatch:
-        if len(responses) != len(batch):
-            raise PromptError(
-                f"{len(responses)} responses for {len(batch)} prompts; give one for each"
-            )
-        new = [self.tokenizer(r, add_special_tokens=False).input_ids for r in responses]
-        if empty := [i for i, ids in enumerate(new) if not ids]:
-            raise PromptError(f"response {empty[0] + 1} is empty; leave out its prompt")
-        real = zip(batch.ids, batch.mask, strict=True)
-        prompts = [ids[mask.bool()].tolist() for ids, mask in real]
-        whole = pad_left([p + r for p, r in zip(prompts, new, strict=True)], self._pad)
-        return TokenBatch(whole.ids, whole.mask, torch.tensor([len(r) for r in new]))
-
-    def _chunks(
-        self, batch: TokenBatch, label: str, *, by_length: bool = True
-    ) -> Iterator[tuple[Tensor, TokenBatch]]:
+    def _chunks(self, batch: TokenBatch, label: str) -> Iterator[tuple[Tensor, TokenBatch]]:
         """Rows and their tokens, a batch at a time; prompts of like length share one."""
-        order = batch.lengths.argsort(stable=True) if by_length else torch.arange(len(batch))
+        order = batch.lengths.argsort(stable=True)
         progress = self.watch(label, len(batch))
         for rows in order.split(self.batch_size):
             yield rows, batch.chosen(rows)
             progress(len(rows))
+
+    def _each(
+        self,
+        batch: TokenBatch,
+        edit: AnyEdit,
+        label: str,
+        call: Callable[[Tensor, TokenBatch], T],
+    ) -> list[tuple[Tensor, T]]:
+        """Rows and what ``call(rows, tokens)`` gives for them, a batch at a time, with the edit in place."""
+        by_row = edit if isinstance(edit, Interventions) else None
+        if by_row is not None:
+            by_row.check_prompts(len(batch))
+        found = []
+        with self.backend.editing(None if by_row else edit):
+            for rows, chunk in self._chunks(batch, label):
+                with self.backend.editing(by_row.rows(rows) if by_row else None):
+                    found.append((rows, call(rows, chunk)))
+        return found
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -130,110 +134,103 @@ class LM(SiteNames):
     def activations(
         self,
         prompts: Prompts,
-        sites: Site | Sequence[Site],
+        sites: Given,
         edit: AnyEdit = None,
         *,
         at: At = -1,
         reduce: str | None = None,
         responses: Sequence[str] | None = None,
     ) -> Cache:
-        """Activations of any number of prompts, by site.
+        """Activations of any number of prompts, by site; a head or neuron gives its own coordinates.
 
-        at: one offset gives ``[prompt, d]``, several ``[prompt, offset, d]``; a span gives
-        ``[prompt, position, d]``, left-padded with zeros (``cache.mask``). Offsets count from the end of the
-        prompt (−1: its last token, 0: the first of the response). reduce: ``"mean"`` over the span,
-        ``[prompt, d]``. responses: texts that follow the prompts; needed for ``at="response"``.
+        sites: sites, parts of sites, TransformerLens names, or kind and block. at: one offset gives
+        ``[prompt, d]``, several ``[prompt, offset, d]``; a span gives ``[prompt, position, d]``, left-padded
+        with zeros (``cache.mask``). Offsets count from the end of the prompt (−1: its last token, 0: the
+        first of the response). reduce: ``"mean"`` over the span or offsets, ``[prompt, d]``. responses: texts
+        that follow the prompts; needed for ``at="response"``.
+
+        Raises SiteError for an offset outside a prompt, PromptError where responses are missing.
         """
-        if reduce not in (None, "mean"):
-            raise InterpError(f"reduce is None or 'mean', not {reduce!r}")
-        wanted = (sites,) if isinstance(sites, Site) else tuple(sites)
+        check_reduce(reduce, at)
+        wanted = tuple(dict.fromkeys(_site(place) for place in self.places(sites)))
         batch = self.tokens(prompts, responses)
         if at == "response" and batch.response is None:
             raise PromptError("at='response' needs responses: give responses=[...], one per prompt")
-        parts: list[tuple[Tensor, dict[Site, Tensor], Tensor | None]] = []
-        for rows, chunk in self._chunks(batch, "activations"):
-            with self._editing_rows(edit, rows, len(batch)):
-                found, mask = self._span(chunk, wanted, at)
-            if reduce == "mean":
-                assert mask is not None
-                found = {s: _mean(value, mask) for s, value in found.items()}
-                mask = None
-            parts.append((rows, found, mask))
-        return Cache.joined(wanted, parts)
+        offsets = offsets_of(at)
+        check_offsets(batch, offsets)
 
-    def _span(
+        def read(rows: Tensor, chunk: TokenBatch) -> tuple[dict[Site, Tensor], Tensor | None]:
+            found, mask = self._read(chunk, wanted, at)
+            if reduce is None:
+                return found, mask
+            whole = torch.ones(len(chunk), len(offsets)) if mask is None else mask
+            return {s: span_mean(value, whole) for s, value in found.items()}, None
+
+        parts = self._each(batch, edit, "activations", read)
+        return Cache.joined(wanted, [(rows, *found) for rows, found in parts])
+
+    def _read(
         self, chunk: TokenBatch, sites: tuple[Site, ...], at: At
     ) -> tuple[dict[Site, Tensor], Tensor | None]:
         """Activations of one batch at what ``at`` means, and the mask of a span."""
-        if at == -1 and chunk.response is None:
-            return self.backend.capture(chunk, sites, -1), None
-        whole = self.backend.capture(chunk, sites, None)
-        columns = torch.arange(chunk.ids.shape[1])
-        offsets = columns - chunk.prompt_end.cpu().unsqueeze(-1)
         if isinstance(at, str):
-            spans = {"all": offsets == offsets, "prompt": offsets < 0, "response": offsets >= 0}
-            if at not in spans:
-                raise SiteError(f"at is one of {', '.join(spans)} or offsets, not {at!r}")
-            mask = spans[at] & chunk.mask.cpu().bool()
+            mask = span(chunk, at)
+            whole = self.backend.capture(chunk, sites, None)
             return {s: v * mask.unsqueeze(-1).to(v) for s, v in whole.items()}, mask
-        several = at if isinstance(at, tuple) else (at,)
-        places = chunk.prompt_end.cpu().unsqueeze(-1) + torch.tensor(several)
-        if not bool(((places >= 0) & (places < chunk.ids.shape[1])).all()):
-            raise SiteError(
-                f"an offset of {at} is outside some prompt; −1 is the last prompt token"
-            )
-        rows = torch.arange(len(chunk)).unsqueeze(-1)
-        taken = {site: value[rows, places] for site, value in whole.items()}
-        return (taken if isinstance(at, tuple) else {s: v[:, 0] for s, v in taken.items()}), None
-
-    @contextmanager
-    def _editing_rows(self, edit: AnyEdit, rows: Tensor, total: int) -> Iterator[None]:
-        """An edit in place for some rows of a batch of ``total``."""
-        if isinstance(edit, Interventions):
-            if edit.strengths > 1:
-                raise InterpError(
-                    "several strengths make several responses; use generate or logits"
-                )
-            edit = edit.rows(rows)
-        with self.backend.editing(edit):
-            yield
+        offsets = offsets_of(at)
+        if chunk.response is None:
+            return self.backend.capture(chunk, sites, at if isinstance(at, int) else offsets), None
+        whole = self.backend.capture(chunk, sites, None)
+        columns = chunk.prompt_end.unsqueeze(-1) + torch.tensor(offsets)
+        taken = {s: v[torch.arange(len(chunk)).unsqueeze(-1), columns] for s, v in whole.items()}
+        return {s: v[:, 0] for s, v in taken.items()} if isinstance(at, int) else taken, None
 
     def run_with_cache(
         self,
         prompts: Prompts,
-        names_filter: str | Site | Sequence[str | Site] | Callable[[str], bool] | None = None,
+        names_filter: Given | Callable[[str], bool] | None = None,
         edit: AnyEdit = None,
     ) -> tuple[Tensor, Cache]:
         """Logits ``[prompt, seq, vocab]`` and activations ``[prompt, seq, d]``, in one forward pass.
 
         names_filter: TransformerLens names, sites, or a predicate on names; None for the stream and all
-        components. The cache answers ``cache["blocks.5.hook_resid_post"]`` and ``cache["resid_post", 5]``.
+        components. The cache answers ``cache["blocks.5.hook_resid_post"]`` and ``cache["resid_post", 5]``;
+        ``cache.mask`` says which positions are real. All prompts are one batch.
         """
         batch = self.tokens(prompts)
-        given = [names_filter] if isinstance(names_filter, str | Site) else names_filter
-        if given is None or callable(given):
-            keep = given or (lambda name: True)
+        if isinstance(edit, Interventions):
+            edit.check_prompts(len(batch))
+        if names_filter is None or callable(names_filter):
+            keep = names_filter or (lambda name: True)
             sites = tuple(s for s in all_sites(self.anatomy) if keep(s.hook_name))
         else:
-            sites = tuple(s if isinstance(s, Site) else Site.parse(s) for s in given)
+            sites = tuple(_site(place) for place in self.places(names_filter))
+        if not sites:
+            raise SiteError(
+                "no site matches names_filter; None keeps the stream and all components"
+            )
         logits, found = self.backend.run(batch, sites, edit)
         return logits, Cache({s: found[s] for s in sites}, batch.mask.bool())
 
-    def logits(self, prompts: Prompts, edit: AnyEdit = None, *, at: int = -1) -> Tensor:
-        """Logits of the next token at one position, ``[prompt, vocab]``.
+    def logits(
+        self, prompts: Prompts, edit: AnyEdit = None, *, at: int | Sequence[int] = -1
+    ) -> Tensor:
+        """Logits of the next token, ``[prompt, vocab]``.
 
-        at: offset from the end. With several strengths: ``[strength, prompt, vocab]``.
+        at: one offset, or several, ``[prompt, offset, vocab]``; −1 is the last token of prompt and response.
+        Several strengths: one axis more, in front. Raises SiteError for an offset outside a prompt.
         """
         batch = self.tokens(prompts)
+        offsets = at if isinstance(at, int) else offsets_of(at)
+        # From the last token, be it of a prompt or of a response.
+        check_offsets(TokenBatch(batch.ids, batch.mask), offsets_of(at))
         several = edit.strengths if isinstance(edit, Interventions) else 1
         whole, edit = _repeated(batch, edit)
-        out: list[Tensor] = [torch.empty(0)] * len(whole)
-        for rows, chunk in self._chunks(whole, "logits"):
-            own = edit.rows(rows) if isinstance(edit, Interventions) else edit
-            found = self.backend.logits(chunk, own, at)
-            for row, value in zip(rows.tolist(), found, strict=True):
-                out[row] = value
-        stacked = torch.stack(out)
+        parts = self._each(
+            whole, edit, "logits", lambda _, chunk: self.backend.logits(chunk, None, offsets)
+        )
+        back = torch.cat([rows for rows, _ in parts]).argsort()
+        stacked = torch.cat([found for _, found in parts])[back]
         return stacked.unflatten(0, (several, len(batch))) if several > 1 else stacked
 
     def logprobs(
@@ -242,17 +239,20 @@ class LM(SiteNames):
         """Log-probability of every token of given responses, in nats."""
         batch = self.tokens(prompts, responses)
         assert batch.response is not None
-        found: list[Tensor] = [torch.empty(0)] * len(batch)
-        for rows, chunk in self._chunks(batch, "logprobs"):
-            own = edit.rows(rows) if isinstance(edit, Interventions) else edit
-            assert chunk.response is not None
-            longest = int(chunk.response.max())
-            logits = self.backend.logits(chunk, own, tuple(range(-longest - 1, 0)))[:, :-1]
-            ids = chunk.ids[:, -longest:].cpu().unsqueeze(-1)
-            each = logits.float().log_softmax(-1).cpu().gather(-1, ids).squeeze(-1)
-            for row, value, n in zip(rows.tolist(), each, chunk.response.tolist(), strict=True):
-                found[row] = value[-n:]
-        return LogProbs(tuple(found))
+        parts = self._each(batch, edit, "logprobs", lambda _, chunk: self._response_logprobs(chunk))
+        each = {
+            int(row): value for rows, found in parts for row, value in zip(rows, found, strict=True)
+        }
+        return LogProbs(tuple(each[row] for row in range(len(batch))))
+
+    def _response_logprobs(self, chunk: TokenBatch) -> list[Tensor]:
+        """Log-probabilities ``[token]`` of the response of every row."""
+        assert chunk.response is not None
+        longest = int(chunk.response.max())
+        logits = self.backend.logits(chunk, None, tuple(range(-longest - 1, 0)))[:, :-1]
+        ids = chunk.ids[:, -longest:].unsqueeze(-1)
+        each = logits.float().log_softmax(-1).gather(-1, ids).squeeze(-1)
+        return [value[-n:] for value, n in zip(each, chunk.response.tolist(), strict=True)]
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -270,32 +270,49 @@ class LM(SiteNames):
         until: ends responses early; called with texts, says of each whether it needs no further token.
         The result has an axis for strengths and one for samples where several are asked for.
         """
+        if tokens < 0:
+            raise InterpError(f"tokens are counted from 0, got {tokens}")
         batch, draws = self.tokens(prompts), sampling or Sampling(temperature=0.0)
         samples = draws.samples
         several = edit.strengths if isinstance(edit, Interventions) else 1
         each = torch.arange(len(batch)).repeat_interleave(samples)
-        own = edit.rows(each) if isinstance(edit, Interventions) else edit
+        own = edit
+        if isinstance(edit, Interventions):
+            edit.check_prompts(len(batch))
+            own = edit.rows(each)
         whole, own = _repeated(batch.chosen(each), own)
         ids = torch.zeros(len(whole), tokens, dtype=torch.long)
-        for rows, chunk in self._chunks(whole, "responses"):
-            steps = self._steps(draws, until, (rows % len(each)).tolist(), chunk)
-            here = own.rows(rows) if isinstance(own, Interventions) else own
-            ids[rows] = self.backend.generate(chunk, here, tokens=tokens, steps=steps)
+
+        def write(rows: Tensor, chunk: TokenBatch) -> None:
+            keys = [divmod(row % len(each), samples) for row in rows.tolist()]
+            steps = self._steps(draws, until, keys, chunk)
+            ids[rows] = self.backend.generate(chunk, tokens=tokens, steps=steps)
+
+        self._each(whole, own, "responses", write)
         shape = [("strength", several), ("prompt", len(batch)), ("sample", samples)]
         kept = [(name, n) for name, n in shape if name == "prompt" or n > 1]
         axes = tuple(name for name, _ in kept)
         return Generated(ids.view(*(n for _, n in kept), tokens), axes, self.tokenizer)
 
     def _steps(
-        self, draws: Sampling, until: Decided | None, keys: list[int], chunk: TokenBatch
+        self, draws: Sampling, until: Decided | None, keys: list[tuple[int, int]], chunk: TokenBatch
     ) -> Steps:
         columns = chunk.ids.shape[1]
         processors = (Draws(draws, keys, columns),) if draws.temperature else ()
-        criteria = (Until(self.tokenizer, until, columns),) if until else ()
+        criteria = (Until(needed(self.tokenizer), until, columns),) if until else ()
         return Steps(processors, criteria)
 
     def editing(self, edit: AnyEdit) -> AbstractContextManager[None]:
-        """The model with an edit in place, for everything inside the block."""
+        """The model with an edit in place inside the block: this LM, ``lm.hf`` and the backend's library.
+
+        Calls of ``lm.hf`` do not say where prompts end, so there the edit has to act at all positions. Raises
+        SiteError for values or strengths of single prompts: give such an edit to the call that it is for.
+        """
+        if isinstance(edit, Interventions) and edit.row_count is not None:
+            raise SiteError(
+                f"this edit has one value for each of {edit.row_count} prompts, and what runs inside editing "
+                "may have others or another order; give it to the call: lm.logits(prompts, edit)"
+            )
         return self.backend.editing(edit)
 
     def to_delta(self, edit: Interventions | Edit, **provenance: Any) -> WeightDelta:
@@ -304,11 +321,11 @@ class LM(SiteNames):
         return to_delta(self.hf, self.anatomy, edit, provenance=about)
 
     def forward(self, prompts: Prompts, edit: AnyEdit = None) -> Tensor:
-        """Logits ``[prompt, seq, vocab]`` of one batch with gradients, for training and attribution."""
-        batch = self.tokens(prompts).to(next(self.hf.parameters()).device)
-        with torch.enable_grad(), self.backend.editing(edit):
-            self.backend.begin(batch)
-            return self.hf(**model_inputs(self.hf, batch), use_cache=False).logits
+        """Logits ``[prompt, seq, vocab]`` of all prompts in one batch with gradients, for training."""
+        batch = self.tokens(prompts)
+        if isinstance(edit, Interventions):
+            edit.check_prompts(len(batch))
+        return self.backend.forward(batch, edit)
 
     # --- looking inside ---------------------------------------------------------------------------
 
@@ -320,32 +337,33 @@ class LM(SiteNames):
         self,
         clean: Prompts,
         corrupted: Prompts,
-        sites: Sequence[Site],
+        sites: Given,
         metric: Metric,
         *,
-        at: Sequence[int] = (-1,),
+        at: int | Sequence[int] = (-1,),
     ) -> Patching:
-        """Activation patching: clean activations in the corrupted run, one site and offset at a time.
+        """Effects of clean activations put into the corrupted run, one site and offset at a time.
 
-        metric: logits ``[prompt, vocab]`` → one number per prompt. Prompts are paired: as many corrupted as
-        clean.
+        sites: sites, heads or neurons. metric: logits ``[prompt, vocab]`` → one number per prompt. Prompts
+        are paired: as many corrupted as clean.
         """
         from interp.interventions import replace as put
 
         good, bad = self.tokens(clean), self.tokens(corrupted)
         if len(good) != len(bad):
             raise PromptError(f"{len(good)} clean prompts and {len(bad)} corrupted ones; pair them")
-        values = self.activations(good, sites, at=tuple(at))
-        progress = self.watch("patching", len(sites) * len(at))
+        places, offsets = self.places(sites), offsets_of(at)
+        values = self.activations(good, places, at=offsets)
+        progress = self.watch("patching", len(places) * len(offsets))
         grid = []
-        for site in sites:
-            for column, offset in enumerate(at):
+        for site in places:
+            for column, offset in enumerate(offsets):
                 edit = put(site, values[site][:, column], where=offset)
                 grid.append(metric(self.logits(bad, edit)))
                 progress(1)
-        effects = torch.stack(grid).unflatten(0, (len(sites), len(at)))
+        effects = torch.stack(grid).unflatten(0, (len(places), len(offsets)))
         ends = (metric(self.logits(good)), metric(self.logits(bad)))
-        return Patching(tuple(sites), tuple(at), effects, *ends)
+        return Patching(places, offsets, effects, *ends)
 
 
 def open_model(
@@ -366,21 +384,14 @@ def open_model(
     return LM(opened, chat, batch_size, watch)
 
 
-def _texts(prompts: str | Sequence[str] | PromptSet) -> list[str]:
-    if isinstance(prompts, str):
-        return [prompts]
-    return list(prompts.prompts if isinstance(prompts, PromptSet) else prompts)
+def _site(place: Place) -> Site:
+    return place.site if isinstance(place, SitePart) else place
 
 
 def _repeated(batch: TokenBatch, edit: AnyEdit) -> tuple[TokenBatch, AnyEdit]:
     """The batch once for every strength of the edit, and the edit with one strength per row."""
     if not isinstance(edit, Interventions):
         return batch, edit
+    edit.check_prompts(len(batch))
     rows = torch.arange(edit.strengths * len(batch)) % len(batch)
     return batch.chosen(rows), edit.expanded(len(batch))
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions of a mask ``[n, position]``, summed in float32."""
-    kept = mask.unsqueeze(-1).to(values.device)
-    return ((values.float() * kept).sum(1) / kept.sum(1)).to(values.dtype)

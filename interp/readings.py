@@ -11,19 +11,71 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.errors import SiteError
+from interp.data.tokens import needed
+from interp.errors import InterpError, PromptError, SiteError
+from interp.interventions import Place, SitePart
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
+from interp.types import TokenBatch
 
 Metric = Callable[[Tensor], Tensor]
+
+At = str | int | Sequence[int]
+"""``"all"``, ``"prompt"``, ``"response"``, or offsets from the end of the prompt (−1: its last token, 0: the
+first token of the response)."""
+
+
+def offsets_of(at: At) -> tuple[int, ...]:
+    """The offsets that ``at`` names; none for a span."""
+    if isinstance(at, str):
+        return ()
+    return (at,) if isinstance(at, int) else tuple(at)
+
+
+def check_offsets(batch: TokenBatch, offsets: Sequence[int]) -> None:
+    """Raise SiteError for an offset, counted from the end of the prompt, that lies outside some row."""
+    before = batch.lengths - (batch.ids.shape[1] - batch.prompt_end)
+    after = batch.ids.shape[1] - batch.prompt_end
+    for offset in offsets:
+        if outside := ((offset < -before) | (offset >= after)).nonzero().flatten().tolist():
+            row = outside[0]
+            raise SiteError(
+                f"offset {offset} is outside prompt {row + 1}, which has {int(before[row])} tokens and a "
+                f"response of {int(after[row])}; −1 is the last prompt token"
+            )
+
+
+def span(batch: TokenBatch, at: str) -> Tensor:
+    """Mask ``[prompt, position]`` of ``"all"``, the ``"prompt"`` or the ``"response"``. Raises SiteError."""
+    offsets = torch.arange(batch.ids.shape[1]) - batch.prompt_end.unsqueeze(-1)
+    spans = {"all": offsets == offsets, "prompt": offsets < 0, "response": offsets >= 0}
+    if at not in spans:
+        raise SiteError(f"at is one of {', '.join(spans)} or offsets, not {at!r}")
+    return spans[at] & batch.mask.bool()
+
+
+def span_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``[prompt, position, d]`` over the positions of a mask, ``[prompt, d]``, summed in float32."""
+    if not bool((count := mask.sum(1, keepdim=True)).all()):
+        raise PromptError("a response without tokens has no mean; leave out its prompt")
+    return ((values.float() * mask.unsqueeze(-1)).sum(1) / count).to(values.dtype)
+
+
+def check_reduce(reduce: str | None, at: At) -> None:
+    """Raise InterpError for a reduction that is unknown, or of one position."""
+    if reduce not in (None, "mean"):
+        raise InterpError(f"reduce is None or 'mean', not {reduce!r}")
+    if reduce is not None and isinstance(at, int):
+        raise InterpError(f"reduce='mean' is over a span or several offsets, and at={at} is one")
 
 
 class Cache(Mapping[Site, Tensor]):
     """Activations by site.
 
-    Keys are sites, kind and block (``cache["resid_post", 5]``), and TransformerLens names
+    Keys are sites, heads and neurons (:class:`interp.interventions.SitePart`), kind and block
+    (``cache["resid_post", 5]``, ``cache["mlp", 5]``), and TransformerLens names
     (``cache["blocks.5.hook_resid_post"]``). mask: of a span, which positions ``[prompt, position]`` are real;
-    None where every position is.
+    None where every position is. Raises SiteError for a site that is not in the cache.
     """
 
     def __init__(self, values: Mapping[Site, Tensor], mask: Tensor | None = None) -> None:
@@ -57,17 +109,13 @@ class Cache(Mapping[Site, Tensor]):
         ]
         return cls(values, torch.cat(masks)[back] if masks else None)
 
-    def __getitem__(self, key: Site | str | tuple[str, int]) -> Tensor:
+    def __getitem__(self, key: Place | str | tuple[str, int]) -> Tensor:
+        if isinstance(key, SitePart):
+            return self[key.site][..., key.start : key.stop]
         if isinstance(key, Site):
             site = key
-        elif isinstance(key, str):
-            site = Site.parse(key)
         else:
-            kind, block = key
-            named = {"attention", "mlp", "expert", "ssm"}
-            site = (
-                Site.component(f"blocks.{block}.{kind}") if kind in named else Site(kind, block)  # type: ignore[arg-type]
-            )
+            site = Site.parse(key) if isinstance(key, str) else Site.named(*key)
         try:
             return self._values[site]
         except KeyError:
@@ -103,7 +151,7 @@ class Generated:
     def texts(self) -> list[Any]:
         """Responses without special tokens, in lists nested as the axes are."""
         flat = self.ids.flatten(0, -2)
-        texts: list[Any] = self.tokenizer.batch_decode(flat, skip_special_tokens=True)
+        texts: list[Any] = needed(self.tokenizer).batch_decode(flat, skip_special_tokens=True)
         for size in reversed(self.ids.shape[1:-1]):
             texts = [texts[i : i + size] for i in range(0, len(texts), size)]
         return texts
@@ -168,17 +216,17 @@ class Lens:
 
     def top(self, k: int = 5) -> list[list[list[str]]]:
         """The k most likely tokens as text, by state and prompt."""
-        found = []
+        found, tokenizer = [], needed(self.tokenizer)
         for i in range(len(self.states)):
             best = self.logits(i).topk(k, -1).indices
-            found.append([[self.tokenizer.decode([t]) for t in row] for row in best.tolist()])
+            found.append([[tokenizer.decode([t]) for t in row] for row in best.tolist()])
         return found
 
     def token(self, token: int | str) -> int:
         """The id of a token. SiteError for a text of several tokens."""
         if isinstance(token, int):
             return token
-        ids = self.tokenizer(token, add_special_tokens=False).input_ids
+        ids = needed(self.tokenizer)(token, add_special_tokens=False).input_ids
         if len(ids) != 1:
             raise SiteError(
                 f"{token!r} is {len(ids)} tokens; give one token, with its leading space"
@@ -194,7 +242,7 @@ class Patching:
     corrupted: metric of the two runs, ``[prompt]``.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[Place, ...]
     offsets: tuple[int, ...]
     effects: Float[Tensor, "site offset prompt"]
     clean: Float[Tensor, " prompt"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 from torch import nn
 
-from interp.backends.protocol import Backend
+from interp.backends.protocol import Backend, check_sites
 from interp.backends.reading import writer_sites
 from interp.errors import SiteError
-from interp.interventions import SitePart
+from interp.interventions import Place, SitePart
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
+
+Given: TypeAlias = Place | str | tuple[str, int] | Sequence[Place | str | tuple[str, int]]
+"""A site, a head or neuron, a TransformerLens name, a kind and a block, or several of these."""
 
 
 class SiteNames:
@@ -76,6 +80,23 @@ class SiteNames:
             kinds = ", ".join(sorted({c.kind for c in self.anatomy.components}))
             raise SiteError(f"no component of kind {kind!r}; this model has {kinds}")
         return tuple(Site.component(c.name) for c in found)
+
+    def component(self, kind: str, block: int) -> Site:
+        """What one component adds to the stream. Raises SiteError where the block has no such component."""
+        site = Site.named(kind, block)
+        check_sites(self.anatomy, [site])
+        return site
+
+    def places(self, given: Given) -> tuple[Place, ...]:
+        """Sites and parts of sites, from what a user may call them (:data:`Given`)."""
+        if isinstance(given, str):
+            return (Site.parse(given),)
+        if isinstance(given, Site | SitePart):
+            return (given,)
+        several = tuple(given)
+        if len(several) == 2 and isinstance(several[0], str) and isinstance(several[1], int):
+            return (Site.named(several[0], several[1]),)
+        return tuple(place for each in several for place in self.places(each))  # type: ignore[arg-type]
 
     def head(self, block: int, head: int) -> SitePart:
         """A head's z, before the output projection of attention."""

@@ -21,6 +21,7 @@ _HOOKS = {
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
 }
+COMPONENTS = ("attention", "mlp", "expert", "ssm")
 _COMPONENT_HOOKS = {"attention": "hook_attn_out", "mlp": "hook_mlp_out"}
 
 
@@ -62,6 +63,18 @@ class Site:
     def writer_out(cls, block: int, name: str) -> Site:
         """What a writer's module gives, before any norm, gate or factor between it and the stream."""
         return cls("writer_out", block, name)
+
+    @classmethod
+    def named(cls, kind: str, block: int) -> Site:
+        """The site of a kind in a block: ``resid_post``, ``mlp``, or TransformerLens's ``mlp_out``.
+
+        Raises SiteError for a kind that is none.
+        """
+        if kind == "embed":
+            return cls.embed()
+        if kind in COMPONENTS:
+            return cls.component(f"blocks.{block}.{kind}")
+        return cls.parse(f"blocks.{block}.hook_{kind}")
 
     @property
     def hook_name(self) -> str:

@@ -15,8 +15,9 @@ from interp.backends.steps import Sampling
 from interp.data import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.errors import InterpError, NotExpressible, PromptError, SiteError
-from interp.interventions import ablate, add, replace, scale
+from interp.interventions import ablate, add, intervene, replace, scale
 from interp.lm import LM
+from interp.operators import Scale
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -151,6 +152,61 @@ def test_the_lens_speaks(lm: LM) -> None:
         lm.lens("x").ranks("several tokens")
 
 
+def test_offsets_outside_a_prompt_are_no_padding(lm: LM) -> None:
+    """Whatever the batch: the shortest prompt decides, and is named."""
+    plain = lm.using(chat=None)
+    texts, site = ["a long prompt of several words", "Hm"], lm.resid_post[0]
+    several = plain.activations(texts, site, at=[-1, -2])[site]
+    assert relative(several[:, 0], plain.activations(texts, site)[site]) < 1e-5
+    assert relative(plain.logits(texts, at=(-2, -1))[:, 1], plain.logits(texts)) < 1e-5
+    short = len(plain.tokenizer("Hm").input_ids)
+    for call in (plain.logits, plain.residuals, plain.lens):
+        with pytest.raises(SiteError, match=f"outside prompt 2, which has {short} tokens"):
+            call(texts, at=-short - 1)
+    with pytest.raises(SiteError, match="lies before a prompt"):
+        plain.logits(texts, add(site, torch.ones(lm.d_model), where=-short - 1))
+
+
+def test_means_are_of_spans_and_offsets(lm: LM) -> None:
+    site = lm.resid_post[0]
+    both = lm.activations(TEXTS, site, at=(-1, -3))[site]
+    mean = lm.activations(TEXTS, site, at=(-1, -3), reduce="mean")[site]
+    assert relative(mean, both.mean(1)) < 1e-5
+    with pytest.raises(InterpError, match="over a span or several offsets"):
+        lm.activations(TEXTS, site, reduce="mean")
+
+
+def test_sites_have_the_names_of_the_cache(lm: LM) -> None:
+    head = lm.head(1, 1)
+    found = lm.activations(TEXTS, [head, "blocks.1.hook_resid_post", ("mlp", 0)])
+    assert torch.equal(found[head], found[head.site][:, head.start : head.stop])
+    assert torch.equal(found["resid_post", 1], found[lm.resid_post[1]])
+    assert torch.equal(found["mlp_out", 0], found[lm.component("mlp", 0)])
+    _, cache = lm.run_with_cache(TEXTS, ("embed", 0))
+    assert torch.equal(cache["embed", 0], cache["hook_embed"])
+    for wrong, message in ((("foo", 1), "no site named"), (lambda name: False, "no site matches")):
+        with pytest.raises(SiteError, match=message):
+            lm.run_with_cache(TEXTS, wrong)
+    with pytest.raises(SiteError, match="no component"):
+        lm.component("ssm", 0)
+
+
+def test_a_model_without_tokenizer_says_so(batch: TokenBatch) -> None:
+    lm = LM(opened("llama", "hooks"))
+    for call in (
+        lambda: lm.logits("text"),
+        lambda: lm.using(chat=None).logits("text"),
+        lambda: lm.logprobs(batch, ["a", "b", "c"]),
+        lambda: lm.generate(batch, tokens=2).texts,
+        lambda: lm.generate(batch, tokens=2, until=lambda texts: [True] * len(texts)),
+        lambda: lm.lens(batch).top(2),
+    ):
+        with pytest.raises(PromptError, match="no tokenizer"):
+            call()
+    with pytest.raises(PromptError, match="not int"):
+        lm.logits([1, 2])  # type: ignore[list-item]
+
+
 # --- editing -------------------------------------------------------------------------------------
 
 
@@ -167,6 +223,48 @@ def test_several_strengths_run_in_one_batch(lm: LM) -> None:
         assert many.texts[place] == alone.texts
     assert many.texts[1] == lm.generate(TEXTS, tokens=6).texts
     assert lm.logits(TEXTS, edit).shape == (3, len(TEXTS), lm.hf.config.vocab_size)
+
+
+def test_no_call_ignores_strengths(lm: LM) -> None:
+    """One strength acts in every call; several need copies, which logits and generate alone make."""
+    site, vector = lm.resid_post[0], random_vector(lm.d_model)
+    answers = ["a", "bc", "d", "e"]
+    calls = (
+        lambda edit: lm.residuals(TEXTS, edit),
+        lambda edit: lm.run_with_cache(TEXTS, site, edit)[0][:, -1],
+        lambda edit: lm.forward(TEXTS, edit)[:, -1].detach(),
+        lambda edit: lm.logprobs(TEXTS, answers, edit).sums,
+    )
+    for call in calls:
+        half = call(intervene(site, Scale(torch.tensor(3.0)), [0.5]))
+        assert relative(half, call(scale(site, 2.0))) < 1e-5
+        with pytest.raises(SiteError, match="2 strengths need 2 copies"):
+            call(add(site, vector, [1, 2]))
+        with pytest.raises(SiteError, match="each of 3 prompts, and 4 prompts are given"):
+            call(add(site, vector, torch.ones(3)))
+        with pytest.raises(SiteError, match="each of 5 prompts"):
+            call(replace(site, torch.ones(5, lm.d_model)))
+    with pytest.raises(SiteError, match="give it to the call"):
+        lm.editing(add(site, vector, torch.ones(4)))
+
+
+def test_heads_are_patched(lm: LM) -> None:
+    """Patching a head's z by hand and in a grid, from activations of that head."""
+    clean, corrupted, head = ["the cat is a"], ["the dog is a"], lm.head(1, 1)
+    metric = lambda logits: logits[:, 65]  # noqa: E731
+    z = lm.activations(clean, head)[head]
+    by_hand = metric(lm.logits(corrupted, replace(head, z, where=-1)))
+    grid = lm.patching(clean, corrupted, [lm.head(1, 0), head], metric, at=-1)
+    assert grid.effects[1, 0].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_a_delta_is_put_in_once(lm: LM) -> None:
+    """However many batches: the weight is written when the call begins and when it ends."""
+    delta = lm.to_delta(ablate(lm.writers[0], random_vector(lm.d_model)))
+    weight = lm.hf.get_parameter(next(iter(delta.updates)))
+    small, before = lm.using(batch_size=1), weight._version
+    small.logits(TEXTS, delta)
+    assert weight._version == before + 2
 
 
 def test_patching_finds_where_prompts_differ(lm: LM) -> None:
@@ -221,6 +319,8 @@ def test_a_seed_fixes_every_draw(chat_dir: Path, backend: str) -> None:
     assert found.axes == ("prompt", "sample")
     plain = LM(open_model(str(chat_dir)), batch_size=2)
     assert found.texts == plain.generate(TEXTS, tokens=5, sampling=draws).texts
+    more = plain.generate(TEXTS, tokens=5, sampling=Sampling(temperature=0.8, samples=4, seed=1))
+    assert torch.equal(more.ids[:, :3], found.ids)
     assert found.texts[:2] == plain.generate(TEXTS[:2], tokens=5, sampling=draws).texts
     assert len({tuple(row) for row in found.ids[0].tolist()}) == 3
     other = plain.generate(TEXTS, tokens=5, sampling=Sampling(temperature=0.8, samples=3, seed=2))
@@ -259,7 +359,14 @@ def test_responses_end_when_a_judge_has_decided(lm: LM) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"samples": 0}]
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"samples": 0},
+        {"top_k": 0},
+        {"top_p": 2},
+    ],
 )
 def test_impossible_sampling_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InterpError):

@@ -6,6 +6,7 @@ runs on longer prompts, and no limit is enforced. A table of positions (GPT-2, G
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -45,7 +46,7 @@ def admitted(
         if bool(wrong.any()):
             row, column = wrong.nonzero()[0].tolist()
             raise _no_row(tokenizer, batch, row, int(batch.ids[row, column]), rows)
-        batch = TokenBatch(batch.ids.masked_fill(outside, 0), batch.mask)
+        batch = replace(batch, ids=batch.ids.masked_fill(outside, 0))
     _check_no_image(tokenizer, anatomy, batch)
     limit = position_limit(model, anatomy)
     if limit is not None and (longest := int(batch.lengths.max())) + max(more - 1, 0) > limit:

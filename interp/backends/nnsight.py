@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -34,13 +34,14 @@ from interp.hooking import (
     Act,
     Location,
     act_at,
-    check_edit_site,
     counting,
+    edit_acts,
     first,
     first_argument,
+    hooked,
     inside_experts,
     intervened,
-    locate,
+    place,
     with_first,
 )
 from interp.interventions import Interventions
@@ -122,7 +123,8 @@ class NNsightBackend(SharedBackend):
 
     @contextmanager
     def editing(self, edit: AnyEdit) -> Iterator[None]:
-        """The model with an edit in place: a delta in its weights, an Edit as interventions."""
+        """The nnsight and the transformers model with an edit in place: a delta in the weights, an Edit as
+        interventions of nnsight and hooks of transformers."""
         if isinstance(edit, Interventions):
             with self._intervening(edit):
                 yield
@@ -131,21 +133,26 @@ class NNsightBackend(SharedBackend):
             with super().editing(edit):
                 yield
             return
-        with self._rewritten():
+        with hooked(self.model, self.anatomy, edit, alone=True), self._rewritten():
             for writer in self.anatomy.writers:
                 if (operator := edit.writers.get(writer.weight)) is not None:
                     self.lm = _with_writer(self.lm, writer, operator)
-            for site, operator in edit.sites.items():
-                check_edit_site(site)
-                at = locate(self.anatomy, site)
-                self.lm = _with_act(self.lm, at, lambda value, _=None, act=operator.act: act(value))
+            for at, act in edit_acts(self.anatomy, edit):
+                self.lm = _with_act(self.lm, at, act)
             yield
 
     @contextmanager
     def _intervening(self, edit: Interventions) -> Iterator[None]:
-        with self._running(edit) as run, counting(self.model, self.anatomy, run), self._rewritten():
+        with (
+            self._running(edit) as run,
+            counting(self.model, self.anatomy, run),
+            self._rewritten(),
+            ExitStack() as stack,
+        ):
             for part in edit:
-                self.lm = _with_act(self.lm, *intervened(self.model, self.anatomy, part, run))
+                at, act = intervened(self.model, self.anatomy, part, run)
+                self.lm = _with_act(self.lm, at, act)
+                stack.callback(place(self.model, at, act, alone=True).remove)
             yield
 
     @contextmanager

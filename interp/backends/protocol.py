@@ -37,8 +37,9 @@ class Backend(Protocol):
 
     ``capture`` gives ``[batch, d]`` for one position, ``[batch, n, d]`` for several or all.
     ``generate`` is greedy and gives new ids only, ``[batch, tokens]``, padded after the end.
-    ``editing`` keeps an edit in place for every call inside it. ``model`` is the transformers
-    model: :func:`interp.edits.applied` on it edits the backend as well.
+    ``forward`` gives logits ``[batch, seq, vocab]`` of ``model`` with gradients, on its device.
+    ``editing`` keeps an edit in place for every call inside it, calls of ``model`` included. ``model`` is
+    the transformers model: :func:`interp.edits.applied` on it edits the backend as well.
     """
 
     name: ClassVar[str]
@@ -62,9 +63,9 @@ class Backend(Protocol):
         self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit = None
     ) -> tuple[Tensor, dict[Site, Tensor]]: ...
 
-    def editing(self, edit: AnyEdit) -> AbstractContextManager[None]: ...
+    def forward(self, batch: TokenBatch, edit: AnyEdit = None) -> Tensor: ...
 
-    def begin(self, batch: TokenBatch) -> None: ...
+    def editing(self, edit: AnyEdit) -> AbstractContextManager[None]: ...
 
 
 def take(tensor: Tensor, positions: Positions) -> Tensor:
@@ -198,12 +199,11 @@ class SharedBackend(ABC):
         check_positions(positions, batch.ids.shape[1])
         if not sites:
             return {}
-        batch = self._admitted(batch)
-        self.begin(batch)
-        found = self._capture(batch, tuple(dict.fromkeys(sites)), positions)
-        mask = take(batch.mask, positions)
-        if not all(all_finite(value, mask) for value in found.values()):
-            raise self._not_finite(batch)
+        with self._passes(batch) as batch:
+            found = self._capture(batch, tuple(dict.fromkeys(sites)), positions)
+            mask = take(batch.mask, positions)
+            if not all(all_finite(value, mask) for value in found.values()):
+                raise self._not_finite(batch)
         return found
 
     @torch.no_grad()
@@ -213,9 +213,7 @@ class SharedBackend(ABC):
         Raises as :meth:`capture` does.
         """
         check_positions(positions, batch.ids.shape[1])
-        batch = self._admitted(batch)
-        with self.editing(edit):
-            self.begin(batch)
+        with self.editing(edit), self._passes(batch) as batch:
             found = self._logits(batch, positions)
             if not all_finite(found, take(batch.mask, positions)):
                 raise self._not_finite(batch)
@@ -230,9 +228,7 @@ class SharedBackend(ABC):
         Raises as :meth:`capture` does.
         """
         check_sites(self.anatomy, sites)
-        batch = self._admitted(batch)
-        with self.editing(edit):
-            self.begin(batch)
+        with self.editing(edit), self._passes(batch) as batch:
             logits, found = self._both(batch, tuple(dict.fromkeys(sites)))
             if not all_finite(logits, batch.mask):
                 raise self._not_finite(batch)
@@ -248,20 +244,34 @@ class SharedBackend(ABC):
         """
         if tokens < 1:
             return batch.ids[:, :0].cpu()
-        batch = self._admitted(batch, tokens)
         pad = padding_id(self.tokenizer, self.model, vocabulary(self.anatomy))
-        with self.editing(edit):
-            self.begin(batch)
+        with self.editing(edit), self._passes(batch, tokens) as batch:
             try:
                 return self._generate(batch, tokens, pad, steps)
             except ScoresNotFinite as found:
-                raise self._not_finite(TokenBatch(found.ids, found.mask)) from None
+                more = found.ids[:, batch.ids.shape[1] :]
+                raise self._not_finite(batch.extended(more)) from None
 
-    def _admitted(self, batch: TokenBatch, more: int = 0) -> TokenBatch:
-        """A batch that the model has room for, on its device."""
-        return admitted(self.model, self.tokenizer, self.anatomy, batch, more).to(self.device)
+    def forward(self, batch: TokenBatch, edit: AnyEdit = None) -> Tensor:
+        """Logits ``[batch, seq, vocab]`` of the transformers model with gradients, on its device.
 
-    def begin(self, batch: TokenBatch) -> None:
+        Raises SiteError and PromptError as :meth:`logits` does.
+        """
+        with torch.enable_grad(), self.editing(edit), self._passes(batch) as batch:
+            return self.model(**model_inputs(self.model, batch), use_cache=False).logits
+
+    @contextmanager
+    def _passes(self, batch: TokenBatch, more: int = 0) -> Iterator[TokenBatch]:
+        """The batch on the model's device, with ``more`` tokens to follow; interventions know its prompts."""
+        batch = admitted(self.model, self.tokenizer, self.anatomy, batch, more).to(self.device)
+        self._begin(batch)
+        try:
+            yield batch
+        finally:
+            for run in self._runs:
+                run.end()
+
+    def _begin(self, batch: TokenBatch) -> None:
         """Tell interventions in place that the first pass of a batch is next."""
         for run in self._runs:
             run.begin(batch)
@@ -270,7 +280,12 @@ class SharedBackend(ABC):
     def _running(self, edit: Interventions) -> Iterator[Run]:
         """A count of the passes of interventions while the context lasts."""
         check_sites(self.anatomy, [part.site for part in edit])
-        run = Run()
+        if edit.strengths > 1:
+            raise SiteError(
+                f"{edit.strengths} strengths need {edit.strengths} copies of every prompt, which logits and "
+                "generate of an LM make; give one strength here"
+            )
+        run = Run(tuple(offset for part in edit for offset in part.offsets))
         self._runs.append(run)
         try:
             yield run
@@ -279,7 +294,7 @@ class SharedBackend(ABC):
 
     def _not_finite(self, batch: TokenBatch) -> NotFinite:
         """The error for a batch whose pass failed; the edit is still in place."""
-        self.begin(batch)
+        self._begin(batch)
         found = self._capture(batch, residual_sites(self.anatomy), None)
         return not_finite(self.model, self.anatomy, first_site(found, batch.mask))
 

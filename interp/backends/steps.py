@@ -35,6 +35,10 @@ class Sampling:
             raise InterpError(f"a temperature is a number from 0 on, got {self.temperature}")
         if self.samples < 1:
             raise InterpError(f"samples are counted from 1, got {self.samples}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InterpError(f"top_k is a number of tokens from 1 on, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InterpError(f"top_p is a probability above 0, got {self.top_p}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,11 @@ class Steps:
 class Draws:
     """A logits processor after which the largest score is a draw from the softmax (the Gumbel-max trick).
 
-    keys: a number for every row; rows with one key draw alike. columns: of the prompts.
+    keys: the numbers of prompt and sample of every row; rows with one key draw alike. columns: of the
+    prompts.
     """
 
-    def __init__(self, sampling: Sampling, keys: Sequence[int], columns: int) -> None:
+    def __init__(self, sampling: Sampling, keys: Sequence[tuple[int, int]], columns: int) -> None:
         self.sampling, self.keys, self.columns = sampling, keys, columns
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
@@ -66,9 +71,9 @@ class Draws:
         noise = [self._noise(key, step, scores.shape[-1]) for key in self.keys]
         return wide + torch.stack(noise).to(wide)
 
-    def _noise(self, key: int, step: int, vocabulary: int) -> Tensor:
+    def _noise(self, key: tuple[int, int], step: int, vocabulary: int) -> Tensor:
         """Gumbel noise of one row at one step, drawn on the CPU so that hardware does not matter."""
-        generator = torch.Generator().manual_seed(_mixed(self.sampling.seed, key, step))
+        generator = torch.Generator().manual_seed(_mixed(self.sampling.seed, *key, step))
         uniform = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
         return -(-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
 

@@ -32,7 +32,7 @@ from interp.backends.support import require_support
 from interp.backends.twin import twin
 from interp.edits import Edit
 from interp.errors import InterpError, SiteError
-from interp.hooking import check_edit_site, counting, intervened, place
+from interp.hooking import check_edit_site, counting, hooked, intervened, place
 from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
@@ -121,7 +121,7 @@ class TransformerLensBackend(SharedBackend):
 
     @contextmanager
     def editing(self, edit: AnyEdit) -> Iterator[None]:
-        """The model with an edit in place; operators at sites act at the bridge's hook points.
+        """The bridge and the transformers model with an edit in place; at sites, at the bridge's hook points.
 
         A hook on the transformers block would act after ``hook_resid_pre`` has been read.
         """
@@ -137,8 +137,13 @@ class TransformerLensBackend(SharedBackend):
         for site, operator in edit.sites.items():
             check_edit_site(site)
             hooks.append(self._acting(site, operator.act))
-        rest = Edit(edit.writers) if edit.writers else None
-        with super().editing(rest), self.bridge.hooks(fwd_hooks=hooks):
+        there = Edit(sites=edit.sites)
+        rest = Edit(edit.writers, inputs=edit.inputs) if edit.writers or edit.inputs else None
+        with (
+            super().editing(rest),
+            hooked(self.model, self.anatomy, there, alone=True),
+            self.bridge.hooks(fwd_hooks=hooks),
+        ):
             yield
 
     @contextmanager
@@ -153,6 +158,7 @@ class TransformerLensBackend(SharedBackend):
                 at, act = intervened(self.model, self.anatomy, part, run)
                 if at.before and not at.inside_experts and self._has_point(part.site):
                     stack.enter_context(self.bridge.hooks(fwd_hooks=[self._acting(part.site, act)]))
+                    stack.callback(place(self.model, at, act, alone=True).remove)
                 else:
                     stack.callback(place(self.model, at, act).remove)
             yield

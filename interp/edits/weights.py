@@ -13,7 +13,7 @@ from interp.edits.edit import Edit, bound, canonical, readable_parameter
 from interp.errors import DeltaError, NotExpressible
 from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.operators import Addition, HookOnly, Operator, linear_form
+from interp.operators import Addition, HookOnly, Operator, linear_form, row_count
 from interp.sites import Site
 from interp.types import Coverage, LowRank, Shift, Update, WeightDelta
 
@@ -166,6 +166,11 @@ def as_edit(model: nn.Module, anatomy: Anatomy, given: Interventions) -> Edit:
             )
         if part.strengths:
             raise NotExpressible("weights have one strength; make a delta for each")
+        if row_count(part.operator) is not None:
+            raise NotExpressible(
+                f"weights are the same for every prompt, and the intervention at {part.site} has a value for "
+                "each; use it as a hook"
+            )
         kind = {"writer_out": "writers", "writer_in": "inputs"}.get(part.site.kind, "sites")
         writer = writers.get(part.site.name)
         key = part.site if writer is None else writer.weight

@@ -19,7 +19,7 @@ from interp.operators.linear import linear_form
 from interp.operators.norm_kept import NormKept
 from interp.operators.norm_preserving import NormPreserving, norm_restored, share_left
 from interp.operators.part import Part
-from interp.operators.protocol import HookOnly, Operator
+from interp.operators.protocol import HookOnly, Operator, row_count
 from interp.operators.replace import Replace
 from interp.operators.scale import Scale
 from interp.operators.subspace import SubspaceAblation
@@ -45,5 +45,6 @@ __all__ = [
     "Total",
     "linear_form",
     "norm_restored",
+    "row_count",
     "share_left",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.operators.linear import linear_form
-from interp.operators.protocol import Operator
+from interp.operators.protocol import Operator, row_count
 from interp.types import LowRank, Vector, Weight
 
 
@@ -35,6 +35,11 @@ class Part:
     def act(self, written: Tensor, inputs: Tensor | None = None) -> Tensor:
         before, own, after = written.tensor_split([self.start, self.stop], -1)
         return torch.cat([before, self.operator.act(own, inputs), after], -1)
+
+    @property
+    def row_count(self) -> int | None:
+        """Rows that the operator is made for; None for any number."""
+        return row_count(self.operator)
 
     def rows(self, index: Tensor) -> Part:
         """The same for some rows of the batch."""

@@ -67,6 +67,11 @@ class HookOnly:
         )
 
 
+def row_count(operator: object) -> int | None:
+    """Rows of the batch that an operator is made for; None for any number."""
+    return getattr(operator, "row_count", None)
+
+
 def widened(values: Tensor) -> Tensor:
     """``values`` in float32 at least: norms and angles in half precision are too coarse to keep."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -15,7 +15,7 @@ class Replace(HookOnly):
     """``y ← values``, whatever y is. A hook only.
 
     values: ``[d]`` for every row and position, ``[row, d]`` for every position of a row, or
-    ``[row, position, d]``.
+    ``[row, position, d]``; one row of values is for all rows.
     """
 
     values: Tensor
@@ -30,6 +30,14 @@ class Replace(HookOnly):
             values = values.unsqueeze(-2)
         return values.expand(written.shape)
 
+    @property
+    def row_count(self) -> int | None:
+        """Rows that the values are for; None for any number."""
+        many = self.values.ndim > 1 and len(self.values) > 1
+        return len(self.values) if many else None
+
     def rows(self, index: Tensor) -> Replace:
         """The same for some rows of the batch."""
-        return self if self.values.ndim == 1 else Replace(self.values[index.to(self.values.device)])
+        if self.row_count is None:
+            return self
+        return Replace(self.values[index.to(self.values.device)])

@@ -11,7 +11,7 @@ from interp.backends import BACKENDS
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend, all_sites
 from interp.backends.reading import writer_sites
-from interp.edits import to_delta
+from interp.edits import Edit, to_delta
 from interp.errors import NotExpressible, SiteError
 from interp.interventions import (
     Interventions,
@@ -23,7 +23,7 @@ from interp.interventions import (
     scale,
 )
 from interp.models.anatomy import BoundWriter
-from interp.operators import Affine
+from interp.operators import Affine, Scale
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -188,9 +188,78 @@ def test_patching_everything_restores_the_clean_run(batch: TokenBatch) -> None:
     assert relative(lm.logits(other), patched) > EFFECT
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_editing_reaches_the_transformers_model(backend: str, batch: TokenBatch) -> None:
+    """At inputs and outputs; gradients, too; and each backend does it to its own library once."""
+    lm = opened("jamba", backend)
+    d = lm.anatomy.d_model
+    writer = next(w for w in lm.anatomy.block_writers if not w.fused)
+    edit = add(Site.resid_pre(1), random_vector(d)) + scale(Site.resid_post(0), 1.5)
+    same = Edit(sites={Site.resid_pre(1): Scale(torch.tensor(2.0))},
+                inputs={writer.weight: Scale(torch.tensor(0.2))})  # fmt: skip
+    for each in (edit, same):
+        expected = real(opened("jamba", "hooks").logits(batch, each, None), batch)
+        assert relative(real(lm.logits(batch, each, None), batch), expected) < TOLERANCE
+        assert relative(real(lm.forward(batch, each).detach(), batch), expected) < TOLERANCE
+        with lm.editing(each), torch.no_grad():
+            inside = lm.model(input_ids=batch.ids[:1]).logits[0]
+        assert relative(inside, expected[: len(inside)]) < TOLERANCE
+
+
+def test_where_prompts_end_is_known_to_one_call(batch: TokenBatch) -> None:
+    """A direct call after one through the backend is of another batch."""
+    lm = opened("llama", "hooks")
+    with lm.editing(add(Site.resid_post(0), torch.ones(lm.anatomy.d_model), where=-1)):
+        lm.logits(batch)
+        with pytest.raises(SiteError, match="run the model through the LM"):
+            lm.model(input_ids=batch.ids)
+
+
+def test_padding_outside_the_embedding_keeps_the_response(batch: TokenBatch) -> None:
+    lm = opened("llama", "hooks")
+    edit = add(Site.resid_post(0), 4 * random_vector(lm.anatomy.d_model), where="response")
+    given = TokenBatch(batch.ids, batch.mask, torch.tensor([2, 2, 2]))
+    odd = TokenBatch(batch.ids.masked_fill(batch.mask == 0, 10**6), batch.mask, given.response)
+    assert torch.equal(lm.logits(odd, edit), lm.logits(given, edit))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_that_do_not_fit_are_named(backend: str, batch: TokenBatch) -> None:
+    lm = opened("llama", backend)
+    site, d = Site.resid_post(0), lm.anatomy.d_model
+    wrong = [replace(site, torch.ones(d + 1)), replace(site, torch.ones(2, d)),
+             scale(site, torch.ones(d - 1)), add(site, torch.ones(d), torch.ones(2))]  # fmt: skip
+    for edit in wrong:
+        with pytest.raises(SiteError, match=r"do not fit blocks.0.hook_resid_post"):
+            lm.logits(batch, edit)
+    with pytest.raises(SiteError, match="where=-15 lies before a prompt of 13 tokens"):
+        lm.logits(batch, add(site, torch.ones(d), where=-15))
+    with pytest.raises(SiteError, match="3 strengths need 3 copies"):
+        lm.logits(batch, add(site, torch.ones(d), [-1, 0, 1]))
+
+
+def test_one_strength_of_any_operator_is_weights(batch: TokenBatch) -> None:
+    """In a list, a tensor or as a number: at a writer's input and output."""
+    lm = opened("llama", "hooks")
+    unit = random_vector(lm.anatomy.d_model)
+    site = outputs(lm)[0]
+    for strength in (0.5, [0.5], torch.tensor(0.5), torch.tensor([0.5])):
+        for there in (site, SitePart(site, 0, 2)):
+            edit = intervene(there, Scale(torch.tensor(0.1)), strength)
+            same = scale(there, 0.55)
+            assert relative(lm.logits(batch, edit), lm.logits(batch, same)) < TOLERANCE
+            delta = to_delta(lm.model, lm.anatomy, edit)
+            assert relative(lm.logits(batch, delta), lm.logits(batch, same)) < 1e-4
+        ablated = ablate(site, unit, strength)
+        assert relative(lm.logits(batch, ablated), lm.logits(batch, ablate(site, unit, 0.5))) == 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda s, v: add(s, v, []), "strengths are a number"),
+        (lambda s, v: add(s, v, torch.ones(2, 2)), "strengths are a number"),
+        (lambda s, v: add(s, v, where=1.5), "where is one of"),
         (lambda s, v: add(s, v, where="answers"), "where is one of all, prompt, response"),
         (lambda s, v: add(s, v, where=()), "no position asked for"),
         (lambda s, v: add([], v), "no site"),
