@@ -65,8 +65,12 @@ def not_finite(model: nn.Module, anatomy: Anatomy, site: Site | None) -> NotFini
     if site is not None:
         place = "the embedding" if site.kind == "embed" else f"block {site.block}"
     tensors = _weights(model, anatomy, site)
-    if damaged := [key for key, value in tensors.items() if value.isnan().any()]:
-        mend = f"its weight {damaged[0]} holds NaN: download the model again, or train it again"
+    damaged = {key: "NaN" for key, value in tensors.items() if value.isnan().any()}
+    if not damaged and dtype != NARROW:  # there the cast alone can make a weight infinite
+        damaged = {key: "infinity" for key, value in tensors.items() if value.isinf().any()}
+    if damaged:
+        key, what = next(iter(damaged.items()))
+        mend = f"its weight {key} holds {what}: download the model again, or train it again"
     elif dtype == NARROW:
         largest = torch.finfo(NARROW).max
         mend = f"{name} ends at {largest:.0f}: use --dtype bfloat16 or --dtype float32"
@@ -76,16 +80,16 @@ def not_finite(model: nn.Module, anatomy: Anatomy, site: Site | None) -> NotFini
 
 
 def _weights(model: nn.Module, anatomy: Anatomy, site: Site | None) -> dict[str, Any]:
-    """Parameters of what ``site`` is the output of, offloaded ones left out."""
+    """Parameters of what ``site`` is the output of (None: of the logits), offloaded ones left out."""
     if site is None:
-        path = anatomy.unembed
+        paths = [anatomy.final_norm, anatomy.unembed]
     elif site.kind == "embed":
-        path = anatomy.embeddings[0].module
+        paths = [anatomy.embeddings[0].module]
     else:
-        path = anatomy.blocks[site.block]
-    module = model.get_submodule(path)
+        paths = [anatomy.blocks[site.block]]
     return {
         f"{path}.{key}": value
-        for key, value in module.named_parameters()
+        for path in paths
+        for key, value in model.get_submodule(path).named_parameters()
         if value.is_floating_point() and not value.is_meta
     }

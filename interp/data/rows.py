@@ -108,14 +108,18 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _decoded(data: bytes, path: Path) -> str:
+    """Text with ``\\n`` between its lines, also where every line ends with a carriage return alone."""
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text:  # binary data, or UTF-16 without a byte order mark
+            raise UnicodeDecodeError("utf-8", data, data.find(b"\0"), len(data), "NUL")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PromptError(
             f"{path} is not UTF-8 text (line {line}); save it as UTF-8, one prompt a line"
         ) from None
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _json(text: str, column: str, path: Path) -> tuple[Row, ...]:

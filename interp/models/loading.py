@@ -146,20 +146,34 @@ def _load_model(name: str, options: dict[str, Any]) -> nn.Module:
     """The model with every weight from its files, in eval mode."""
 
     nobody_watches = bool(os.environ.get("CI")) or not os.isatty(2)
+    packed = of_config(options["config"].to_dict())
     with explained(name), readable(name), without_bars(nobody_watches), without_report():
         try:
+            _check_declared(name, options["config"])
             model, info = auto_class(options["config"]).from_pretrained(
                 resolve(name), **options, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            _check_declared(name, options["config"])
             check_complete(name, model, info)
         except Exception as error:
-            if (packed := of_config(options["config"].to_dict())) is None:
+            if packed is None:
                 raise
             own = isinstance(error, InterpError)  # then the names say less than the config
             why = "" if own else f" (transformers: {_first_line(str(error))})"
             raise ModelNotFound(packed.explain(name) + why) from error
+    if packed is not None and getattr(model, "hf_quantizer", None) is None:
+        _give_one_dtype(model)
     return model.eval()
+
+
+def _give_one_dtype(model: nn.Module) -> None:
+    """Cast the parameters of a dequantised model to the dtype in its config.
+
+    transformers gives that dtype to the dequantised weights alone; the others stay as they are stored, and
+    the first matrix product fails.
+    """
+    for param in model.parameters():
+        if param.is_floating_point() and not param.is_meta:
+            param.data = param.data.to(model.config.dtype)
 
 
 def _check_declared(name: str, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,20 @@ def test_an_overflow_names_the_block_and_the_dtype(backend: str, tokenizer: Any)
     assert lm.capture(batch, [Site.resid_post(0)])  # what lies before is read as ever
 
 
-def test_a_damaged_weight_is_named(tokenizer: Any) -> None:
-    lm = speaking("llama", "hooks", tokenizer)
+@pytest.mark.parametrize(
+    ("weight", "value", "place"),
+    [
+        ("model.layers.2.mlp.up_proj.weight", "NaN", "block 2"),
+        ("model.layers.2.mlp.up_proj.weight", "infinity", "block 2"),
+        ("model.norm.weight", "infinity", "the unembedding"),
+        ("lm_head.weight", "NaN", "the unembedding"),
+    ],
+)
+def test_a_damaged_weight_is_named(weight: str, value: str, place: str, tokenizer: Any) -> None:
+    lm = speaking("llama", "hooks", tokenizer, tie_word_embeddings=False)
     with torch.no_grad():
-        lm.model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(NotFinite, match=r"block 2 .*layers\.2\.mlp\.up_proj\.weight holds NaN"):
+        lm.model.get_parameter(weight).flatten()[0] = float(value)
+    with pytest.raises(NotFinite, match=rf"{place} .*{re.escape(weight)} holds {value}"):
         lm.logits(encode(lm.tokenizer, ["hi"]))
 
 

@@ -19,6 +19,7 @@ from interp.errors import DeltaError, ModelNotFound
 from interp.export.difference import checkpoint_fingerprint, difference
 from interp.models import describe, tiny_model
 from interp.models.checkpoint import Checkpoint
+from interp.models.loading import load
 from interp.models.skeleton import skeleton
 
 FLOAT8 = torch.float8_e4m3fn
@@ -108,6 +109,18 @@ def test_it_is_read_as_transformers_reads_it(producer: str, tmp_path: Path) -> N
         if name in checkpoint.tensors:
             assert torch.equal(checkpoint.read(name), value), name
     assert checkpoint_fingerprint(checkpoint, anatomy) == fingerprint(model, describe(model))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_dequantised_float8_runs_in_the_dtype_that_is_asked_for(dtype: str, tmp_path: Path) -> None:
+    other = saved(tmp_path, *PRODUCERS["blocks"])
+    model, _ = load(str(other), dtype=dtype)
+    assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
+    plain, _ = load(str(tmp_path / "plain"), dtype=dtype)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert (model(ids).logits - plain(ids).logits).norm() < 0.2 * plain(ids).logits.norm()
+        assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_float8_in_memory_has_the_fingerprint_of_its_files_and_is_never_edited(
