@@ -142,11 +142,12 @@ class Interventions:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What the interventions do, in JSON values."""
-        parts = [
-            {"site": p.site.hook_name, "operator": type(p.operator).__name__, "where": p.where}
-            for p in self.parts
-        ]
+        """What the interventions do, in JSON values; vectors are left out."""
+        parts = []
+        for part in self.parts:
+            where = {"site": part.site.hook_name, "where": part.where}
+            several = {"strengths": list(part.strengths)} if part.strengths else {}
+            parts.append(where | _described(part.operator) | several)
         return {"method": "interventions", "parts": parts}
 
     @property
@@ -173,6 +174,17 @@ class Interventions:
         return Interventions(
             tuple(changed(part, operator=_rows(part.operator, index)) for part in self.parts)
         )
+
+
+def _described(operator: Operator | StreamAblation) -> dict[str, Any]:
+    """An operator's name and numbers, in JSON values."""
+    if isinstance(operator, Part):
+        return _described(operator.operator) | {"coordinates": [operator.start, operator.stop]}
+    if isinstance(operator, Graded):
+        return _described(operator.operator) | {"strengths": operator.coefficients.tolist()}
+    numbers = {key: getattr(operator, key, None) for key in ("strength", "coefficient")}
+    name = "Ablation" if isinstance(operator, StreamAblation) else type(operator).__name__
+    return {"operator": name} | {k: v for k, v in numbers.items() if isinstance(v, float)}
 
 
 def _rows(operator: Operator | StreamAblation, index: Tensor) -> Operator | StreamAblation:
@@ -257,11 +269,12 @@ def ablate(
     return Interventions(tuple(whole))
 
 
-def replace(sites: Places, values: Tensor, *, where: Where = "all") -> Interventions:
+def replace(sites: Places, values: float | Tensor, *, where: Where = "all") -> Interventions:
     """``y ← values`` (activation patching; zeros or a mean ablate the whole site).
 
-    values: ``[d]``; ``[prompt, d]``; or, at offsets, ``[prompt, offset, d]``.
+    values: a number; ``[d]``; ``[prompt, d]``; or, at offsets, ``[prompt, offset, d]``.
     """
+    values = torch.as_tensor(values)
     if isinstance(where, Sequence) and not isinstance(where, str) and values.ndim == 3:
         if values.shape[1] != len(where):
             raise SiteError(f"{values.shape[1]} values for {len(where)} offsets; give one for each")

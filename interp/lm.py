@@ -92,7 +92,7 @@ class LM(SiteNames):
 
     # --- tokens -----------------------------------------------------------------------------------
 
-    def tokens(self, prompts: Prompts, responses: Sequence[str] | None = None) -> TokenBatch:
+    def tokens(self, prompts: Prompts, responses: str | Sequence[str] | None = None) -> TokenBatch:
         """Left-padded tokens of prompts, each followed by its response if there are responses."""
         batch = prompt_tokens(self.tokenizer, prompts, self.chat)
         return batch if responses is None else followed(self.tokenizer, batch, responses)
@@ -139,7 +139,7 @@ class LM(SiteNames):
         *,
         at: At = -1,
         reduce: str | None = None,
-        responses: Sequence[str] | None = None,
+        responses: str | Sequence[str] | None = None,
     ) -> Cache:
         """Activations of any number of prompts, by site; a head or neuron gives its own coordinates.
 
@@ -234,7 +234,7 @@ class LM(SiteNames):
         return stacked.unflatten(0, (several, len(batch))) if several > 1 else stacked
 
     def logprobs(
-        self, prompts: Prompts, responses: Sequence[str], edit: AnyEdit = None
+        self, prompts: Prompts, responses: str | Sequence[str], edit: AnyEdit = None
     ) -> LogProbs:
         """Log-probability of every token of given responses, in nats."""
         batch = self.tokens(prompts, responses)

@@ -250,6 +250,13 @@ class Patching:
 
     @property
     def restored(self) -> Float[Tensor, "site offset"]:
-        """Share of the difference between the runs that comes back, of means over prompts."""
+        """Share of the difference between the runs that comes back, of means over prompts.
+
+        Raises PromptError where the metric is the same in both runs.
+        """
         whole = (self.clean - self.corrupted).mean()
+        if not whole:
+            raise PromptError(
+                "the metric is the same in both runs; choose prompts that differ in it"
+            )
         return (self.effects - self.corrupted).mean(-1) / whole

@@ -105,7 +105,7 @@ class Site:
                 return cls("component", block, f"blocks.{block}.{what.removesuffix('_out')}")
         raise SiteError(
             f"no site named {hook_name!r}; known: hook_embed, blocks.{{i}}.hook_resid_pre|_mid|_post, "
-            "blocks.{i}.hook_attn_out|_mlp_out|_expert_out|_ssm_out"
+            "blocks.{i}.hook_attn_out|_mlp_out|_expert_out|_ssm_out; for z and neurons: lm.head, lm.neuron"
         )
 
     def __str__(self) -> str:

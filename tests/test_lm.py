@@ -128,6 +128,7 @@ def test_logprobs_are_those_of_the_responses(lm: LM) -> None:
         each = logp[-n - 1 : -1].gather(-1, batch.ids[0, -n:, None]).squeeze(-1)
         assert relative(found.tokens[row], each) < 1e-4
         assert found.sums[row].item() == pytest.approx(each.sum().item(), rel=1e-4)
+        assert relative(lm.logprobs(text, answer).tokens[0], each) < 1e-4
     assert (
         lm.logprobs(TEXTS, answers, add(lm.resid_post[0], torch.ones(lm.d_model)))
         .sums.ne(found.sums)
@@ -255,6 +256,10 @@ def test_heads_are_patched(lm: LM) -> None:
     z = lm.activations(clean, head)[head]
     by_hand = metric(lm.logits(corrupted, replace(head, z, where=-1)))
     grid = lm.patching(clean, corrupted, [lm.head(1, 0), head], metric, at=-1)
+    with pytest.raises(PromptError, match="same in both runs"):
+        _ = lm.patching(clean, clean, head, metric).restored
+    zeros = replace(head, torch.zeros(head.stop - head.start))
+    assert torch.equal(lm.logits(clean, replace(head, 0.0)), lm.logits(clean, zeros))
     assert grid.effects[1, 0].item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
@@ -296,6 +301,15 @@ def test_an_edit_is_weights_where_it_has_them(lm: LM) -> None:
     delta = lm.to_delta(ablate(lm.writers, random_vector(lm.d_model)))
     assert delta.rank == 1
     assert relative(lm.residuals(TEXTS, delta), lm.residuals(TEXTS)) > 1e-4
+    once = scale(lm.head(1, 1), 0.0) + add(lm.resid_post[0], torch.ones(lm.d_model), 2)
+    head, added = lm.to_delta(once).recipe["parts"]
+    size = lm.hf.config.head_dim
+    assert (head["operator"], head["coordinates"]) == ("Scale", [size, 2 * size])
+    assert (added["operator"], added["coefficient"]) == ("Addition", 2.0)
+    with pytest.raises(NotExpressible, match="outputs of its matrices"):
+        lm.to_delta(scale(lm.component("mlp", 0), 0.0))
+    with pytest.raises(InterpError, match="an edit is Interventions"):
+        lm.logits(TEXTS, "ablate")  # type: ignore[arg-type]
     with pytest.raises(NotExpressible, match="skip path"):
         lm.to_delta(ablate(lm.resid_post[0], random_vector(lm.d_model)))
 

@@ -16,7 +16,7 @@ from interp.backends.generation import padding_id
 from interp.backends.limits import admitted, vocabulary
 from interp.backends.steps import Steps
 from interp.edits import Edit, applied
-from interp.errors import NotFinite, SiteError
+from interp.errors import InterpError, NotFinite, SiteError
 from interp.hooking import Run, hooked, intervening
 from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy
@@ -315,9 +315,13 @@ class SharedBackend(ABC):
         elif isinstance(edit, Interventions):
             with self._running(edit) as run, intervening(self.model, self.anatomy, edit, run):
                 yield
-        else:
+        elif isinstance(edit, Edit):
             with hooked(self.model, self.anatomy, edit):
                 yield
+        else:
+            raise InterpError(
+                f"an edit is Interventions, an Edit or a WeightDelta, not {type(edit).__name__}"
+            )
 
     def run_with_cache(
         self, batch: TokenBatch, names_filter: NamesFilter = None

@@ -37,8 +37,9 @@ def prompt_tokens(tokenizer: Any, prompts: Prompts, chat: ChatFormat | None) -> 
     return pad_left([text_ids(tokenizer, text) for text in texts], padding(tokenizer))
 
 
-def followed(tokenizer: Any, batch: TokenBatch, responses: Sequence[str]) -> TokenBatch:
+def followed(tokenizer: Any, batch: TokenBatch, responses: str | Sequence[str]) -> TokenBatch:
     """The batch with a response after every prompt. PromptError for an empty response or other counts."""
+    responses = [responses] if isinstance(responses, str) else responses
     if len(responses) != len(batch):
         raise PromptError(f"{len(responses)} responses for {len(batch)} prompts; give one for each")
     tokenizer = needed(tokenizer)

@@ -132,6 +132,11 @@ def _site_as_writer(anatomy: Anatomy, site: Site, operator: Operator) -> tuple[s
     """The writer whose bias is the same edit as an addition at ``site``; NotExpressible otherwise."""
     if isinstance(operator, HookOnly):
         operator.refuse()
+    if site.kind == "component":
+        raise NotExpressible(
+            f"{site} is what a component adds to the stream; put the operator at the outputs of its matrices "
+            "(lm.writers), which have weight forms"
+        )
     if not isinstance(operator, Addition):
         raise NotExpressible(
             f"{type(operator).__name__} at {site} alone has no weight form: the skip path carries the "

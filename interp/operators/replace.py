@@ -14,7 +14,7 @@ from interp.operators.protocol import HookOnly
 class Replace(HookOnly):
     """``y ← values``, whatever y is. A hook only.
 
-    values: ``[d]`` for every row and position, ``[row, d]`` for every position of a row, or
+    values: a number or ``[d]`` for every row and position, ``[row, d]`` for every position of a row, or
     ``[row, position, d]``; one row of values is for all rows.
     """
 
