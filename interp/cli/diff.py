@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.options import json_option, loading_options, write_result
+from interp.cli.options import FiniteRange, check_place, json_option, loading_options, write_result
 
 if TYPE_CHECKING:
     from interp.export.summary import Line, Named, Total
@@ -26,7 +26,7 @@ SUFFIXES = (".svg", ".png")
 @click.argument("other", type=click.Path(exists=True, path_type=Path))
 @click.option("--rank", type=click.IntRange(min=1), help="keep at most this rank of each matrix")
 @click.option(
-    "--tolerance", type=click.FloatRange(0, 1, max_open=True),
+    "--tolerance", type=FiniteRange(0, 1, max_open=True),
     help="keep as few ranks as leave out this share of a matrix's change "
     "(default: all that rounding does not explain)",
 )  # fmt: skip
@@ -37,11 +37,11 @@ SUFFIXES = (".svg", ".png")
 )  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="list unchanged writers too")
 @click.option(
-    "--figure", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=check_place,
     help="draw block × kind as .svg or .png, with its record as .json beside it",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", callback=check_place,
     help="save the difference as a delta",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="replace what is at --out")

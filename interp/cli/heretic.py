@@ -9,6 +9,8 @@ import click
 
 from interp.cli.options import (
     SIDES,
+    Finite,
+    FiniteRange,
     asking_of,
     heretic_options,
     json_option,
@@ -42,7 +44,7 @@ kernel_options = stack(
     ),
     click.option(
         "--direction-index",
-        type=float,
+        type=Finite(),
         help="block of one direction for all blocks, also between two (default: each block its own)",
     ),
     click.option(
@@ -56,7 +58,7 @@ kernel_options = stack(
                  help="of the truncation that full row normalisation needs"),
     click.option("--orthogonalize/--no-orthogonalize", default=True, show_default=True,
                  help="make directions orthogonal to the comply mean"),
-    click.option("--winsor", type=click.FloatRange(0, 1), default=1.0, show_default=True,
+    click.option("--winsor", type=FiniteRange(0, 1), default=1.0, show_default=True,
                  help="clip residuals at this quantile of |x|"),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip

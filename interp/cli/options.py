@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +123,41 @@ pool_option = click.option(
     help="further answerable prompts that a least-disturbance edit leaves alone; 'none' for none",
 )
 
+
+class _Finite(click.ParamType):
+    """Refuses NaN, which click finds within any bounds, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
+
+
+class Finite(_Finite, click.types.FloatParamType):
+    """click's type of a finite number."""
+
+
+class FiniteRange(_Finite, click.FloatRange):
+    """click's type of a finite number within bounds."""
+
+
+def check_place(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """``path``, if it can be made; otherwise BadParameter, before any work whose result would be lost."""
+    if path is None:
+        return None
+    above = next(p for p in path.expanduser().absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "cannot be written to" if above.is_dir() else "is not a directory"
+        raise click.BadParameter(f"'{path}' cannot be made: '{above}' {why}.", ctx, option)
+    return path
+
+
 json_option = click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=check_place,
     metavar="FILE",
     help="write the result as JSON",
 )
@@ -152,6 +185,7 @@ def out_option(default: str | None = None, what: str = "directory to write to") 
     return click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
+        callback=check_place,
         required=default is None,
         default=default,
         show_default=default is not None,

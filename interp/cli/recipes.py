@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
+from interp.cli.options import Finite, FiniteRange
 from interp.errors import InterpError
 from interp.recipes import from_settings, leaves, load_settings, save_recipe
 
@@ -93,7 +94,7 @@ def _type(kind: Any, about: Mapping[str, Any]) -> Any:
     if kind is int:
         return click.IntRange(**bounds) if low is not None else click.INT
     if kind is float:
-        number = click.FloatRange(**bounds) if low is not None else click.FLOAT
+        number = FiniteRange(**bounds) if low is not None else Finite()
         return _Number(number, about["words"]) if about["words"] else number
     return click.STRING
 

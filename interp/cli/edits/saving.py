@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,8 @@ def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
         verdict = _save(given, backend, delta)
     _tell(method, choice, backend, delta)
     click.echo(f"delta {verdict}: {out}")
-    click.echo(
-        f"unproven until it is measured: interp measure --model {given.values['model']} --delta {out}"
-    )
+    measure = ("interp", "measure", "--model", given.values["model"], "--delta", str(out))
+    click.echo(f"unproven until it is measured: {shlex.join(measure)}")
     result = {
         "delta": str(out),
         "recipe": dict(delta.recipe),
