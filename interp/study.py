@@ -137,17 +137,17 @@ class Study:
         return processor() if device == "cpu" else device
 
     @property
-    def place(self) -> str:
-        """That, and the version of torch."""
+    def hardware_and_torch(self) -> str:
+        """Hardware name and torch version, e.g. ``AMD EPYC, 2 cores, torch 2.13.0``."""
         return f"{self.hardware}, torch {package_versions()['torch']}"
 
-    def anew(self) -> None:
-        """Begin a figure, to which nothing of an earlier run has gone yet."""
+    def start_figure(self) -> None:
+        """Forget which kept steps earlier figures used."""
         self._parts = set()
 
     @property
-    def went_on(self) -> bool:
-        """Whether anything was taken from an earlier run."""
+    def has_resumed(self) -> bool:
+        """Whether this figure used a step that an earlier run kept."""
         return bool(self._parts)
 
     @cached_property
@@ -156,7 +156,7 @@ class Study:
         return git_commit()
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What several figures need, made by the first of them."""
+        """A value that several figures need; the first of them makes it."""
         if name not in self._shared:
             self._shared[name] = self._made(make)
         value, parts = self._shared[name]
@@ -164,7 +164,7 @@ class Study:
         return value
 
     def _made(self, make: Callable[[], T]) -> tuple[T, set[KeptPart]]:
-        """A value, and those parts of it that earlier runs had kept."""
+        """A value, and the kept steps that it used."""
         before, self._parts = self._parts, set()
         try:
             return make(), self._parts
@@ -192,7 +192,7 @@ class Study:
                 self._parts |= parts
                 return value
         value, parts = self._made(make)
-        own = KeptPart(step, self.commit, self.place, code)
+        own = KeptPart(step, self.commit, self.hardware_and_torch, code)
         everything = [asdict(own), *(asdict(part) for part in sorted(parts, key=repr))]
         write_json(path, {"format": KEPT, "parts": everything, "value": value})
         self._parts |= parts
@@ -204,7 +204,9 @@ class Study:
         prompts: name → hash or texts.
         """
         hardware = self.hardware
-        if elsewhere := sorted({part.measured_on for part in self._parts} - {self.place}):
+        if elsewhere := sorted(
+            {part.measured_on for part in self._parts} - {self.hardware_and_torch}
+        ):
             hardware = f"{hardware}; what an earlier run kept: {'; '.join(elsewhere)}"
         return Provenance.collect(
             self.model,
@@ -256,10 +258,10 @@ def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
             needs=spec.needs,
         )
     module, _, function = spec.make.partition(":")
-    study.anew()
+    study.start_figure()
     started = time.perf_counter()
     record = getattr(importlib.import_module(module), function)(study)
-    seconds = None if study.went_on else round(time.perf_counter() - started, 2)
+    seconds = None if study.has_resumed else round(time.perf_counter() - started, 2)
     if record.key != key:
         raise RecordError(f"{spec.make} made {record.key}, not {key}")
     provenance = replace(

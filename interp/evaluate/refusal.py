@@ -181,7 +181,7 @@ def respond(
 ENGLISH_JUDGE = KeywordJudge()
 
 
-def asked(
+def generate_and_judge(
     backend: Backend,
     batch: TokenBatch,
     edit: AnyEdit = None,
@@ -191,7 +191,7 @@ def asked(
     batch_size: int = BATCH,
     progress: Progress | None = None,
 ) -> Judged:
-    """Greedy responses and a judge's scores of them."""
+    """Greedy responses with a judge's scores."""
     texts = respond(backend, batch, edit, tokens=tokens, batch_size=batch_size, progress=progress)
     return judge(texts, by)
 

@@ -242,7 +242,7 @@ def test_edit_acts_after_an_opener_as_well(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from interp.export import load_delta
-    from interp.methods.refusal.learning import WORTH
+    from interp.methods.refusal.learning import REFUSAL_WEIGHT
 
     named = (
         "edit", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
@@ -274,7 +274,7 @@ def test_edit_acts_after_an_opener_as_well(
     auto = load_delta(tmp_path / "auto")
     assert not any(key.startswith("prose: ") for key in auto.provenance["prompts_sha256"])
     assert "opener: " in capsys.readouterr().out
-    assert both.recipe["worth"] == WORTH
+    assert both.recipe["worth"] == REFUSAL_WEIGHT
     closed = ("--after-opener", "I'm", "--refit-strength", 0, "--prose", 3, "--learn", 0)
     assert call(*named, *closed, "--out", tmp_path / "closed") == 0
     found = load_delta(tmp_path / "closed")

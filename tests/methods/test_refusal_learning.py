@@ -20,14 +20,14 @@ from interp.methods.refusal import Fitted, Selection, Setting, as_delta, build, 
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.learning import (
     CLEARANCE,
-    DOUBT,
-    FIRST,
-    READING,
-    SLOWEST,
+    FINAL_STEP_SHARE,
+    FIRST_TOKEN_SHARE,
+    HALF_REFUSAL_SHIFT,
+    HALF_REFUSAL_WEIGHT,
+    N_MINIBATCHES,
+    PROBE_STEP,
     STEEPNESS,
     STEPS,
-    TOWARD,
-    TURNS,
     objective,
 )
 from interp.methods.refusal.prose import LAST, Cut
@@ -94,11 +94,11 @@ def test_what_comply_prompts_cost_is_their_kl_here_and_on_the_way_to_the_refused
 
     with torch.no_grad(), backend.editing(delta):
         here = kl()
-        with shifted(backend, fitted, delta, TOWARD):
+        with shifted(backend, fitted, delta, HALF_REFUSAL_SHIFT):
             there = kl()
     assert abs(there - here) > 0.01 * here
     found = objective(backend, replace(fitted, cut=Cut()), delta, 0.0, batch_size=3)
-    assert found == pytest.approx(here + DOUBT * there, rel=1e-3)
+    assert found == pytest.approx(here + HALF_REFUSAL_WEIGHT * there, rel=1e-3)
 
 
 def margins(backend: Backend, batch: TokenBatch, delta: WeightDelta) -> Tensor:
@@ -121,7 +121,7 @@ def test_what_a_refusal_costs_is_half_its_first_token_and_half_its_opening(
     ]
     assert lost[1] < lost[0]
     with_worth, without = (objective(backend, fitted, delta, worth) for worth in (0.3, 0.0))
-    expected = 0.3 * (FIRST * lost[0] + (1 - FIRST) * lost[1])
+    expected = 0.3 * (FIRST_TOKEN_SHARE * lost[0] + (1 - FIRST_TOKEN_SHARE) * lost[1])
     assert with_worth - without == pytest.approx(expected, rel=1e-2)
 
 
@@ -130,7 +130,7 @@ def test_every_step_has_something_to_learn_from_however_few_prompts_there_are(
     backend: Backend, fitted: Fitted, delta: WeightDelta, n: int
 ) -> None:
     few = replace(fitted.of_pairs(torch.arange(n)), cut=Cut())
-    found = learned(backend, few, delta, 0.01, steps=TURNS)
+    found = learned(backend, few, delta, 0.01, steps=N_MINIBATCHES)
     for name, update in found:
         assert update.b.isfinite().all()
         assert not torch.equal(update.b, delta.updates[name].b)
@@ -174,7 +174,7 @@ def test_the_loss_falls_and_nothing_else_changes(
         assert not torch.equal(update.a, before.a)
         # No step is longer than its rate (Adam), whatever the scale of a probe.
         moved = (update.a - before.a).abs() / before.a.pow(2).mean(1, keepdim=True).sqrt()
-        rate = READING * (1 + SLOWEST) / 2
+        rate = PROBE_STEP * (1 + FINAL_STEP_SHARE) / 2
         assert moved.max() < 1.2 * rate * STEPS
 
 

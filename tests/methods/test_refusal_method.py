@@ -26,9 +26,9 @@ from interp.methods.refusal import (
     choose,
     find_opener,
     fit,
-    once_more,
     random_control,
     rebased,
+    refit_on_remaining,
     rotated,
     run,
 )
@@ -193,7 +193,7 @@ def test_an_opener_that_was_not_read_is_an_error(
         build(backend, fitted, setting)
     delta = as_delta(backend, twice, build(backend, twice, setting), "tiny")
     with pytest.raises(InterpError, match="give `opener` to fit"):
-        once_more(backend, fitted, setting, delta)
+        refit_on_remaining(backend, fitted, setting, delta)
     with pytest.raises(InterpError, match="different openers"):
         fitted.joined(twice)
     without = replace(twice, opened=replace(twice.opened, directions={}))
@@ -281,15 +281,17 @@ def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
 ) -> None:
     first = as_delta(backend, dozen, build(backend, dozen, AGAIN), "tiny")
     judge = Counting(10, FEWEST_REFUSED)
-    found = once_more(backend, replace(dozen, judge=judge), AGAIN, first, rounds=2)
+    found = refit_on_remaining(backend, replace(dozen, judge=judge), AGAIN, first, rounds=2)
     assert judge.judged == [12, 10]
     assert found.rank == 6  # two for the first edit and for each round
     assert found.base == first.base
     judge = Counting(10, 10)
-    assert once_more(backend, replace(dozen, judge=judge), AGAIN, first, rounds=1).rank == 4
+    assert (
+        refit_on_remaining(backend, replace(dozen, judge=judge), AGAIN, first, rounds=1).rank == 4
+    )
     assert judge.judged == [12]
     few = replace(dozen, judge=Counting(FEWEST_REFUSED - 1))
-    assert once_more(backend, few, AGAIN, first) is first
+    assert refit_on_remaining(backend, few, AGAIN, first) is first
 
 
 def test_what_only_begins_as_a_refusal_counts_at_the_first_token_alone(
@@ -303,7 +305,7 @@ def test_what_only_begins_as_a_refusal_counts_at_the_first_token_alone(
         return " I'm sorry" if number < 8 else "I'm glad" if number < 10 else "Here"
 
     saying = Saying(backend, says)
-    once_more(saying, dozen, AGAIN, first, rounds=1)
+    refit_on_remaining(saying, dozen, AGAIN, first, rounds=1)
     assert saying.captured == [10, 8]
 
 
@@ -313,7 +315,7 @@ def test_fitting_again_moves_the_mean_of_what_is_left(backend: Backend, dozen: F
     setting = replace(AGAIN, attention=0.0, again=0.8)
     first = as_delta(backend, dozen, build(backend, dozen, setting), "tiny")
     judged = replace(dozen, judge=Counting(9))
-    both = once_more(backend, judged, setting, first, rounds=1)
+    both = refit_on_remaining(backend, judged, setting, first, rounds=1)
     writer = next(w for w in backend.anatomy.block_writers if w.kind != "attention")
     rows = dozen.statistics
     left = rows.refuse[writer.name][:9].double().mean(0) - rows.comply[writer.name].double().mean(0)

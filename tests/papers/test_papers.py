@@ -171,13 +171,13 @@ def test_a_step_that_other_code_kept_is_measured_again(step: Any, tmp_path: Path
     assert first.resumed("step", step(1)) == 2
     same = kept(tmp_path)
     assert same.resumed("step", step("1  # a comment")) == 2
-    assert same.went_on
+    assert same.has_resumed
     (part,) = same.provenance({}).resumed
     assert (part["step"], part["stale"]) == ("step", False)
     assert part["commit"] == first.commit
     changed = kept(tmp_path)
     assert changed.resumed("step", step(10)) == 11
-    assert not changed.went_on
+    assert not changed.has_resumed
     assert kept(tmp_path).resumed("step", step(10)) == 11, "and kept"
 
 
@@ -202,7 +202,7 @@ def test_another_model_is_measured_again(step: Any, tmp_path: Path) -> None:
     other = kept(tmp_path)
     other.__dict__["fingerprint"] = "other"
     other.resumed("step", make)
-    assert not other.went_on
+    assert not other.has_resumed
 
 
 def test_provenance_names_what_kept_parts_were_measured_on(tmp_path: Path) -> None:
@@ -217,17 +217,17 @@ def test_provenance_names_what_kept_parts_were_measured_on(tmp_path: Path) -> No
     torch = f"torch {package_versions()['torch']}"
     first = study("card A")
     first.resumed("step", lambda: 1)
-    assert (hardware(first), first.went_on) == ("card A", False)
+    assert (hardware(first), first.has_resumed) == ("card A", False)
     second = study("card B")
     part = lambda: second.once("part", lambda: second.resumed("step", lambda: 2))  # noqa: E731
     assert part() == 1
     assert hardware(second) == f"card B; what an earlier run kept: card A, {torch}"
-    second.anew()  # the next figure
-    assert (hardware(second), second.went_on) == ("card B", False)
+    second.start_figure()  # the next figure
+    assert (hardware(second), second.has_resumed) == ("card B", False)
     assert part() == 1, "shared with the figure before"
-    assert second.went_on
+    assert second.has_resumed
     assert hardware(second) == f"card B; what an earlier run kept: card A, {torch}"
-    second.anew()
+    second.start_figure()
     second.resumed("outer", part)  # made here of a part from there
     third = study("card C")
     assert third.resumed("outer", part) == 1

@@ -152,7 +152,9 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
         asked.append(setting)
         return delta.compose(delta.scale(0.5))
 
-    monkeypatch.setattr("interp.methods.representation_engineering.contenders.once_more", again)
+    monkeypatch.setattr(
+        "interp.methods.representation_engineering.contenders.refit_on_remaining", again
+    )
     made = run.maker(settings[0])
     assert made.rank == 4
     assert run.maker(settings[0]) is made

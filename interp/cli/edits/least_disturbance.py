@@ -96,7 +96,7 @@ def _settings(recipe: LeastDisturbanceEdit, backend: Backend, fitted: Fitted) ->
     """What the recipe leaves open, as candidates."""
     from interp.methods.refusal import candidates
     from interp.methods.refusal.choose import OPENED_RIDGE, opened_candidates
-    from interp.methods.refusal.learning import WORTH
+    from interp.methods.refusal.learning import REFUSAL_WEIGHT
 
     fixed: dict[str, Any] = {
         "spoken_weight": recipe.response_weight,
@@ -112,7 +112,9 @@ def _settings(recipe: LeastDisturbanceEdit, backend: Backend, fitted: Fitted) ->
     else:
         fixed.setdefault("ridge", OPENED_RIDGE)
         names |= {"opened": "opener_strength", "again": "refit_strength", "worth": "learn"}
-        grid = opened_candidates(backend, fitted, "least-disturbance", worth=WORTH, **fixed)
+        grid = opened_candidates(
+            backend, fitted, "least-disturbance", worth=REFUSAL_WEIGHT, **fixed
+        )
     return list(dict.fromkeys(replace(s, **named(recipe, **names)) for s in grid))
 
 

@@ -6,7 +6,7 @@ nothing before has seen.
 
 from __future__ import annotations
 
-from interp.methods.refusal.again import finished, once_more
+from interp.methods.refusal.again import finished, refit_on_remaining
 from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control, rotated
 from interp.methods.refusal.delta import as_delta, rebased
@@ -40,10 +40,10 @@ __all__ = [
     "finished",
     "fit",
     "learned",
-    "once_more",
     "pool_inputs",
     "random_control",
     "rebased",
+    "refit_on_remaining",
     "rotated",
     "run",
     "written",

@@ -18,7 +18,7 @@ from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.edits import applied, to_delta
 from interp.errors import InterpError
-from interp.evaluate.refusal import asked
+from interp.evaluate.refusal import generate_and_judge
 from interp.fitting import BATCH, capture
 from interp.methods.refusal.delta import as_delta, rebased
 from interp.methods.refusal.fit import (
@@ -53,13 +53,13 @@ def finished(
     delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name, chosen_on)
     common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
     if setting.again:
-        delta = once_more(backend, fitted, setting, delta, **common)
+        delta = refit_on_remaining(backend, fitted, setting, delta, **common)
     if setting.worth:
         delta = learned(backend, fitted, delta, setting.worth, **common)
     return delta
 
 
-def once_more(
+def refit_on_remaining(
     backend: Backend,
     fitted: Fitted,
     setting: Setting,
@@ -91,7 +91,7 @@ def once_more(
     for number in range(rounds):
         with applied(backend.model, backend.anatomy, delta):
             progress = watch(f"fit again, {number + 1}: responses", len(left))
-            found = asked(
+            found = generate_and_judge(
                 backend,
                 batches[0].chosen(left),
                 tokens=OPENING,

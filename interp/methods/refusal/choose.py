@@ -16,7 +16,7 @@ from interp.data.prompts import PromptSet
 from interp.edits import to_delta
 from interp.errors import InterpError
 from interp.evaluate.divergence import first_logits, kl_nats
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
 from interp.fitting import BATCH
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
@@ -131,7 +131,7 @@ class Selection:
         """Requests refused, or not answered yet; counting may stop once there are more than ``enough``."""
         made, count = self.make(setting), 0
         for part in self.refuse.split(self.batch_size):
-            found = asked(
+            found = generate_and_judge(
                 self.backend, part, made, tokens=self.tokens, by=self.judge,
                 batch_size=self.batch_size,
             )  # fmt: skip

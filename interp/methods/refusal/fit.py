@@ -15,7 +15,7 @@ from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation
 from interp.errors import InterpError
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
 from interp.fitting import (
     BATCH,
     DirectionRecipe,
@@ -230,7 +230,9 @@ def fit(
         spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
     kept, refused = torch.arange(len(refuse)), None
     if behaviour_filter:
-        judged = asked(backend, batches[0], tokens=OPENING, by=judge, batch_size=batch_size)
+        judged = generate_and_judge(
+            backend, batches[0], tokens=OPENING, by=judge, batch_size=batch_size
+        )
         if judged.n and judged.count >= FEWEST_REFUSED:
             kept, refused = torch.tensor(judged.refused).nonzero().flatten(), judged.count
     used = [(role, s) for role, s in zip(ROLES, (refuse, comply, pool, prose), strict=True) if s]
@@ -315,10 +317,9 @@ class Setting:
 
     opened: the share that the latter removes once the opener of a refusal has been said. again: the share
     of both strengths with which it is fitted once more, for what it leaves
-    (:func:`interp.methods.refusal.again.once_more`). worth: nats that a request left refused may cost when
-    what the edit reads and writes is learned (:func:`interp.methods.refusal.learning.learned`); 0 leaves it
-    in closed form.
-    """
+    (:func:`interp.methods.refusal.again.refit_on_remaining`). worth: nats that a request left refused may
+    cost when what the edit reads and writes is learned (:func:`interp.methods.refusal.learning.learned`); 0
+    leaves it in closed form."""
 
     method: str
     direction_block: int

@@ -1,10 +1,9 @@
-"""What an edit reads and writes, learned: the least change that removes as much.
+"""Learning what an edit reads and writes, starting from its closed form.
 
-A closed-form edit reads with the probes that disturb least and writes along one direction, the difference
-of means, of which "do not begin with I" is a part and much else is not. For a prompt that is read as half
-a refusal all of it happens by half. So what each probe writes is learned through the model, and the probe
-too, a fifth as fast: every vocabulary entry of every answer says what it should leave alone, and that is
-plenty for a few vectors.
+In closed form each probe writes along one direction, the difference of means, of which only part has to do
+with refusing. If the probe reads 0.5 on a prompt, half of the whole edit is applied to that prompt.
+Learning changes what each probe writes, and the probe itself in smaller steps, through the model: the loss
+compares the whole next-token distribution on answers, which determines a few vectors well.
 """
 
 from __future__ import annotations
@@ -27,46 +26,45 @@ from interp.methods.refusal.prose import LAST, PIECES
 from interp.types import LowRank, TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
-WORTH = 0.06
-"""Nats of KL that a logit of refusal left in a request may cost, where nothing else is said."""
-TURNS = 8
-"""Parts into which all that is read is dealt; a step sees one of them."""
+REFUSAL_WEIGHT = 0.06
+"""Weight of the refusal-margin loss, in nats of KL per logit."""
+N_MINIBATCHES = 8
 STEPS = 64
 """Steps of Adam."""
-RATE = 0.1
-"""Its step length at first, of the root mean square of what a part writes."""
-READING = 0.02
-"""Likewise, of that of what a part reads with."""
-SLOWEST = 0.1
-"""Share of both step lengths that is left at the end; they fall linearly."""
-TOWARD = 0.4
-"""Share of the way to the refused requests at which comply prompts are read once more: prompts of the fit are
-read as almost no refusal, others now and then as half of one."""
-DOUBT = 0.6
-"""What the KL there weighs beside that of what was read."""
-ANSWERED = 480
-"""Comply prompts that are read at their last token, at most."""
-REQUESTS = 192
+WRITE_STEP = 0.1
+"""Adam step size for what probes write, relative to its RMS."""
+PROBE_STEP = 0.02
+"""Adam step size for probes, relative to their RMS."""
+FINAL_STEP_SHARE = 0.1
+"""Share of both step sizes at the last step; step sizes fall linearly."""
+HALF_REFUSAL_SHIFT = 0.4
+"""Comply inputs are also evaluated with this fraction of the class shift added: on new prompts probes
+sometimes read half a refusal, on the fit split they never do."""
+HALF_REFUSAL_WEIGHT = 0.6
+"""Weight of KL on shifted comply inputs beside KL on comply inputs."""
+MOST_COMPLY = 480
+"""Comply prompts that are evaluated at their last token, at most."""
+MOST_REQUESTS = 192
 """Refused requests, at most."""
-LATER = (2.0, 6.0, 20.0)
-"""What the KL at later tokens weighs beside that at the first: in chats, in the same as plain text, and in
-prose that others wrote."""
-FIRST = 0.5
-"""What the margin at the first token weighs; the rest is that of the whole opening. Where the latter alone
-counts, "I'm sorry" becomes "I'm glad to help, but I'm not equipped to", which turns down as well."""
+LATER_WEIGHTS = (2.0, 6.0, 20.0)
+"""Weights of KL at later tokens beside KL at the first: of responses in chats, of responses as plain text, of
+prose by others."""
+FIRST_TOKEN_SHARE = 0.5
+"""Weight of the margin at the first token; the rest is the margin of the whole opening. With the latter
+alone, "I'm sorry" becomes "I'm glad to help, but I'm not equipped to", which declines as well."""
 CLEARANCE = 1.5
-"""Logits by which what opens a refusal should be beaten."""
+"""Logits by which the opening of a refusal should lose."""
 STEEPNESS = 2.0
-"""Of the softplus in which a margin is counted, per logit."""
+"""Of the softplus of a margin, per logit."""
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class LearnedUpdate:
     """One writer's update as it is learned: ``out += (a (inputs + share Δ)) bᵀ``.
 
-    shift: Δ, the mean shift of the inputs between the classes, ``[d_in]``; None of embeddings, which have no
-    inputs. share: how much of it is added. reads, writes: what is learned, in root mean squares of each row
-    of ``a [rank, d_in]`` and each column of ``b [d_out, rank]``.
+    shift: Δ, the mean shift of the inputs between the classes, ``[d_in]``; None for embeddings, which have no
+    inputs. share: fraction of Δ that is added. reads, writes: learned changes of a and b, relative to the RMS
+    of each row of ``a [rank, d_in]`` and each column of ``b [d_out, rank]``.
     """
 
     a: Tensor
@@ -77,7 +75,7 @@ class _Part:
     share: float = 0.0
 
     @classmethod
-    def of(cls, update: LowRank, shift: Tensor | None, device: torch.device) -> _Part:
+    def of(cls, update: LowRank, shift: Tensor | None, device: torch.device) -> LearnedUpdate:
         a, b = update.a.float().to(device), update.b.float().to(device)
         steps = (torch.zeros_like(a, requires_grad=True), torch.zeros_like(b, requires_grad=True))
         return cls(a, b, None if shift is None else shift.to(device), *steps)
@@ -97,10 +95,10 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Same:
-    """Log-probabilities ``[n, keep, vocab]`` that are to stay, and what a nat at a token weighs.
+class KeepLoss:
+    """Weighted KL from the base model's log-probabilities ``[n, keep, vocab]``.
 
-    share: how much of the way to the refused requests the inputs are moved meanwhile.
+    weight: of one nat at one token. share: fraction of the class shift that is added to the inputs.
     """
 
     tail: Tail
@@ -115,8 +113,13 @@ class _Same:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Gone:
-    """Tokens ``[n, places]`` at places of a tail's: the first is not to win, nor are all of them together."""
+class RefusalMarginLoss:
+    """Softplus of the margins by which refusal tokens win.
+
+    places, tokens: positions in the tail and token ids of the opening of a refusal, ``[n, places]``. Two
+    margins count: that of the first token, and the smallest of all tokens (a refusal needs all of them to
+    win).
+    """
 
     tail: Tail
     places: Tensor
@@ -133,7 +136,7 @@ class _Gone:
         # A refusal is said only where all of its tokens win.
         margins = torch.stack([ahead[:, 0], ahead.amin(-1)])
         lost = nn.functional.softplus(STEEPNESS * (margins + CLEARANCE)).sum(-1) / STEEPNESS
-        return self.weight * (FIRST * lost[0] + (1 - FIRST) * lost[1])
+        return self.weight * (FIRST_TOKEN_SHARE * lost[0] + (1 - FIRST_TOKEN_SHARE) * lost[1])
 
 
 def learned(
@@ -146,45 +149,43 @@ def learned(
     batch_size: int = BATCH,
     watch: Watch = unwatched,
 ) -> WeightDelta:
-    """``delta`` with what every rank-one part reads and writes learned on what ``fitted`` was fitted on.
+    """``delta`` with what every rank-one update reads and writes learned on the prompts of ``fitted``.
 
-    Least is ``KL₁ + DOUBT · KL₁(TOWARD) + LATER · KL + worth · mean cost``: the KL at the first token of
-    answers to the comply prompts, as they are and with every writer's input moved ``TOWARD`` the refused
-    requests; at later tokens of what the model writes and of other prose
-    (:class:`interp.methods.refusal.prose.Cut`, where the fit has read them); and what refusals cost, by
-    the margins in logits by which the unedited model's own next token still wins, m₁ at the end of a
-    refused request and m₂ once its opener was said: ``½ s(m₁) + ½ s(min(m₁, m₂))``, where s is a softplus
-    that begins ``CLEARANCE`` below 0 and ½ is ``FIRST``. worth: nats per logit. steps: of Adam, ``STEPS``
-    where nothing is said. A step sees a ``TURNS``-th of all that, and only last tokens run again
-    (:class:`interp.backends.tail.Tail`).
+    The loss is ``KL₁ + HALF_REFUSAL_WEIGHT · KL₁(shifted) + LATER_WEIGHTS · KL + worth · mean cost``: KL at
+    the first token of answers to the comply prompts of the fit, as they are and with ``HALF_REFUSAL_SHIFT``
+    of the class shift added to every writer's input; KL at later tokens of what the model writes and of
+    other prose (:class:`interp.methods.refusal.prose.Cut`, where the fit has read them); and the cost of
+    refusals, ``½ s(m₁) + ½ s(min(m₁, m₂))``, with the logit margins m₁ and m₂ by which the base model's own
+    next token still wins at the end of a refused request and after its opener. s is a softplus that begins
+    ``CLEARANCE`` below 0; ½ is ``FIRST_TOKEN_SHARE``.
 
-    What opens a refusal in other words is not seen: count refusals of the result with a judge that knows
-    them, and read some.
-
-    Biases and fused experts stay as they are. InterpError for a fit that does not know its prompts.
+    worth: nats per logit. steps: of Adam; None for ``STEPS``. One step uses one of ``N_MINIBATCHES``
+    minibatches. Only last tokens run again (:class:`interp.backends.tail.Tail`). Biases and fused experts are
+    not changed. The loss does not see refusals in other words: count refusals of the result with a judge that
+    knows them, and read some. InterpError for a fit that does not know its prompts.
     """
     if fitted.requests is None or fitted.answered is None:
-        raise InterpError(
-            "what an edit reads and writes is learned on the prompts of the fit, which this one does not know"
-        )
+        raise InterpError("learning needs the prompts of the fit, which this fit does not know")
     steps = STEPS if steps is None else steps
-    updates, rest = _parted(delta)
+    updates, rest = _split_updates(delta)
     if not updates:
         return delta
     parts = _parts(backend, fitted, updates)
-    turns = [_terms(backend, fitted, delta, worth, turn, batch_size) for turn in range(TURNS)]
+    minibatches = [
+        _terms(backend, fitted, delta, worth, turn, batch_size) for turn in range(N_MINIBATCHES)
+    ]
     optimizer = torch.optim.Adam(
         [
-            {"params": [part.writes for part in parts.values()], "lr": RATE},
-            {"params": [part.reads for part in parts.values()], "lr": READING},
+            {"params": [part.writes for part in parts.values()], "lr": WRITE_STEP},
+            {"params": [part.reads for part in parts.values()], "lr": PROBE_STEP},
         ]
     )
-    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, SLOWEST, max(steps, 1))
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, FINAL_STEP_SHARE, max(steps, 1))
     progress = watch("fit: learning", steps)
-    with frozen(backend.model), backend.editing(rest), _acting(backend, parts):
+    with frozen(backend.model), backend.editing(rest), _hooked_updates(backend, parts):
         for step in range(steps):
             optimizer.zero_grad()
-            for term in turns[step % TURNS]:
+            for term in minibatches[step % N_MINIBATCHES]:
                 with torch.enable_grad():
                     _loss(term, parts, backend.model).backward()
             optimizer.step()
@@ -214,23 +215,25 @@ def objective(
     *,
     batch_size: int = BATCH,
 ) -> float:
-    """What :func:`learned` makes least, at ``delta`` as it is: nats, the mean over all turns."""
-    updates, rest = _parted(delta)
+    """The loss of :func:`learned` at ``delta``, in nats: the mean over minibatches."""
+    updates, rest = _split_updates(delta)
     parts, total = _parts(backend, fitted, updates), 0.0
-    for turn in range(TURNS):
+    for turn in range(N_MINIBATCHES):
         terms = _terms(backend, fitted, delta, worth, turn, batch_size)
-        with torch.no_grad(), backend.editing(rest), _acting(backend, parts):
+        with torch.no_grad(), backend.editing(rest), _hooked_updates(backend, parts):
             total += sum(_loss(term, parts, backend.model).item() for term in terms)
-    return total / TURNS
+    return total / N_MINIBATCHES
 
 
-def _loss(term: _Same | _Gone, parts: Mapping[str, _Part], model: nn.Module) -> Tensor:
+def _loss(
+    term: KeepLoss | RefusalMarginLoss, parts: Mapping[str, LearnedUpdate], model: nn.Module
+) -> Tensor:
     for part in parts.values():
         part.share = term.share
     return term.loss(term.tail.logits(model))
 
 
-def _parted(delta: WeightDelta) -> tuple[dict[str, LowRank], WeightDelta | None]:
+def _split_updates(delta: WeightDelta) -> tuple[dict[str, LowRank], WeightDelta | None]:
     """The updates that are learned, and the delta of the others."""
     parts = {
         name: update
@@ -241,7 +244,9 @@ def _parted(delta: WeightDelta) -> tuple[dict[str, LowRank], WeightDelta | None]
     return parts, replace(delta, updates=rest) if rest else None
 
 
-def _parts(backend: Backend, fitted: Fitted, updates: Mapping[str, LowRank]) -> dict[str, _Part]:
+def _parts(
+    backend: Backend, fitted: Fitted, updates: Mapping[str, LowRank]
+) -> dict[str, LearnedUpdate]:
     writers = {w.weight: w for w in backend.anatomy.writers}
     refuse, comply = fitted.statistics.refuse, fitted.statistics.comply
     parts = {}
@@ -251,13 +256,13 @@ def _parts(backend: Backend, fitted: Fitted, updates: Mapping[str, LowRank]) -> 
         if writer.name in refuse:
             shift = refuse[writer.name].float().mean(0) - comply[writer.name].float().mean(0)
         module = backend.model.get_submodule(writer.module)
-        parts[name] = _Part.of(update, shift, next(module.parameters()).device)
+        parts[name] = LearnedUpdate.of(update, shift, next(module.parameters()).device)
     return parts
 
 
 @contextmanager
-def _acting(backend: Backend, parts: Mapping[str, _Part]) -> Iterator[None]:
-    """The parts act on what their writers' modules give."""
+def _hooked_updates(backend: Backend, parts: Mapping[str, LearnedUpdate]) -> Iterator[None]:
+    """The updates run as forward hooks of their writers."""
     modules = {w.weight: w.module for w in backend.anatomy.writers}
     with ExitStack() as stack:
         for name, part in parts.items():
@@ -268,54 +273,56 @@ def _acting(backend: Backend, parts: Mapping[str, _Part]) -> Iterator[None]:
 
 def _terms(
     backend: Backend, fitted: Fitted, edit: AnyEdit, worth: float, turn: int, size: int
-) -> list[_Same | _Gone]:
-    """One turn's share of everything: every ``TURNS``-th prompt and text, weighed as if it were all."""
+) -> list[KeepLoss | RefusalMarginLoss]:
+    """Loss terms of one minibatch: every ``N_MINIBATCHES``-th prompt and text, weighted as if it were all."""
     kept = _kept(backend, fitted, edit, turn, size)
     return [*kept, *_removed(backend, fitted, edit, worth, turn, size)]
 
 
-def _dealt(rows: Tensor, turn: int) -> Tensor:
-    """A turn's rows. Where there are fewer than turns, one each, over and over."""
-    return rows[turn % max(min(TURNS, len(rows)), 1) :: TURNS]
+def _minibatch(rows: Tensor, turn: int) -> Tensor:
+    """Rows of one minibatch; with fewer rows than minibatches, one row each, repeated."""
+    return rows[turn % max(min(N_MINIBATCHES, len(rows)), 1) :: N_MINIBATCHES]
 
 
-def _kept(backend: Backend, fitted: Fitted, edit: AnyEdit, turn: int, size: int) -> Iterator[_Same]:
-    """Answers at their first token, and what is written at its last tokens."""
+def _kept(
+    backend: Backend, fitted: Fitted, edit: AnyEdit, turn: int, size: int
+) -> Iterator[KeepLoss]:
+    """KL terms of one minibatch: answers at their first token, written text at its last tokens."""
     assert fitted.answered is not None
-    prompts = fitted.answered.chosen(_dealt(fitted.answered.spread(ANSWERED), turn))
+    prompts = fitted.answered.chosen(_minibatch(fitted.answered.spread(MOST_COMPLY), turn))
     for same in _same(backend, prompts, 1, 1.0, edit, size):
         yield same
-        yield replace(same, weight=DOUBT * same.weight, share=TOWARD)
+        yield replace(same, weight=HALF_REFUSAL_WEIGHT * same.weight, share=HALF_REFUSAL_SHIFT)
     cut = fitted.cut
     read = ((cut.chats, LAST), (cut.texts, LAST), (cut.prose, PIECES[1]))
-    for (batch, last), weight in zip(read, LATER, strict=True):
+    for (batch, last), weight in zip(read, LATER_WEIGHTS, strict=True):
         if batch is not None:
-            part = batch.chosen(_dealt(torch.arange(len(batch)), turn))
+            part = batch.chosen(_minibatch(torch.arange(len(batch)), turn))
             yield from _same(backend, part, last, weight, edit, size)
 
 
 def _same(
     backend: Backend, batch: TokenBatch, keep: int, weight: float, edit: AnyEdit, size: int
-) -> Iterator[_Same]:
+) -> Iterator[KeepLoss]:
     places = tuple(range(-keep, 0))
     for chunk in batch.split(size):
         base = backend.logits(chunk, None, places).float().log_softmax(-1)
         tail = Tail.of(backend, chunk, keep, edit)
         # Of all turns at once this is much for an accelerator: positions by vocabulary.
-        yield _Same(tail, base.cpu(), weight / (len(batch) * keep))
+        yield KeepLoss(tail, base.cpu(), weight / (len(batch) * keep))
 
 
 def _removed(
     backend: Backend, fitted: Fitted, edit: AnyEdit, worth: float, turn: int, size: int
-) -> Iterator[_Gone]:
-    """Refused requests with their opener said: the end of the request, and that of the opener."""
+) -> Iterator[RefusalMarginLoss]:
+    """Margin terms of one minibatch: at the end of refused requests and after their opener."""
     assert fitted.requests is not None
     batch, said = fitted.requests, torch.zeros(len(fitted.requests), dtype=torch.long)
     if fitted.opened is not None and fitted.opened.requests is not None:
         batch = fitted.opened.requests
         said = batch.lengths - fitted.requests.lengths
     keep = int(said.max()) + 1
-    dealt = _dealt(batch.spread(REQUESTS), turn)
+    dealt = _minibatch(batch.spread(MOST_REQUESTS), turn)
     for rows in dealt.split(size) if len(dealt) else ():
         chunk, back = batch.chosen(rows), said[rows]
         places = torch.stack([keep - 1 - back, torch.full_like(back, keep - 1)], 1)
@@ -323,4 +330,4 @@ def _removed(
         own = logits[torch.arange(len(rows)).unsqueeze(-1), places].argmax(-1)
         tail = Tail.of(backend, chunk, keep, edit)
         device = tail.batch.ids.device
-        yield _Gone(tail, places.to(device), own.to(device), worth / len(dealt))
+        yield RefusalMarginLoss(tail, places.to(device), own.to(device), worth / len(dealt))

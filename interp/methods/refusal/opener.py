@@ -15,7 +15,7 @@ from interp.backends.protocol import Backend
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import first_logits
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, asked
+from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
 from interp.fitting import BATCH
 from interp.methods.refusal.fit import FEWEST_REFUSED, OPENING
 from interp.watching import Watch, unwatched
@@ -48,7 +48,7 @@ def find_opener(
     """
     prompts = [PromptSet(side.prompts[:READ], side.source) for side in (refuse, comply)]
     batch = encode(backend.tokenizer, prompts[0].prompts, chat)
-    found = asked(backend, batch, tokens=OPENING, by=judge, batch_size=batch_size,
+    found = generate_and_judge(backend, batch, tokens=OPENING, by=judge, batch_size=batch_size,
                   progress=watch("opener: responses", len(batch)))  # fmt: skip
     texts = [text for text, is_one in zip(found.texts, found.refused, strict=True) if is_one]
     if len(texts) < FEWEST_REFUSED:

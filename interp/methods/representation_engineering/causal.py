@@ -25,7 +25,7 @@ from interp.evaluate.causal import (
 )
 from interp.evaluate.geometry import auroc
 from interp.evaluate.openers import Openers, openers_from_model
-from interp.evaluate.refusal import asked
+from interp.evaluate.refusal import generate_and_judge
 from interp.maths import unit
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
@@ -168,7 +168,9 @@ def _refused(study: Study, prompts: PromptSet) -> list[bool]:
         batch = encode(study.backend.tokenizer, prompts.prompts)
         progress = study.watch(f"responses: {prompts.source}", len(prompts))
         size = study.batch_size
-        found = asked(study.backend, batch, tokens=RESPONSE, batch_size=size, progress=progress)
+        found = generate_and_judge(
+            study.backend, batch, tokens=RESPONSE, batch_size=size, progress=progress
+        )
         return list(found.refused)
 
     return study.resumed("causal-behaviour", ask, prompts=prompts.sha256, tokens=RESPONSE)

@@ -14,9 +14,9 @@ from interp.backends.protocol import Backend
 from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
 from interp.fitting import BATCH
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, Setting, build, learned, once_more, rotated
+from interp.methods.refusal import Fitted, Setting, build, learned, refit_on_remaining, rotated
 from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
-from interp.methods.refusal.learning import WORTH
+from interp.methods.refusal.learning import REFUSAL_WEIGHT
 from interp.methods.refusal.pipeline import UPPER
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
@@ -88,7 +88,7 @@ class Maker:
         delta = to_delta(self.backend.model, self.backend.anatomy, edit)
         if candidate.again:
             setting = least_setting(candidate)
-            delta = once_more(self.backend, self.fitted, setting, delta, **self.common)
+            delta = refit_on_remaining(self.backend, self.fitted, setting, delta, **self.common)
             self._kept[candidate] = delta
         return delta
 
@@ -112,7 +112,7 @@ def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
         return list(_drawn(blocks, n_blocks))
     if name == MAIN:
         start = replace(candidates(CLOSED, fitted, n_blocks)[0], name=MAIN)
-        return [start, replace(start, worth=WORTH)]
+        return [start, replace(start, worth=REFUSAL_WEIGHT)]
     if name == CLOSED and fitted.opened is not None:
         return [Candidate(name, blocks[-1], upper, **setting) for setting in OPENED]
     if name in (CLOSED, FIRST_TOKEN):

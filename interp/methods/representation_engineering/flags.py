@@ -20,7 +20,7 @@ from interp.data.chat import encode
 from interp.edits import ablation, to_delta
 from interp.estimators import LDA, Chain, DiffMeans, Estimator, OrthogonaliseTo, Winsorise
 from interp.evaluate.geometry import split_half_cosine
-from interp.evaluate.refusal import asked
+from interp.evaluate.refusal import generate_and_judge
 from interp.fitting import capture
 from interp.methods.refusal import Fitted
 from interp.methods.refusal.fit import OPENING
@@ -172,7 +172,9 @@ def _refused(run: SeedRun) -> Tensor:
 
     def ask() -> list[bool]:
         batch = encode(study.backend.tokenizer, prompts)
-        found = asked(study.backend, batch, tokens=OPENING, batch_size=study.batch_size)
+        found = generate_and_judge(
+            study.backend, batch, tokens=OPENING, batch_size=study.batch_size
+        )
         return list(found.refused)
 
     refused = torch.tensor(study.resumed("flags-refused", ask, prompts=run.parts.hashes))
@@ -192,7 +194,9 @@ def measured(run: SeedRun, delta: WeightDelta) -> dict[str, float]:
     """Share of report requests refused, and first-token KL on their twins."""
     study = run.study
     batch = encode(study.backend.tokenizer, run.parts.report[0].prompts)
-    answers = asked(study.backend, batch, delta, tokens=OPENING, batch_size=study.batch_size)
+    answers = generate_and_judge(
+        study.backend, batch, delta, tokens=OPENING, batch_size=study.batch_size
+    )
     return {"refused": answers.count / len(answers.texts), "kl1": run.first_kl(delta)}
 
 

@@ -18,7 +18,7 @@ from interp.data.text import neutral_passages
 from interp.evaluate.divergence import CONTINUATION, first_logits, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import passage_nats
-from interp.evaluate.refusal import DECLINES, KeywordJudge, asked, generate_ids, judge
+from interp.evaluate.refusal import DECLINES, KeywordJudge, generate_and_judge, generate_ids, judge
 from interp.evaluate.replacement import Replacement
 from interp.methods.refusal import (
     Fitted,
@@ -257,7 +257,7 @@ class SeedRun:
         """What is left refused on report, and the first-token KL of an edit there."""
         study, size = self.study, 2 * self.study.batch_size
         batch = encode(study.backend.tokenizer, self.parts.report[0].prompts)
-        answers = asked(study.backend, batch, delta, tokens=OPENING, batch_size=size)
+        answers = generate_and_judge(study.backend, batch, delta, tokens=OPENING, batch_size=size)
         point = {"refused": answers.count / len(batch)}
         return point if delta is None else {**point, "kl1": self.first_kl(delta)}
 
