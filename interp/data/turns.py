@@ -21,6 +21,7 @@ DEFAULT_COLUMNS = (
     "prompt", "prompts", "text", "instruction", "goal", "question", "behavior", "query", "request",
     "messages", "conversations", "conversation",
 )  # fmt: skip
+INSTRUCTION, INPUT = "instruction", "input"
 USERS = ("user", "human")
 SYSTEMS = ("system", "developer")
 NAMED = 3
@@ -35,6 +36,7 @@ def prompts_of(rows: Sequence[Row], column: str, where: str) -> list[str]:
     """
     if rows and all(isinstance(r.value, Mapping) and not _is_message(r.value) for r in rows):
         chosen = _column(rows, column, where)
+        _note_input(rows, chosen, where)
         values = [Row(r.value.get(chosen), r.place) for r in rows]
         return _texts(values, where, f"{chosen!r}")
     mixed = next((r for r in rows if not isinstance(r.value, str | list)), None)
@@ -45,6 +47,14 @@ def prompts_of(rows: Sequence[Row], column: str, where: str) -> list[str]:
             f"{column or DEFAULT_COLUMNS[0]!r}, or every one a text or a list of messages"
         )
     return _texts(rows, where, "it")
+
+
+def _note_input(rows: Sequence[Row], chosen: str, where: str) -> None:
+    """An InterpWarning where an instruction goes with an input, in a column of its own, as Alpaca's do."""
+    inputs = sum(bool(row.value.get(INPUT)) for row in rows)
+    if chosen.lower() == INSTRUCTION and inputs:
+        note = f"{where}: the column {INPUT!r} of {inputs} of {len(rows)} instructions left out"
+        warnings.warn(note, InterpWarning, stacklevel=2)
 
 
 def _column(rows: Sequence[Row], column: str, where: str) -> str:

@@ -38,7 +38,7 @@ def check_target(out: Path, *, overwrite: bool = False) -> Path:
     if extra := sorted(present - ours):
         what = f"{extra[0]}, which no export of ours wrote" if ours else f"files, first {extra[0]}"
         raise ExportError(
-            f"{target} holds {what}; give another directory, or replace it all with --overwrite (overwrite=True)"
+            f"{target} holds {what}; give another directory, or replace it all: --overwrite"
         )
     return target
 

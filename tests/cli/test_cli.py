@@ -60,38 +60,6 @@ def test_wrong_use_is_two(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("number", ["nan", "inf"])
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("edit", "ablation", "--out", "x", "--strength"),
-        ("edit", "least-disturbance", "--out", "x", "--winsor"),
-        ("heretic", "--kernel", "1,1,1,1", "--out", "x", "--winsor"),
-        ("diff", "x", ".", "--tolerance"),
-    ],
-)
-def test_no_setting_is_nan(
-    words: tuple[str, ...], number: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(*words, number) == 2
-    assert "finite" in (found := capsys.readouterr().err) or "range" in found
-
-
-def test_results_that_cannot_be_written_are_told_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    within = tmp_path / "file/below/r.json"
-    for words in (
-        ("measure", "--json", within),
-        ("edit", "ablation", "--out", within),
-        ("attribute", "--out", within),
-        ("diff", "x", tmp_path, "--figure", within),
-    ):
-        assert call(*words) == 2
-        assert "is not a directory" in capsys.readouterr().err
-
-
 def test_failure_is_one_line_and_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", "/no/such/dir") == 1
     err = capsys.readouterr().err

@@ -144,6 +144,14 @@ def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
     ]
 
 
+def test_an_input_beside_an_instruction_is_noted(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": p, "input": more} for p, more in zip(PROMPTS, ("", "Rhine"), strict=True)
+    ]
+    with pytest.warns(InterpWarning, match="'input' of 1 of 2 instructions left out"):
+        assert read(tmp_path, "a.json", json.dumps(rows)).prompts == PROMPTS
+
+
 def test_a_prompt_is_in_one_class_only() -> None:
     refuse = [PromptSet(("a b?", "c"), "r"), PromptSet(("D",), "r")]
     check_classes(refuse, [PromptSet(("e", "ab"), "c")])
