@@ -114,6 +114,7 @@ def test_help_shows_few_options_and_advanced_all(
     assert "--winsor" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_recipe_file_gives_what_options_do_not(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def run(*words: str) -> int:
     return int(done.value.code or 0)
 
 
+@pytest.mark.slow
 def test_every_card_is_listed_with_its_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

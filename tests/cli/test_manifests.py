@@ -169,6 +169,7 @@ def test_an_option_that_would_be_ignored_is_wrong_use(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("briefly")
 def test_what_was_fitted_again_and_learned_says_so(edit: Any) -> None:
     from interp.export.gate import kinds

@@ -181,6 +181,7 @@ def test_a_step_that_other_code_kept_is_measured_again(step: Any, tmp_path: Path
     assert kept(tmp_path).resumed("step", step(10)) == 11, "and kept"
 
 
+@pytest.mark.slow
 def test_a_stale_step_is_used_when_that_is_what_is_wanted(step: Any, tmp_path: Path) -> None:
     kept(tmp_path).resumed("step", step(1))
     anyway = kept(tmp_path, use_stale=True)

@@ -45,6 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return made
 
 
+@pytest.mark.slow
 def test_the_figure_draws_and_judges_itself(record: FigureRecord, tmp_path: Path) -> None:
     assert record.key == KEY
     assert render(record.save(tmp_path)).stat().st_size > 10_000
