@@ -45,15 +45,14 @@ FEWEST_REFUSED = 8
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a split gives: a direction per block and the inputs of every writer.
+    """Directions per block and inputs of every writer, read on one split.
 
     streams: outputs of every block per class, ``{site: [n, d_model]}``, kept so that splits can be joined.
-    seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: how many requests
-    the model refused, over which alone the shift of the writers' inputs was taken; None when over all.
-    requests: those over which it was taken; kept: their places among all. opened: the same read once
-    ``opener`` has been said. answered: the comply prompts; cut: beginnings of what the model writes.
-    judge: of responses, also when a setting is chosen and an edit is fitted again. response_tokens: how
-    many response tokens of every comply prompt were read; of joined fits, in the one that read more.
+    seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: number of requests
+    that the model refused; None when the class shift is averaged over all requests. requests: requests that
+    the class shift is averaged over; kept: their row indices in the split. opened: the same fit, read after
+    ``opener``. answered: the comply prompts; cut: truncated texts that the model wrote. judge: of responses.
+    response_tokens: tokens read of every comply response; of joined fits, the larger number.
     """
 
     directions: Mapping[int, Direction]
