@@ -29,7 +29,7 @@ _HOMES = {
     "encode": "interp.data",
     "load_class": "interp.data",
     "load_delta": "interp.export",
-    "open_model": "interp.lm",
+    "open_model": "interp.opening",
     "replace": "interp.interventions",
     "scale": "interp.interventions",
     "steering": "interp.edits",
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from interp.interventions import replace as replace
     from interp.interventions import scale as scale
     from interp.lm import LM as LM
-    from interp.lm import open_model as open_model
     from interp.models import describe as describe
     from interp.models import tiny_model as tiny_model
+    from interp.opening import open_model as open_model
     from interp.sites import Site as Site
     from interp.types import Direction as Direction
     from interp.types import TokenBatch as TokenBatch

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from interp.backends.opening import open_model as open_backend
+from interp.attribution import Attribution, Openers, attribute
 from interp.backends.protocol import AnyEdit, Backend, all_sites
 from interp.backends.steps import Decided, Draws, Sampling, Steps, Until
 from interp.data.chat import ChatFormat
-from interp.data.tokens import Prompts, followed, needed, prompt_tokens
+from interp.data.tokens import Prompts, followed, needed, prompt_tokens, token_id
 from interp.edits import Edit, to_delta
 from interp.errors import InterpError, PromptError, SiteError
 from interp.interventions import Interventions, Place, SitePart
@@ -333,6 +333,21 @@ class LM(SiteNames):
         """The vocabulary logit lens: what every block's stream reads out as (nostalgebraist 2020)."""
         return Lens(self.residuals(prompts, edit, at=at), self.hf, self.anatomy, self.tokenizer)
 
+    def attribution(
+        self, prompts: Prompts, token: str | int, other: str | int, edit: AnyEdit = None
+    ) -> Attribution:
+        """What embedding and components write of ``logit(token) − logit(other)``, in logits.
+
+        At the last prompt token, with the final norm's scale held fixed for each prompt; contributions
+        ``[prompt, component]`` and a constant sum to the difference (:mod:`interp.attribution.direct`).
+        """
+        pair = [token_id(self.tokenizer, t) for t in (token, other)]
+        openers = Openers((pair[0],), (pair[1],), (str(token),), (str(other),))
+        with self.editing(edit):
+            return attribute(
+                self.backend, self.tokens(prompts), openers, batch_size=self.batch_size
+            )
+
     def patching(
         self,
         clean: Prompts,
@@ -364,24 +379,6 @@ class LM(SiteNames):
         effects = torch.stack(grid).unflatten(0, (len(places), len(offsets)))
         ends = (metric(self.logits(good)), metric(self.logits(bad)))
         return Patching(places, offsets, effects, *ends)
-
-
-def open_model(
-    name: str = "smollm2",
-    *,
-    backend: str = "hooks",
-    chat: ChatFormat | None = ChatFormat(),  # noqa: B008 (frozen)
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
-    **loading: Any,
-) -> LM:
-    """The model behind a name as an :class:`LM`: ``smollm2``, a directory or a hub id.
-
-    backend: ``hooks``, ``transformer_lens`` or ``nnsight``. loading: ``dtype``, ``device_map``, ``quantize``,
-    ``revision``, ``trust_remote_code``. Errors: see :func:`interp.backends.open_model`.
-    """
-    opened = open_backend(name, backend=backend, **loading)
-    return LM(opened, chat, batch_size, watch)
 
 
 def _site(place: Place) -> Site:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.data.tokens import needed
+from interp.data.tokens import needed, token_id
 from interp.errors import InterpError, PromptError, SiteError
 from interp.interventions import Place, SitePart
 from interp.models.anatomy import Anatomy
@@ -201,13 +201,13 @@ class Lens:
 
     def probabilities(self, token: int | str) -> Float[Tensor, "place prompt"]:
         """Probability of a token at every state."""
-        index = self.token(token)
+        index = token_id(self.tokenizer, token)
         rows = [self.logits(i).softmax(-1)[:, index] for i in range(len(self.states))]
         return torch.stack(rows)
 
     def ranks(self, token: int | str) -> Tensor:
         """Tokens that are more likely than the given one, ``[place, prompt]``; 0 is the most likely."""
-        index = self.token(token)
+        index = token_id(self.tokenizer, token)
         rows = []
         for i in range(len(self.states)):
             logits = self.logits(i)
@@ -221,17 +221,6 @@ class Lens:
             best = self.logits(i).topk(k, -1).indices
             found.append([[tokenizer.decode([t]) for t in row] for row in best.tolist()])
         return found
-
-    def token(self, token: int | str) -> int:
-        """The id of a token. SiteError for a text of several tokens."""
-        if isinstance(token, int):
-            return token
-        ids = needed(self.tokenizer)(token, add_special_tokens=False).input_ids
-        if len(ids) != 1:
-            raise SiteError(
-                f"{token!r} is {len(ids)} tokens; give one token, with its leading space"
-            )
-        return ids[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,7 +149,7 @@ def test_the_lens_ends_in_the_models_logits(tiny: nn.Module, batch: TokenBatch) 
 def test_the_lens_speaks(lm: LM) -> None:
     top = lm.lens(TEXTS[:2]).top(3)
     assert (len(top), len(top[0]), len(top[0][0])) == (1 + lm.n_blocks, 2, 3)
-    with pytest.raises(SiteError, match="tokens; give one token"):
+    with pytest.raises(PromptError, match="tokens; give one token"):
         lm.lens("x").ranks("several tokens")
 
 
@@ -270,6 +270,21 @@ def test_a_delta_is_put_in_once(lm: LM) -> None:
     small, before = lm.using(batch_size=1), weight._version
     small.logits(TEXTS, delta)
     assert weight._version == before + 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attribution_sums_to_the_logit_difference(chat_dir: Path, backend: str) -> None:
+    lm = LM(open_model(str(chat_dir), backend=backend))
+    found = lm.attribution(TEXTS, "A", "B")
+    a, b = (lm.tokenizer(t, add_special_tokens=False).input_ids[0] for t in "AB")
+    logits = lm.logits(TEXTS)
+    assert relative(found.contributions.sum(1) + found.constant, logits[:, a] - logits[:, b]) < 1e-4
+    edit = scale(lm.components("mlp"), 0.0)
+    without = lm.attribution(TEXTS, "A", "B", edit)
+    mlp = [i for i, kind in enumerate(without.kinds) if kind == "mlp"]
+    assert without.contributions[:, mlp].abs().max() < 1e-6
+    with pytest.raises(PromptError, match="tokens; give one token"):
+        lm.attribution(TEXTS, "two tokens", "B")
 
 
 def test_patching_finds_where_prompts_differ(lm: LM) -> None:

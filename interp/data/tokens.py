@@ -23,6 +23,16 @@ def needed(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def token_id(tokenizer: Any, token: int | str) -> int:
+    """The id of a token. PromptError for a text of several tokens."""
+    if isinstance(token, int):
+        return token
+    ids = needed(tokenizer)(token, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise PromptError(f"{token!r} is {len(ids)} tokens; give one token, with its leading space")
+    return ids[0]
+
+
 def prompt_tokens(tokenizer: Any, prompts: Prompts, chat: ChatFormat | None) -> TokenBatch:
     """Left-padded tokens of prompts, on the CPU. PromptError for what is no prompt."""
     if isinstance(prompts, TokenBatch):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 
+from interp.attribution.direct import attribute, attribution_record
+from interp.attribution.openers import Openers, find_openers, openers_from_model
 from interp.backends.protocol import Backend, SharedBackend
 from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
 from interp.edits import applied, fingerprint
-from interp.evaluate.attribution import attribute, attribution_record
-from interp.evaluate.openers import Openers, find_openers, openers_from_model
 from interp.fitting import BATCH
 from interp.records import FigureRecord, Provenance
 from interp.source import code_hash

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.attribution.openers import Openers
 from interp.backends.protocol import AnyEdit, Backend
 from interp.edits import ablation, steering
 from interp.errors import InterpError, NoDirection
 from interp.evaluate.divergence import first_logits, kl_nats
-from interp.evaluate.openers import Openers
 from interp.fitting import BATCH
 from interp.maths import unit
 from interp.sites import Site

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from interp.attribution.openers import Openers
 from interp.backends.opening import wrap
 from interp.backends.protocol import Backend
 from interp.data.chat import encode, pad_left
@@ -23,7 +24,6 @@ from interp.evaluate.causal import (
     select,
     shared_ending,
 )
-from interp.evaluate.openers import Openers
 from interp.fitting import capture, difference_of_means
 from interp.maths import unit
 from interp.models import tiny_model

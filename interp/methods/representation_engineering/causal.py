@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from interp.attribution.openers import Openers, openers_from_model
 from interp.claims import Claim
 from interp.data.chat import encode
 from interp.data.prompts import PromptSet, load_class
@@ -24,7 +25,6 @@ from interp.evaluate.causal import (
     nearest,
 )
 from interp.evaluate.geometry import auroc
-from interp.evaluate.openers import Openers, openers_from_model
 from interp.evaluate.refusal import generate_and_judge
 from interp.maths import unit
 from interp.methods.representation_engineering.paper import KEY

@@ -3,7 +3,7 @@
 Attribution of component c: ``s(x_L) · v·c``, where c is what the component adds to the stream at
 the decision position (the last prompt token), x_L the stream that enters the final norm, s(x_L) the
 norm's scale, held fixed for each prompt, and v its gain and the unembedding difference as one
-direction (see :mod:`interp.evaluate.readout`). Embedding, components and a constant sum to the
+direction (see :mod:`interp.attribution.readout`). Embedding, components and a constant sum to the
 model's own margin. Compare classes: a shared prompt suffix puts a large constant into the
 embedding, which the contrast (mean over refuse − mean over comply prompts) cancels up to the
 difference in s. A contribution is what a component writes, not what would change without it.
@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.attribution.openers import Openers, find_openers, openers_from_model
+from interp.attribution.readout import Readout, bind_readout, check_readout
 from interp.backends.protocol import Backend, residual_sites
 from interp.errors import PromptError
-from interp.evaluate.openers import Openers, find_openers, openers_from_model
-from interp.evaluate.readout import Readout, bind_readout, check_readout
 from interp.fitting import BATCH
 from interp.records import Claim, FigureRecord, Provenance
 from interp.sites import Site

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.attribution.openers import Openers
 from interp.backends.protocol import Backend
 from interp.errors import InterpError
-from interp.evaluate.openers import Openers
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
 from interp.types import Acts, TokenBatch

@@ -11,12 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp.backends import Backend
-from interp.backends.hooks import HooksBackend
-from interp.backends.opening import wrap
-from interp.edits import ablation, canonical
-from interp.errors import InterpError, PromptError
-from interp.evaluate.attribution import (
+from interp.attribution.direct import (
     Attribution,
     Openers,
     attribute,
@@ -25,7 +20,12 @@ from interp.evaluate.attribution import (
     find_openers,
     logit_lens,
 )
-from interp.evaluate.readout import bind_readout
+from interp.attribution.readout import bind_readout
+from interp.backends import Backend
+from interp.backends.hooks import HooksBackend
+from interp.backends.opening import wrap
+from interp.edits import ablation, canonical
+from interp.errors import InterpError, PromptError
 from interp.figures import draw
 from interp.maths import unit
 from interp.models import tiny_model

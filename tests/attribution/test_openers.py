@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from interp.attribution.openers import Openers, find_openers, openers_from_model
 from interp.backends.opening import wrap
 from interp.errors import PromptError
-from interp.evaluate.openers import Openers, find_openers, openers_from_model
 from interp.models import tiny_model
 from interp.types import TokenBatch
 
