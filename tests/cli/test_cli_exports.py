@@ -68,7 +68,8 @@ def test_an_edit_is_proven_once_it_has_a_card_and_is_measured(
     receipt = json.loads((tmp_path / "m" / "receipt.json").read_text())
     assert (receipt["unproven"], receipt["missing"]) == (False, [])
     assert receipt["measured"]["prompts"]["refuse"]["n"] == 8
-    assert call(*export[:-2], "--overwrite") == 1, "a card of another kind"
+    other = card(proves=("another method",)).save(tmp_path / "other")
+    assert call(*export[:-1], other, "--overwrite") == 1, "a card of another kind"
     assert call(*export, "--overwrite", "--rank", 1) == 0, "nothing was cut"
 
 
