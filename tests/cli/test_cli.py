@@ -192,6 +192,7 @@ def test_measure_with_delta_is_two_rows_and_tells_of_seen_prompts(
     assert "prompts that the edit was fitted or chosen on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_edit_chooses_when_nothing_is_named(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,6 +323,7 @@ def test_another_base_is_an_error(delta: Path, tmp_path: Path, tokenizer) -> Non
     assert call("verify", delta, "--base", other) == 1
 
 
+@pytest.mark.slow
 def test_long_work_without_a_terminal_prints_a_line_now_and_then(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

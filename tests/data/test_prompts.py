@@ -142,6 +142,7 @@ def test_hub_without_the_library_names_the_install(monkeypatch: pytest.MonkeyPat
         load_class("org/name", "refuse")
 
 
+@pytest.mark.slow
 @given(st.sets(st.text("abcdefgh", min_size=1), min_size=4, max_size=40))
 def test_halves_partition_and_do_not_depend_on_order(prompts: set[str]) -> None:
     forward = PromptSet(tuple(sorted(prompts)), "x").halves()
