@@ -16,6 +16,9 @@ from interp.cli import main
 from interp.export import heretic_program, load_delta
 from interp.records import FigureRecord
 
+pytestmark = pytest.mark.slow
+"""Several processes or many checkpoints a test: these run in the CI."""
+
 
 def call(*args: object) -> int:
     """The exit code of a command."""

@@ -22,6 +22,9 @@ from interp.models.loading import load
 from interp.models.skeleton import skeleton
 from interp.types import LowRank, Shift, WeightDelta
 
+pytestmark = pytest.mark.slow
+"""Several processes or many checkpoints a test: these run in the CI."""
+
 EXACT = 1e-5
 BF16_MATRIX = 0.01
 BF16_LOGITS = 0.3

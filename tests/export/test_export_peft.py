@@ -16,7 +16,8 @@ from interp.export.adapters import read_adapter
 from interp.models.loading import load
 from interp.sites import Site
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
+"""Slow: many checkpoints a test; these run in the CI."""
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
