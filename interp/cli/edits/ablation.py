@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from interp.cli.edits.saving import edit_options, fit_and_save, named
+from interp.cli.edits.saving import edit_options, finish, fit_and_save, named
 from interp.cli.options import Given
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AblationEdit
@@ -47,12 +47,6 @@ def command(**values: Any) -> None:
         if len(settings) > 1:
             selection = refusal.Selection.prepare(backend, fitted, select_r, select_c, **common)
             choice = refusal.choose(selection, settings, watch=watch)
-            # Everything is chosen: the last fit may use the prompts that chose it.
-            fitted = fitted.joined(refusal.fit(backend, select_r, select_c, **reading))
-        delta = refusal.finished(
-            backend, fitted, choice.setting, values["model"], batch_size=given.batch_size, watch=watch,
-            chosen_on=(select_r, select_c) if choice.scores else (),
-        )  # fmt: skip
-        return choice, delta
+        return choice, finish(given, backend, fitted, choice, (select_r, select_c), reading)
 
     fit_and_save(given, fit, method="ablation")

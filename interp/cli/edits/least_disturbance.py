@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.edits.saving import edit_options, fit_and_save, named
+from interp.cli.edits.saving import edit_options, finish, fit_and_save, named
 from interp.cli.options import Given, pool_option
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AUTO, LeastDisturbanceEdit
@@ -51,14 +51,7 @@ def command(**values: Any) -> None:
         prose = _prose(recipe, pool or fit_c, opener)
         fitted = refusal.fit(backend, fit_r, fit_c, pool=pool, prose=prose, **reading)
         choice = _choose(recipe, given, backend, fitted, (select_r, select_c), watch)
-        if choice.scores:
-            # Everything is chosen: the last fit may use the prompts that chose it.
-            fitted = fitted.joined(refusal.fit(backend, select_r, select_c, **reading))
-        delta = refusal.finished(
-            backend, fitted, choice.setting, values["model"], batch_size=given.batch_size, watch=watch,
-            chosen_on=(select_r, select_c) if choice.scores else (),
-        )  # fmt: skip
-        return choice, delta
+        return choice, finish(given, backend, fitted, choice, (select_r, select_c), reading)
 
     fit_and_save(given, fit, method="least-disturbance")
 

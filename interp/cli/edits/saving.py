@@ -23,7 +23,8 @@ from interp.cli.options import (
 
 if TYPE_CHECKING:
     from interp.backends import Backend
-    from interp.methods.refusal import Choice
+    from interp.data import PromptSet
+    from interp.methods.refusal import Choice, Fitted
     from interp.types import WeightDelta
     from interp.watching import Watch
 
@@ -76,6 +77,28 @@ def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
         "judge": given.judge.as_json(),
     }
     write_result(given.values["json_file"], result)
+
+
+def finish(
+    given: Given,
+    backend: Backend,
+    fitted: Fitted,
+    choice: Choice,
+    select: tuple[PromptSet, PromptSet],
+    reading: dict[str, Any],
+) -> WeightDelta:
+    """The delta of the chosen setting, fitted on the select split as well once that has chosen it.
+
+    reading: options of :func:`interp.methods.refusal.fit`, as for the first fit.
+    """
+    from interp.methods import refusal
+
+    if choice.scores:
+        fitted = fitted.joined(refusal.fit(backend, *select, **reading))
+    return refusal.finished(
+        backend, fitted, choice.setting, given.values["model"], batch_size=given.batch_size,
+        watch=reading["watch"], chosen_on=select if choice.scores else (),
+    )  # fmt: skip
 
 
 def _save(given: Given, backend: Backend, delta: WeightDelta) -> str:
