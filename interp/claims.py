@@ -1,15 +1,15 @@
 """Claims about figures, and the registered tests that decide whether they hold.
 
-A claim never carries our own number: it points into the series that the figure draws, or names a
-statistic that is computed from there. A new test is one function with :func:`claim_test` above it, a new
-statistic one in :mod:`interp.statistics` with :func:`statistics` above it.
+A claim never carries our own number: it points into the typed series that the figure draws
+(:mod:`interp.series`), or names a statistic that is computed from there. A new test is one function with
+:func:`claim_test` above it, a new statistic one in :mod:`interp.statistics` with :func:`statistics` above it.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +51,7 @@ HOME = "interp.statistics"
 
 
 def statistics(name: str) -> Callable[[Computed], Computed]:
-    """Register ``computed(part of a series) -> {name: number}`` as statistics that claims may name, as
+    """Register ``computed(series or part of it) -> {name: number}`` as statistics that claims may name, as
     ``name/number``."""
 
     def register(computed: Computed) -> Computed:
@@ -71,7 +71,7 @@ def computed(name: str, value: Any) -> Number:
         raise RecordError(f"no statistics {group!r}; known: {', '.join(sorted(STATISTICS))}")
     try:
         found = STATISTICS[group](value)
-    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+    except (AttributeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(f"the statistic {name!r} cannot be computed: {error!r}") from None
     if number not in found:
         raise RecordError(f"no statistic {name!r}; {group!r} has {', '.join(found)}")
@@ -189,6 +189,7 @@ class Claim:
         ours = point(series, self.ours)
         if self.statistic is not None:
             ours = computed(self.statistic, ours)
+        ours = list(ours) if isinstance(ours, tuple) else ours
         try:
             holds = TESTS[self.test].holds(ours, self.theirs, self.tolerance)
         except ValueError as error:  # lists of different lengths
@@ -206,7 +207,8 @@ class Outcome:
 
 
 def point(series: Any, pointer: str) -> Any:
-    """What a JSON pointer (``/parts/0/values``) leads to. RecordError says where it ends."""
+    """The part of a series at a JSON pointer into its file (``/parts/0/values``). RecordError says where
+    the pointer ends."""
     if not pointer:
         return series
     if not pointer.startswith("/"):
@@ -214,8 +216,20 @@ def point(series: Any, pointer: str) -> Any:
     value = series
     for word in pointer[1:].split("/"):
         try:
-            value = value[int(word)] if isinstance(value, list) else value[word]
-        except (KeyError, IndexError, ValueError, TypeError):
-            here = f"the names {', '.join(value)}" if isinstance(value, dict) else repr(value)
+            value = value[int(word)] if isinstance(value, list | tuple) else _named(value)[word]
+        except (LookupError, ValueError, TypeError):
+            names = _named(value)
+            here = f"the names {', '.join(names)}" if names else repr(value)
             raise RecordError(f"{pointer} leads nowhere at {word!r}: there is {here}") from None
     return value
+
+
+def _named(value: Any) -> Mapping[str, Any]:
+    """What a file holds under a name: entries of a mapping, fields of a part, content of ``beside``."""
+    if isinstance(value, Mapping):
+        return value
+    if not is_dataclass(value):
+        return {}
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    beside = found.pop("beside", {})
+    return {**found, **beside}

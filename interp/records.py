@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -22,6 +21,8 @@ from typing import Any
 from interp.claims import Claim, Number, Outcome
 from interp.errors import RecordError
 from interp.files import sha256_text, write_json
+from interp.series import Series, read_series
+from interp.series.base import plain
 
 __all__ = ["Claim", "FigureRecord", "Outcome", "Provenance", "judge", "outcomes"]
 
@@ -31,6 +32,7 @@ REPRODUCED = "reproduced"
 SHAPE_REPRODUCED = "shape reproduced"
 NOT_REPRODUCED = "not reproduced"
 MEASURED = "measured"
+NO_SERIES = "none"
 NOT_RUN = "not run here: needs "
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]*/[a-z0-9][a-z0-9_]*")
@@ -178,29 +180,13 @@ def processor() -> str:
 # --- the record --------------------------------------------------------------------------------
 
 
-def plain(value: Any, where: str = "series") -> Any:
-    """A deep copy made of JSON values only. RecordError names the first value that is none."""
-    if value is None or type(value) in (str, bool, int):
-        return value
-    if type(value) is float:
-        if not math.isfinite(value):
-            raise RecordError(f"{where} is {value}; use null where there is no value")
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v, f"{where}/{k}") for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, f"{where}/{i}") for i, v in enumerate(value)]
-    name = f"{type(value).__module__}.{type(value).__name__}"
-    raise RecordError(f"{where} is a {name}; turn it into numbers and lists with .tolist()")
-
-
 @dataclass(frozen=True, slots=True)
 class FigureRecord:
     """One figure: its data, what they were measured with, and what is claimed about them.
 
-    key: ``<folder>/<name>``, also its file. kind: the renderer; :mod:`interp.figures` lists them
-    with the series that each takes. n: prompts per class. intervals: what the intervals in the
-    series are (``95 % Wilson``). paper_figure: the figure or table it stands for; None for our own.
+    key: ``<folder>/<name>``, also its file. series: one of the kinds of
+    :mod:`interp.series`; its name is ``kind``. n: prompts per class. intervals: what the intervals
+    in the series are (``95 % Wilson``). paper_figure: the figure or table it stands for; None for our own.
     needs: what is missing to measure it here, and then there is no series. proves: kinds of recipe
     (:func:`interp.export.gate.kind`) whose edits rest on this figure where its verdict is good.
     Raises RecordError for a bad key, for values that are not JSON, for a claim that points nowhere.
@@ -208,8 +194,7 @@ class FigureRecord:
 
     key: str
     title: str
-    kind: str
-    series: Mapping[str, Any]
+    series: Series | None
     provenance: Provenance
     n: Mapping[str, int] = field(default_factory=dict)
     intervals: str | None = None
@@ -219,20 +204,30 @@ class FigureRecord:
     needs: str | None = None
     caption: str = ""
     proves: tuple[str, ...] = ()
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key):
             raise RecordError(f"a figure's key is folder/name in lower case, got {self.key!r}")
-        if bool(self.series) == (self.needs is not None):
+        object.__setattr__(self, "series", self._typed())
+        if (self.series is None) == (self.needs is None):
             raise RecordError(
                 f"{self.key} must have either a series or `needs`, what is missing to measure one"
             )
-        object.__setattr__(self, "series", plain(self.series))
+        object.__setattr__(self, "kind", self.series.kind if self.series else NO_SERIES)
         object.__setattr__(self, "n", plain(self.n, "n"))
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "proves", tuple(self.proves))
         object.__setattr__(self, "claims", tuple(self.claims))
         outcomes(self)  # so that a claim which points nowhere fails here, not at its first reader
+
+    def _typed(self) -> Series | None:
+        if self.series is None or isinstance(self.series, Series):
+            return self.series
+        try:
+            return read_series(self.kind, self.series) if self.series else None
+        except RecordError as error:
+            raise RecordError(f"{self.key}: {error}") from None
 
     @property
     def verdict(self) -> str:
@@ -241,7 +236,14 @@ class FigureRecord:
 
     def as_json(self) -> dict[str, Any]:
         """The file's content: every field, the verdict, and at each claim what was measured."""
-        content = {"format": FORMAT, **asdict(self), "verdict": self.verdict}
+        head = {"format": FORMAT, "key": self.key, "title": self.title, "kind": self.kind}
+        content = {**head, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        content |= {
+            "series": self.series.as_json() if self.series else {},
+            "provenance": asdict(self.provenance),
+            "claims": [asdict(claim) for claim in self.claims],
+            "verdict": self.verdict,
+        }
         for entry, result in zip(content["claims"], outcomes(self), strict=False):
             entry["measured"], entry["holds"] = result.ours, result.holds
         return plain(content, "record")

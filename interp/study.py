@@ -251,8 +251,7 @@ def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
         return FigureRecord(
             key=key,
             title=spec.title,
-            kind="none",
-            series={},
+            series=None,
             provenance=Provenance(model="none"),
             paper_figure=spec.stands_for,
             needs=spec.needs,

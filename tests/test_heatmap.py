@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from matplotlib.patches import Rectangle
 
 from interp.errors import RecordError
 from interp.figures import draw, render
-from interp.figures.heatmap import limits_of
 from interp.records import FigureRecord, Provenance
+from interp.series import MapPanel, read_series
 
 HEATMAP: dict[str, Any] = {
     "columns": {"label": "block", "names": ["0", "1", "2", "3"]},
@@ -31,11 +30,8 @@ HEATMAP: dict[str, Any] = {
 
 
 def record(**changes: Any) -> FigureRecord:
-    series = {**json.loads(json.dumps(HEATMAP)), **changes}
-    return FigureRecord(
-        key="demo/heatmap", title="Title", kind="heatmap", series=series,
-        provenance=Provenance("smollm2"),
-    )  # fmt: skip
+    series = read_series("heatmap", {**HEATMAP, **changes})
+    return FigureRecord("demo/heatmap", "Title", series, Provenance("smollm2"))
 
 
 def meshes(figure: Any) -> list[tuple[Any, QuadMesh]]:
@@ -71,13 +67,10 @@ def test_units_titles_and_references_are_written() -> None:
 
 
 def test_colours_begin_at_zero_or_are_symmetric() -> None:
-    first, second, third = HEATMAP["panels"]
-    assert limits_of(first) == (0, 0.5)
-    assert limits_of(second) == (-2.0, 2.0)
-    assert limits_of(third) == (0, 1)
-    assert limits_of({"values": [[0.0]]}) == (0, 1.0)
-    assert limits_of({"values": [[0.2, 0.4]]}) == (0, 0.4), "pale is nothing, not the least"
-    assert limits_of({"values": [[-3.0, 1.0]]}) == (-3.0, 1.0)
+    assert [panel.ends for panel in record().series.panels] == [(0, 0.5), (-2.0, 2.0), (0, 1)]
+    assert MapPanel("x", [[0.0]]).ends == (0, 1.0)
+    assert MapPanel("x", [[0.2, 0.4]]).ends == (0, 0.4), "pale is nothing, not the least"
+    assert MapPanel("x", [[-3.0, 1.0]]).ends == (-3.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["sequential", "diverging"])
@@ -123,12 +116,12 @@ def test_long_names_stand_upright_and_nothing_is_off_the_page() -> None:
         ({"label": "x", "values": [[1.0] * 3] * 3}, "not 3 of 4"),
         ({"label": "x", "values": [[None] * 4] * 3}, "no values to draw"),
         ({"label": "x", "values": [[1.0] * 4] * 3, "map": "jet"}, "use sequential or diverging"),
-        ({"values": [[1.0] * 4] * 3}, r"described in interp/figures/heatmap\.py"),
+        ({"values": [[1.0] * 4] * 3}, "panels/0 has no 'label'; MapPanel needs label, values"),
     ],
 )
 def test_a_series_that_does_not_fit_is_explained(panel: dict[str, Any], message: str) -> None:
     with pytest.raises(RecordError, match=message):
-        draw(record(panels=[panel]))
+        record(panels=[panel])
 
 
 @pytest.mark.slow

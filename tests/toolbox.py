@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from figure_examples import some_lines
 from torch import Tensor, nn
 
 from interp.backends.opening import wrap
@@ -104,8 +105,7 @@ def card(
     return FigureRecord(
         key="paper/figure",
         title="one value",
-        kind="lines",
-        series={"value": value},
+        series=some_lines(value=value),
         provenance=Provenance("tiny", commit=commit, resumed=resumed),
         claims=(Claim("the value is at most 1", "at most", "/value", 1),),
         proves=proves,

@@ -24,6 +24,7 @@ from interp.backends.protocol import Backend, residual_sites
 from interp.errors import PromptError
 from interp.fitting import BATCH
 from interp.records import Claim, FigureRecord, Provenance
+from interp.series import Contribution, StackedAttribution, Total
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -232,23 +233,24 @@ def attribution_record(
     blocks = attribution.by_block()
     contrast = blocks.contrast(n_refuse)
     words = _words(attribution.openers)
-    series = {
-        "unit": "logits",
-        "positions": ["embed", *(str(i) for i in range(attribution.n_blocks))],
-        "parts": _parts(contrast, attribution.n_blocks),
-        "cumulative": _with_errors(attribution.running(), n_refuse),
-        "lens": _with_errors(attribution.lens, n_refuse),
-        "measured": contrast.measured,
-        "measured_error": contrast.measured_error,
-        "residual": contrast.residual,
-        "largest_residual": attribution.residual.abs().max().item(),
-        "soft_cap": attribution.cap,
-        "openers": words,
-    }
+    series = StackedAttribution(
+        unit="logits",
+        positions=("embed", *(str(i) for i in range(attribution.n_blocks))),
+        parts=_parts(contrast, attribution.n_blocks),
+        cumulative=_with_errors(attribution.running(), n_refuse),
+        lens=_with_errors(attribution.lens, n_refuse),
+        measured=contrast.measured,
+        residual=contrast.residual,
+        beside={
+            "measured_error": contrast.measured_error,
+            "largest_residual": attribution.residual.abs().max().item(),
+            "soft_cap": attribution.cap,
+            "openers": words,
+        },
+    )
     return FigureRecord(
         key=key,
         title=title,
-        kind="stacked_attribution",
         series=series,
         provenance=provenance,
         n={"refuse": n_refuse, "comply": len(attribution.measured) - n_refuse},
@@ -275,7 +277,7 @@ def _caption(words: dict[str, list[str]], cap: float | None) -> str:
     )
 
 
-def _parts(contrast: Contrast, n_blocks: int) -> list[dict[str, object]]:
+def _parts(contrast: Contrast, n_blocks: int) -> tuple[Contribution, ...]:
     """One list of bars for each kind of component, with a place for every block."""
     parts = []
     for kind in (k for k in NAMES if k in contrast.kinds):
@@ -284,10 +286,10 @@ def _parts(contrast: Contrast, n_blocks: int) -> list[dict[str, object]]:
             if own == kind:
                 values[block + 1] = contrast.values[i].item()
                 errors[block + 1] = contrast.errors[i].item()
-        parts.append({"label": NAMES[kind], "kind": kind, "values": values, "errors": errors})
-    return parts
+        parts.append(Contribution(NAMES[kind], kind, tuple(values), tuple(errors)))
+    return tuple(parts)
 
 
-def _with_errors(values: Float[Tensor, "n c"], n_refuse: int) -> dict[str, list[float]]:
+def _with_errors(values: Float[Tensor, "n c"], n_refuse: int) -> Total:
     means, errors = class_contrast(values, n_refuse)
-    return {"values": means.tolist(), "errors": errors.tolist()}
+    return Total(tuple(means.tolist()), tuple(errors.tolist()))

@@ -48,6 +48,7 @@ def command(
     from interp.cli.tables import table
     from interp.evaluate.attributing import attribution_figure, fit_openers
     from interp.figures import render
+    from interp.series import StackedAttribution
 
     given = Given(values)
     delta = read_delta(delta_dir)
@@ -64,16 +65,16 @@ def command(
     path = record.save(out)
     svg = render(path)
     series = record.series
+    assert isinstance(series, StackedAttribution)
     cells = [
-        (part["kind"], series["positions"][i], value)
-        for part in series["parts"]
-        for i, value in enumerate(part["values"])
-        if value is not None
+        (part.kind, series.positions[i], value)
+        for part in series.parts
+        for i, value in enumerate(part.values)
     ]
     cells.sort(key=lambda cell: -abs(cell[2]))
     table(
-        f"refuse − comply: {series['measured']:+.3f} logits; parts sum to it within "
-        f"{series['largest_residual']:.1e}",
+        f"refuse − comply: {series.measured:+.3f} logits; parts sum to it within "
+        f"{series.beside['largest_residual']:.1e}",
         ("component", ">block", ">logits"),
         [[kind, block, f"{value:+.3f}"] for kind, block, value in cells[:top]],
     )

@@ -190,6 +190,7 @@ def _record(
     """Blocks × kinds of writer: relative norm, and below it the share along each direction."""
     from interp.export.summary import random_share, totals
     from interp.records import FigureRecord, Provenance
+    from interp.series import HeatMap, MapPanel, Names, Reference
 
     cells = totals(lines, lambda line: None if line.block is None else (line.kind, line.block))
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
@@ -199,17 +200,17 @@ def _record(
     def values(of: Any) -> list[list[float | None]]:
         return [[of(cells[k, i]) if (k, i) in cells else None for i in blocks] for k in kinds]
 
-    panels: list[dict[str, Any]] = [
-        {"label": "‖ΔW‖ / ‖W‖", "values": values(lambda t: t.relative)}
+    panels = [
+        MapPanel("‖ΔW‖ / ‖W‖", values(lambda t: t.relative))
         if known
-        else {"label": "‖ΔW‖", "values": values(lambda t: t.norm)}
+        else MapPanel("‖ΔW‖", values(lambda t: t.norm))
     ]
-    chance = {"at": random_share(anatomy.d_model), "label": "a random direction"}
+    chance = Reference(random_share(anatomy.d_model), "a random direction")
     for named in along:
         shares = values(lambda t, name=named.name: t.shares.get(name))
         if any(v is not None for row in shares for v in row):
             label = f"share along {named.name}"
-            panels.append({"label": label, "values": shares, "limits": [0, 1], "reference": chance})
+            panels.append(MapPanel(label, shares, limits=(0, 1), reference=chance))
     outside = [
         line for line in lines if line.norm > 0.0 and not (line.writes and line.block is not None)
     ]
@@ -220,13 +221,12 @@ def _record(
     return FigureRecord(
         key="diff/weights",
         title=title,
-        kind="heatmap",
-        series={
-            "columns": {"label": "block", "names": [str(i) for i in blocks]},
-            "rows": {"label": "", "names": kinds},
-            "panels": panels,
-            "not_in_the_map": [line.name for line in outside],
-        },
+        series=HeatMap(
+            columns=Names("block", [str(i) for i in blocks]),
+            rows=Names("", kinds),
+            panels=panels,
+            beside={"not_in_the_map": [line.name for line in outside]},
+        ),
         provenance=Provenance.collect(
             base, fingerprint=None if delta.base == "unverified" else delta.base
         ),

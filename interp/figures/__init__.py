@@ -1,12 +1,12 @@
 """Figures from records: ``draw`` gives a picture, ``render`` turns a record's JSON into its SVG.
 
-No model and no torch: everything that a figure shows is in its record. One kind of figure is one
-file of this package, with ``draw(figure, record)`` and the series that it takes in its docstring.
+No model and no torch: everything that a figure shows is in its record. One kind of :mod:`interp.series` is
+drawn by the module of this package with its name: ``plot(axes, series)`` where one pair of axes is enough,
+``draw(figure, series, title)`` otherwise; ``size(series)`` in inches where the house size does not do.
 """
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,40 +17,30 @@ from interp.records import FigureRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = ("stacked_attribution", "scatter", "lines", "rows", "heatmap")
 FORMATS = (".svg", ".png")
 
-__all__ = ["KINDS", "draw", "render"]
+__all__ = ["draw", "render"]
 
 
 def draw(record: FigureRecord, path: Path | str | None = None) -> Figure:
     """The record's figure, which a notebook shows; with ``path`` (.svg or .png) also written there.
 
-    Raises RecordError for a record without data, an unknown kind, or a series that does not fit it.
+    Raises RecordError for a record without data.
     """
     from matplotlib import rc_context
 
-    from interp.figures.card import Card
-    from interp.figures.labels import with_drawable_texts
+    from interp.figures.card import Card, fill
+    from interp.figures.labels import drawable, with_drawable_texts
     from interp.figures.style import STYLE, footer
 
-    if record.needs is not None:
+    if record.series is None:
         raise RecordError(f"{record.key} has nothing to draw: {record.verdict}")
-    if record.kind not in KINDS:
-        raise RecordError(f"{record.key}: no figures of kind {record.kind!r}; {', '.join(KINDS)}")
-    renderer = importlib.import_module(f"interp.figures.{record.kind}")
-    shown = with_drawable_texts(record)
+    title = drawable(record.title)
     with rc_context(STYLE):
         figure = Card(footer(record))
-        try:
-            renderer.draw(figure, shown)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise RecordError(
-                f"{record.key} cannot be drawn as {record.kind!r} ({error!r}); the series it takes "
-                f"is described in interp/figures/{record.kind}.py"
-            ) from error
+        fill(figure, with_drawable_texts(record.series), title)
         if path is not None:
-            _write(figure, Path(path), {"Title": shown.title})
+            _write(figure, Path(path), {"Title": title})
     return figure
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
-from interp.figures.style import GREY, SIZE, STYLE
+from interp.figures.style import GREY, SIZE, STYLE, legend_outside
+from interp.series import Series
 
 
 class Card(Figure):
@@ -19,6 +22,35 @@ class Card(Figure):
 
     def _repr_svg_(self) -> str:
         return image(self, "svg").decode()
+
+
+def renderer(series: Series) -> Any:
+    """The module of this package that draws a kind of series."""
+    return importlib.import_module(f"interp.figures.{series.kind}")
+
+
+def size(series: Series) -> tuple[float, float]:
+    """Width and height of a figure of one series, in inches."""
+    found = getattr(renderer(series), "size", None)
+    return found(series) if found else SIZE
+
+
+def fill(figure: Card, series: Series, title: str) -> None:
+    """Draw one series on a whole figure."""
+    figure.set_size_inches(*size(series))
+    draw_on(figure, series, title)
+
+
+def draw_on(figure: FigureBase, series: Series, title: str) -> None:
+    """Draw one series on a figure or a part of one."""
+    module = renderer(series)
+    if not series.on_one_plot:
+        module.draw(figure, series, title)
+        return
+    axes = figure.subplots()
+    module.plot(axes, series)
+    axes.set_title(title, loc="left")
+    legend_outside(figure, axes)
 
 
 def image(figure: Figure, suffix: str, metadata: dict[str, str] | None = None) -> bytes:

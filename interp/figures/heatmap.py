@@ -1,27 +1,15 @@
-"""Maps of numbers on two axes, one panel below the other: block × kind, layer × position.
-
-Series: ``columns``, ``rows``: ``{label, unit?, names}``, shared by all panels; ``panels``: a list
-of ``{label, unit?, values, title?, map?, limits?, reference?}``. ``values`` is a list of rows, null
-where there is no such thing (hatched). ``label`` stands at the colour bar. ``map`` is ``sequential``
-(pale is ``limits[0]``, by default 0, or the least value if one is negative) or ``diverging`` (pale
-is 0, limits symmetric). ``reference``: ``{at, label}``, a line on the colour bar that is explained
-above the panel. In a small map the numbers are written into the cells.
-"""
+"""Maps of numbers on two axes; missing cells are hatched, small maps have numbers in their cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from interp.claims import Number
-from interp.errors import RecordError
 from interp.figures import style
+from interp.series import HeatMap, MapPanel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from interp.records import FigureRecord
+    from matplotlib.figure import FigureBase
 
 MAPS = {
     "sequential": "Blues",
@@ -40,56 +28,25 @@ DARK = 0.55
 """Luminance below which white writing is easier to read."""
 
 
-def draw(figure: Figure, record: FigureRecord) -> None:
-    series = record.series
-    panels = series["panels"]
-    for panel in panels:
-        _check(panel, series)
-    height = ROW_HEIGHT * len(series["rows"]["names"]) + WITHOUT_ROWS
-    figure.set_figheight(min(TALLEST, FRAME + len(panels) * max(height, 1.4)))
-    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, panel in zip(drawn, panels, strict=True):
+def size(series: HeatMap) -> tuple[float, float]:
+    height = ROW_HEIGHT * len(series.rows.names) + WITHOUT_ROWS
+    return style.SIZE[0], min(TALLEST, FRAME + len(series.panels) * max(height, 1.4))
+
+
+def draw(figure: FigureBase, series: HeatMap, title: str) -> None:
+    drawn = figure.subplots(len(series.panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(drawn, series.panels, strict=True):
         _panel(figure, axes, panel, series)
-    drawn[-1].set_xlabel(style.axis_label(series["columns"]))
-    figure.suptitle(record.title, x=0.01, ha="left", fontsize=10.5)
+    drawn[-1].set_xlabel(style.axis_label(series.columns))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
 
 
-def _check(panel: Mapping[str, Any], series: Mapping[str, Any]) -> None:
-    rows, columns = (len(series[name]["names"]) for name in ("rows", "columns"))
-    shape = [len(row) for row in panel["values"]]
-    if shape != [columns] * rows:
-        raise RecordError(
-            f"the map of {panel['label']!r} has rows of {shape} values, not {rows} of {columns}"
-        )
-    if panel.get("map", "sequential") not in MAPS:
-        raise RecordError(f"no map {panel['map']!r}; use {' or '.join(MAPS)}")
-    if not _known(panel):
-        raise RecordError(f"the map of {panel['label']!r} has no values to draw")
-
-
-def _known(panel: Mapping[str, Any]) -> list[Number]:
-    return [v for row in panel["values"] for v in row if v is not None]
-
-
-def limits_of(panel: Mapping[str, Any]) -> tuple[Number, Number]:
-    """The values of both ends of a panel's colours."""
-    if "limits" in panel:
-        low, high = panel["limits"]
-        return low, high
-    known = _known(panel)
-    if panel.get("map") == "diverging":
-        end = max(abs(v) for v in known) or 1.0
-        return -end, end
-    low = min(0, *known)
-    return low, max(*known, low) if max(known) > low else low + 1.0
-
-
-def _panel(figure: Figure, axes: Axes, panel: Mapping[str, Any], series: Mapping[str, Any]) -> None:
+def _panel(figure: FigureBase, axes: Axes, panel: MapPanel, series: HeatMap) -> None:
     from matplotlib import colormaps
 
-    low, high = limits_of(panel)
-    values = [[float("nan") if v is None else v for v in row] for row in panel["values"]]
-    colours = colormaps[MAPS[panel.get("map", "sequential")]]
+    low, high = panel.ends
+    values = [[float("nan") if v is None else v for v in row] for row in panel.values]
+    colours = colormaps[MAPS[panel.map]]
     image = axes.pcolormesh(
         values, cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=0.8
     )
@@ -100,23 +57,23 @@ def _panel(figure: Figure, axes: Axes, panel: Mapping[str, Any], series: Mapping
     axes.tick_params(length=0)
     _hatch(axes, panel)
     _names(axes, series)
-    if len(series["columns"]["names"]) <= MOST_NUMBERS:
+    if len(series.columns.names) <= MOST_NUMBERS:
         _numbers(axes, panel, image)
     bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, aspect=12)
     bar.outline.set_visible(False)
-    bar.set_label(style.axis_label(dict(panel)))
-    title = panel.get("title", "")
-    if (mark := panel.get("reference")) is not None and low <= mark["at"] <= high:
-        bar.ax.axhline(mark["at"], color=style.COLOURS[4], linewidth=1.6)
-        title += f"{' · ' if title else ''}line on the bar: {mark['label']} ({mark['at']:.2g})"
+    bar.set_label(style.axis_label(panel))
+    title = panel.title
+    if (mark := panel.reference) is not None and low <= mark.at <= high:
+        bar.ax.axhline(mark.at, color=style.COLOURS[4], linewidth=1.6)
+        title += f"{' · ' if title else ''}line on the bar: {mark.label} ({mark.at:.2g})"
     axes.set_title(title, loc="left", fontsize=9)
 
 
-def _hatch(axes: Axes, panel: Mapping[str, Any]) -> None:
+def _hatch(axes: Axes, panel: MapPanel) -> None:
     """Cells for things that do not exist must not look like zeros."""
     from matplotlib.patches import Rectangle
 
-    for y, row in enumerate(panel["values"]):
+    for y, row in enumerate(panel.values):
         for x, value in enumerate(row):
             if value is None:
                 axes.add_patch(
@@ -126,9 +83,9 @@ def _hatch(axes: Axes, panel: Mapping[str, Any]) -> None:
                 )
 
 
-def _names(axes: Axes, series: Mapping[str, Any]) -> None:
-    for name, axis in (("x", series["columns"]), ("y", series["rows"])):
-        names = axis["names"]
+def _names(axes: Axes, series: HeatMap) -> None:
+    for name, axis in (("x", series.columns), ("y", series.rows)):
+        names = axis.names
         step = max(1, -(-len(names) // MOST_TICKS))
         places = range(0, len(names), step)
         shown = [names[i] for i in places]
@@ -136,11 +93,11 @@ def _names(axes: Axes, series: Mapping[str, Any]) -> None:
         getattr(axes, f"set_{name}ticks")(
             [i + 0.5 for i in places], shown, rotation=90 if long else 0
         )
-    axes.set_ylabel(style.axis_label(series["rows"]) if series["rows"].get("label") else "")
+    axes.set_ylabel(style.axis_label(series.rows) if series.rows.label else "")
 
 
-def _numbers(axes: Axes, panel: Mapping[str, Any], image: Any) -> None:
-    for y, row in enumerate(panel["values"]):
+def _numbers(axes: Axes, panel: MapPanel, image: Any) -> None:
+    for y, row in enumerate(panel.values):
         for x, value in enumerate(row):
             if value is not None:
                 red, green, blue, _ = image.cmap(image.norm(value))

@@ -1,16 +1,15 @@
-"""Every text of a record as the figures' font can draw it."""
+"""Every text of a series as the figures' font can draw it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from interp.printable import escaped, printable
+from interp.series.base import Part
 
-if TYPE_CHECKING:
-    from interp.records import FigureRecord
+S = TypeVar("S", bound=Part)
 
 FONT = "DejaVu Sans"
 """It comes with matplotlib, so a figure looks alike on every machine."""
@@ -26,18 +25,24 @@ def drawable(text: str) -> str:
     )
 
 
-def with_drawable_texts(record: FigureRecord) -> FigureRecord:
-    """The record with title and labels through :func:`drawable`, labels cut to :data:`LONGEST`."""
-    return replace(record, title=drawable(record.title), series=_all(record.series))
+def with_drawable_texts(series: S) -> S:
+    """A copy for drawing alone, texts through :func:`drawable` and cut to :data:`LONGEST`.
+
+    It is not checked again: two labels may be equal once they are cut.
+    """
+    copy = object.__new__(type(series))
+    for field in fields(series):
+        object.__setattr__(copy, field.name, _drawable_all(getattr(series, field.name)))
+    return copy
 
 
-def _all(value: Any) -> Any:
+def _drawable_all(value: Any) -> Any:
     if isinstance(value, str):
         text = drawable(value)
         return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    if isinstance(value, Mapping):
-        return {k: _all(v) for k, v in value.items()}
-    return [_all(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, Part):
+        return with_drawable_texts(value)
+    return tuple(map(_drawable_all, value)) if isinstance(value, tuple) else value
 
 
 @cache

@@ -4,51 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interp.claims import Number
-from interp.errors import RecordError
 from interp.figures import style
+from interp.series import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCALES = ("linear", "log")
 Limits = Sequence[Number]
 DECADE_MARGIN = 0.3
 ZERO_MARGIN = 0.35
 MOST_TICKS = 6
 
 
-def set_axis(axes: Axes, name: str, axis: dict[str, Any], values: Sequence[Number | None]) -> None:
+def set_axis(axes: Axes, name: str, axis: Axis, values: Sequence[Number | None]) -> None:
     """Label, scale and limits of one axis (``name`` is ``x`` or ``y``)."""
-    scale = axis.get("scale", "linear")
-    if scale not in SCALES:
-        raise RecordError(f"no scale {scale!r} for {axis['label']!r}; use {' or '.join(SCALES)}")
-    limits = axis.get("limits")
+    limits: Limits | None = axis.limits
     getattr(axes, f"set_{name}label")(style.axis_label(axis))
-    if scale == "log":
+    if axis.scale == "log":
         getattr(axes, f"set_{name}scale")("log")
-        limits = limits or _decades(values, axis)
+        limits = limits or _decades(values)
         _ticks(axes, name, limits, has_zero=any(v == 0 for v in values if v is not None))
     if limits:
         getattr(axes, f"set_{name}lim")(*limits)
 
 
-def place(axis: dict[str, Any], value: Number, limits: Limits) -> Number:
+def place(axis: Axis, value: Number, limits: Limits) -> Number:
     """Where a value is drawn: a zero on a logarithmic axis lies just inside its lower end."""
-    return _zero(limits) if axis.get("scale") == "log" and value <= 0 else value
+    return _zero(limits) if axis.scale == "log" and value <= 0 else value
 
 
 def _zero(limits: Limits) -> float:
     return limits[0] * 10.0**ZERO_MARGIN
 
 
-def _decades(values: Sequence[Number | None], axis: dict[str, Any]) -> Limits:
+def _decades(values: Sequence[Number | None]) -> Limits:
     known = [v for v in values if v is not None]
     above = [v for v in known if v > 0]
-    if not above or min(known) < 0:
-        raise RecordError(f"{axis['label']!r} has no values that a logarithmic axis can show")
     low, high = math.log10(min(above)), math.log10(max(above))
     # A zero gets a decade of its own: it must not be mistaken for the smallest value.
     first = math.floor(low) - 1.0 if 0 in known else low - DECADE_MARGIN

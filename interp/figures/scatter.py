@@ -1,70 +1,90 @@
-"""Points with intervals on two axes; a group may be a frontier.
-
-Series: ``x``, ``y``: ``{label, unit?, scale?, limits?}`` with scale ``linear`` or ``log``;
-``groups``: a list of
-``{label, x, y, x_low?, x_high?, y_low?, y_high?, names?, frontier?, theirs?}``.
-A frontier joins its best points (less is better on both axes) with steps. ``theirs`` marks values
-of a paper: hollow and grey.
-"""
+"""Points with intervals on two axes, their frontier, and least-squares lines with r."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from interp.claims import Number
 from interp.figures import style
+from interp.figures.lines import draw_marks
 from interp.figures.scales import Limits, place, set_axis
+from interp.series import Axis, Correlation, Group, Scatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from interp.records import FigureRecord
 
 
-def draw(figure: Figure, record: FigureRecord) -> None:
-    series = record.series
-    axes = figure.subplots()
-    groups = series["groups"]
-    for name in ("x", "y"):
-        set_axis(axes, name, series[name], [v for g in groups for v in g[name]])
-    for k, group in enumerate(groups):
+def plot(axes: Axes, series: Scatter) -> None:
+    for name, axis in (("x", series.x), ("y", series.y)):
+        set_axis(axes, name, axis, [v for g in series.groups for v in getattr(g, name)])
+    for k, group in enumerate(series.groups):
         _points(axes, series, group, k)
-    axes.set_title(record.title, loc="left")
-    style.legend_outside(figure, axes)
+    for label, fit in series.fits.items():
+        _fit(axes, series, label, fit)
+    draw_marks(axes, series.marks)
 
 
-def _points(axes: Axes, series: Mapping[str, Any], group: dict[str, Any], k: int) -> None:
-    x = [place(series["x"], v, axes.get_xlim()) for v in group["x"]]
-    y = [place(series["y"], v, axes.get_ylim()) for v in group["y"]]
-    colour = style.GREY if group.get("theirs") else style.colour(k)
-    axes.errorbar(
-        x, y, xerr=reach(group, "x", x, series["x"], axes.get_xlim()),
-        yerr=reach(group, "y", y, series["y"], axes.get_ylim()),
-        fmt=style.marker(k), color=colour, label=group["label"], elinewidth=1, capsize=2.5,
-        markerfacecolor="white" if group.get("theirs") else colour, zorder=3,
+def notes(series: Scatter) -> list[str]:
+    """r of every line that is drawn, in words."""
+    return [_note(label, fit) for label, fit in series.fits.items()]
+
+
+def _note(label: str, fit: Correlation) -> str:
+    interval = "" if fit.low is None else f" [{fit.low:.2f}, {fit.high:.2f}]"
+    text = f"r = {fit.r:.2f}{interval}, n = {fit.n}".replace("-", "−")
+    return f"{label}: {text}" if label else text
+
+
+def _fit(axes: Axes, series: Scatter, label: str, fit: Correlation) -> None:
+    chosen = [g for g in series.measured if g.label == label] if label else series.measured
+    x = [p[0] for group in chosen for p in group.points]
+    ends = [min(x), max(x)]
+    k = next((k for k, g in enumerate(series.groups) if g.label == label), 0)
+    axes.plot(
+        ends, [fit.intercept + fit.slope * v for v in ends], label=_note(label, fit),
+        color=style.colour(k) if label else style.INK, linestyle="-" if label else "--",
+        linewidth=1.2, zorder=2,
     )  # fmt: skip
-    if group.get("frontier"):
+
+
+def _points(axes: Axes, series: Scatter, group: Group, k: int) -> None:
+    known = [i for i, (x, y) in enumerate(zip(group.x, group.y, strict=True)) if None not in (x, y)]
+    x = [place(series.x, group.x[i], axes.get_xlim()) for i in known]
+    y = [place(series.y, group.y[i], axes.get_ylim()) for i in known]
+    colour = style.GREY if group.theirs else style.colour(k)
+    axes.errorbar(
+        x, y, xerr=_reach(group.x_low, group.x_high, known, x, series.x, axes.get_xlim()),
+        yerr=_reach(group.y_low, group.y_high, known, y, series.y, axes.get_ylim()),
+        fmt=style.marker(k), color=colour, label=group.label, elinewidth=1, capsize=2.5,
+        markerfacecolor="white" if group.theirs else colour, zorder=3,
+    )  # fmt: skip
+    if group.frontier and x:
         best = frontier(list(zip(x, y, strict=True)))
         axes.step(*zip(*best, strict=True), where="post", color=colour, linewidth=1, alpha=0.6)
-    for name, px, py in zip(group.get("names", ()), x, y, strict=False):
-        axes.annotate(
-            name, (px, py), xytext=(5, 5), textcoords="offset points", fontsize=8, color=style.INK
-        )
+    for i, px, py in zip(known, x, y, strict=True):
+        if group.names is not None:
+            axes.annotate(
+                group.names[i], (px, py), xytext=(5, 5), textcoords="offset points", fontsize=8,
+                color=style.INK,
+            )  # fmt: skip
 
 
-def reach(
-    group: dict[str, Any],
-    name: str,
+def _reach(
+    lows: Sequence[Number | None] | None,
+    highs: Sequence[Number | None] | None,
+    known: list[int],
     values: list[Number],
-    axis: dict[str, Any],
+    axis: Axis,
     limits: Limits,
 ) -> list[list[Number]] | None:
-    """Lengths of the whiskers, from the ends that the series gives; None when it gives none."""
-    if f"{name}_low" not in group:
+    """Lengths of the whiskers, 0 where a point has no interval; None when no point has one."""
+    if lows is None or highs is None:
         return None
-    ends = [[place(axis, v, limits) for v in group[f"{name}_{side}"]] for side in ("low", "high")]
+    ends = [
+        [v if side[i] is None else place(axis, side[i], limits) for i, v in zip(known, values, strict=True)]
+        for side in (lows, highs)
+    ]  # fmt: skip
     return [
         [max(v - low, 0) for v, low in zip(values, ends[0], strict=True)],
         [max(high - v, 0) for v, high in zip(values, ends[1], strict=True)],

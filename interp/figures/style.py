@@ -9,9 +9,10 @@ from interp.figures.labels import FONT, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
     from interp.records import FigureRecord
+    from interp.series import Names
 
 SIZE = (7.5, 4.2)
 """Inches; readable at the width of a notebook cell."""
@@ -70,12 +71,24 @@ def marker(index: int) -> str:
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
-def axis_label(axis: dict[str, Any]) -> str:
-    """``label (unit)``; a count, a share or an index has no unit."""
-    return f"{axis['label']} ({axis['unit']})" if axis.get("unit") else axis["label"]
+def axis_label(axis: Any) -> str:
+    """``label (unit)`` of a part that has both; a count, a share or an index has no unit."""
+    return f"{axis.label} ({axis.unit})" if axis.unit else axis.label
 
 
-def legend_outside(figure: Figure, axes: Axes, *more: Axes) -> None:
+def name_categories(axes: Axes, names: Names, room: int, slant: int) -> None:
+    """Names below their places 0, 1 …, slantwise where they are too long to stand side by side."""
+    long = sum(max(map(len, name.split("\n"))) + 2 for name in names.names) > room
+    axes.set_xticks(
+        range(len(names.names)), names.names, rotation=slant if long else 0,
+        ha="right" if long else "center",
+    )  # fmt: skip
+    axes.set_xlabel(axis_label(names))
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+
+
+def legend_outside(figure: FigureBase, axes: Axes, *more: Axes) -> None:
     """One legend for several axes, right of the data, where it can hide nothing."""
     found: dict[str, Any] = {}
     for each in (axes, *more):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from interp.claims import statistics
+from interp.series import Row
 
 MAIN, ABLATED, RANDOM = "least-disturbance", "directional ablation", "random direction"
 
 
 @statistics("report")
-def report(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def report(rows: Sequence[Row]) -> dict[str, float]:
     """Effects and costs of the edits beside each other, from the rows (percent, nats)."""
-    values = {row["label"]: row["values"] for row in rows}
+    values = {row.label: row.values for row in rows}
     original, ablated = values["original"], values[ABLATED]
     ours, random = values[MAIN], values[RANDOM]
     before = original[0]

@@ -7,6 +7,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from interp.claims import statistics
+from interp.series import Group, HeatMap, Line, Lines, MapPanel, Row
 
 MAIN = "least disturbance"
 CLOSED = "least disturbance, closed form"
@@ -33,11 +34,9 @@ BASELINE = "centred PCA (known to fail)"
 RANDOM_LINE = "random direction"
 PREDICTION = "prediction for the means"
 
-Lines = Sequence[Mapping[str, Any]]
 
-
-def _values(lines: Lines) -> dict[str, Any]:
-    return {line["label"]: line["values"] for line in lines}
+def _values(lines: Sequence[Line | Row]) -> dict[str, Any]:
+    return {line.label: line.values for line in lines}
 
 
 def _late(values: Sequence[float]) -> Sequence[float]:
@@ -46,7 +45,7 @@ def _late(values: Sequence[float]) -> Sequence[float]:
 
 
 @statistics("planted")
-def planted(lines: Lines) -> dict[str, float]:
+def planted(lines: Sequence[Line]) -> dict[str, float]:
     """How far the means are from their closed form, and the best of centred PCA."""
     values = _values(lines)
     pairs = zip(values[MEANS], values[PREDICTION], strict=True)
@@ -57,10 +56,10 @@ def planted(lines: Lines) -> dict[str, float]:
 
 
 @statistics("planted_nuisance")
-def planted_nuisance(series: Mapping[str, Any]) -> dict[str, float]:
+def planted_nuisance(series: Lines) -> dict[str, float]:
     """Extremes of each method's lines, symmetric PCA on either side of the thresholds that are marked."""
-    values, shifts = _values(series["lines"]), series["x"]["values"]
-    at = {mark["label"].rpartition(", ")[2]: mark["at"] for mark in series["marks"]}
+    values, shifts = _values(series.lines), series.x.values
+    at = {mark.label.rpartition(", ")[2]: mark.at for mark in series.marks}
 
     def of(name: str, keep: Callable[[float, str], bool] = lambda shift, sd: True) -> list[float]:
         return [
@@ -79,7 +78,7 @@ def planted_nuisance(series: Mapping[str, Any]) -> dict[str, float]:
 
 
 @statistics("reading")
-def reading(lines: Lines) -> dict[str, float]:
+def reading(lines: Sequence[Line]) -> dict[str, float]:
     """AUROC of the difference of means beside that of LDA, of centred PCA and of chance."""
     values = _values(lines)
     means = values[MEANS]
@@ -92,16 +91,16 @@ def reading(lines: Lines) -> dict[str, float]:
 
 
 @statistics("stability")
-def stability(lines: Lines) -> dict[str, float]:
+def stability(lines: Sequence[Line]) -> dict[str, float]:
     """The least mean split-half cosine of the upper half of the blocks, larger samples."""
-    values = lines[0]["values"]
+    values = lines[0].values
     return {"split_half_upper_least": min(values[len(values) // 2 :])}
 
 
 @statistics("cosines")
-def cosines(panels: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def cosines(panels: Sequence[MapPanel]) -> dict[str, float]:
     """Cosines of neighbours and of the ends; the mark is the last block read behind the final norm."""
-    values, normed = panels[0]["values"], panels[0]["reference"]["at"]
+    values, normed = panels[0].values, panels[0].reference.at
     beside = [values[i][i + 1] for i in range(len(values) - 1)]
     return {
         "last_with_neighbour": beside[-1],
@@ -111,22 +110,22 @@ def cosines(panels: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 @statistics("separation")
-def separation(series: Mapping[str, Any]) -> dict[str, float]:
+def separation(series: Lines) -> dict[str, float]:
     """d′ of both directions, and the largest silhouette."""
-    values = {name: [v or 0.0 for v in line] for name, line in _values(series["lines"]).items()}
+    values = {name: [v or 0.0 for v in line] for name, line in _values(series.lines).items()}
     return {
         "d_prime_least": min(_late(values[MEANS])),
         "lda_best_beyond_means": max(values[LDA_LINE]) - max(values[MEANS]),
-        "silhouette_most": max(series["silhouette"]),
+        "silhouette_most": max(series.beside["silhouette"]),
     }
 
 
 @statistics("projection")
-def projection(groups: Lines) -> dict[str, float]:
+def projection(groups: Sequence[Group]) -> dict[str, float]:
     """d′ of the two groups along each axis."""
 
     def apart(axis: str) -> float:
-        one, other = (group[axis] for group in groups)
+        one, other = (getattr(group, axis) for group in groups)
         spread = ((variance(one) + variance(other)) / 2) ** 0.5
         return abs(fmean(one) - fmean(other)) / spread
 
@@ -134,31 +133,31 @@ def projection(groups: Lines) -> dict[str, float]:
 
 
 @statistics("tone")
-def tone(series: Mapping[str, Any]) -> dict[str, float]:
+def tone(series: Lines) -> dict[str, float]:
     """Effects of α = ±1, in the direction of α.
 
     late_least_move: over late blocks and contexts. early_greatest_move: the larger of the early blocks'
     means. random_share: mean size over draws (``size`` of the line), over the least late mean.
     """
-    lines = {line["label"]: line for line in series["lines"]}
-    up, down = (series["x"]["values"].index(alpha) for alpha in (1.0, -1.0))
+    lines = {line.label: line for line in series.lines}
+    up, down = (series.x.values.index(alpha) for alpha in (1.0, -1.0))
 
-    def mean(line: Mapping[str, Any]) -> float:
-        return (line["values"][up] - line["values"][down]) / 2
+    def mean(line: Line) -> float:
+        return (line.values[up] - line.values[down]) / 2
 
-    late, early = ([lines[label] for label in series[which]] for which in ("late", "early"))
-    random, least = lines[RANDOM_LINE]["size"], min(map(mean, late))
+    late, early = ([lines[label] for label in series.beside[which]] for which in ("late", "early"))
+    random, least = lines[RANDOM_LINE].size, min(map(mean, late))
     return {
-        "late_least_move": min(min(line["low"][up], -line["high"][down]) for line in late),
+        "late_least_move": min(min(line.low[up], -line.high[down]) for line in late),
         "early_greatest_move": max(map(mean, early)),
         "random_share": random / max(least, 1e-12),
     }
 
 
 @statistics("bar")
-def bar(rows: Lines) -> dict[str, float]:
+def bar(rows: Sequence[Row]) -> dict[str, float]:
     """Our row, shares and nats, and how it compares with the best of the others."""
-    values = {row["label"]: row["values"] for row in rows}
+    values = _values(rows)
     ours = values[MAIN]
     others = [row for name, row in values.items() if name not in (*OURS, ORIGINAL)]
     return {
@@ -171,9 +170,9 @@ def bar(rows: Lines) -> dict[str, float]:
 
 
 @statistics("bar_coder")
-def bar_coder(rows: Lines) -> dict[str, float]:
+def bar_coder(rows: Sequence[Row]) -> dict[str, float]:
     """The closed form and its control beside the unedited model and two ablations."""
-    values = {row["label"]: row["values"] for row in rows}
+    values = _values(rows)
     ours, refused = values[CLOSED], max(values[ORIGINAL][0], 1e-7)
     ablations = [values[name] for name in WHOLE_STACK]
     return {
@@ -185,10 +184,10 @@ def bar_coder(rows: Lines) -> dict[str, float]:
 
 
 @statistics("frontier")
-def frontier(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def frontier(groups: Sequence[Group]) -> dict[str, float]:
     """Means over deals: our own (nats, share refused), and our cost beside the cheapest of the others."""
     # The first point of a group is the edit as it was chosen.
-    values = {group["label"]: (group["x"][0], group["y"][0] / 100) for group in groups}
+    values = {group.label: (group.x[0], group.y[0] / 100) for group in groups}
     cheapest = min(cost for name, (cost, _) in values.items() if name not in OURS)
     cost, left = values[MAIN]
     return {"kl1": cost, "refused": left, "kl1_beyond_cheapest_other": cost - cheapest}
@@ -228,10 +227,10 @@ def _at_equal_effect(run: Mapping[str, Any]) -> float | None:
 
 
 @statistics("flags")
-def flags(rows: Lines) -> dict[str, float]:
+def flags(rows: Sequence[Row]) -> dict[str, float]:
     """How many changes are better than heretic's way on one count and no worse on the other, and our cost
     beside the cheapest that leaves about as few refused."""
-    values = {row["label"]: (row["values"][0] / 100, row["values"][1]) for row in rows}
+    values = {row.label: (row.values[0] / 100, row.values[1]) for row in rows}
     plain, ours = values[PLAIN], values[MAIN]
     changes = [v for name, v in values.items() if name not in (PLAIN, *OURS)]
     better = [v for v in changes if v[0] <= plain[0] and v[1] <= plain[1] and v != plain]
@@ -242,13 +241,13 @@ def flags(rows: Lines) -> dict[str, float]:
 
 
 @statistics("narrowness")
-def narrowness(series: Mapping[str, Any]) -> dict[str, float]:
+def narrowness(series: HeatMap) -> dict[str, float]:
     """Share of the unedited model's refusals that an edit leaves, over kinds of request that it refuses."""
     refused, twins = (
-        [dict(zip(series["columns"]["names"], row, strict=True)) for row in panel["values"]]
-        for panel in series["panels"]
+        [dict(zip(series.columns.names, row, strict=True)) for row in panel.values]
+        for panel in series.panels
     )
-    counts = series["rows"]["n"]
+    counts = series.rows.n
     # The first kind is that which edits were fitted on.
     shifted = [
         row for row, n in list(zip(refused, counts, strict=True))[1:]

@@ -305,14 +305,14 @@ def made(model_type: str = "jamba", **options: Any) -> tuple[Attribution, Figure
 def test_the_figures_bars_sum_to_what_it_calls_measured() -> None:
     found, record = made()
     series = record.series
-    bars = [sum(column) for column in zip(*(p["values"] for p in series["parts"]), strict=True)]
-    assert list(accumulate(bars)) == pytest.approx(series["cumulative"]["values"])
-    assert sum(bars) + series["residual"] == pytest.approx(series["measured"])
-    assert series["cumulative"]["values"][-1] == pytest.approx(series["measured"], abs=1e-5)
-    assert series["lens"]["values"][-1] == pytest.approx(series["measured"], abs=1e-5)
-    assert series["positions"] == ["embed", "0", "1", "2", "3"]
-    assert series["largest_residual"] == found.residual.abs().max().item()
-    kinds = [part["kind"] for part in series["parts"]]
+    bars = [sum(column) for column in zip(*(p.values for p in series.parts), strict=True)]
+    assert list(accumulate(bars)) == pytest.approx(series.cumulative.values)
+    assert sum(bars) + series.residual == pytest.approx(series.measured)
+    assert series.cumulative.values[-1] == pytest.approx(series.measured, abs=1e-5)
+    assert series.lens.values[-1] == pytest.approx(series.measured, abs=1e-5)
+    assert series.positions == ("embed", "0", "1", "2", "3")
+    assert series.beside["largest_residual"] == found.residual.abs().max().item()
+    kinds = [part.kind for part in series.parts]
     assert sorted(kinds) == ["attention", "embedding", "expert", "mlp", "ssm"]
     assert record.n == {"refuse": 4, "comply": 4}
     assert record.verdict == "measured"

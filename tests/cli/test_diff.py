@@ -121,15 +121,15 @@ def test_the_whole_command(
     }
     record = FigureRecord.load(tmp_path / "f.json")
     assert record.provenance.fingerprint == result["fingerprint"]
-    first, second, third = record.series["panels"]
-    cells = dict(zip(record.series["rows"]["names"], first["values"], strict=True))
+    first, second, third = record.series.panels
+    cells = dict(zip(record.series.rows.names, first.values, strict=True))
     assert cells["mlp"][2] == pytest.approx(line["relative"])
     assert cells["attention"][2] == 0.0
-    assert second["values"][1][2] == pytest.approx(expected, rel=1e-3)
-    assert second["values"][0][2] is None, "nothing changed, so there is no share"
-    assert second["reference"]["at"] == pytest.approx(random_share(32))
-    assert third["label"] == "share along direction"
-    assert record.series["not_in_the_map"] == [READER]
+    assert second.values[1][2] == pytest.approx(expected, rel=1e-3)
+    assert second.values[0][2] is None, "nothing changed, so there is no share"
+    assert second.reference.at == pytest.approx(random_share(32))
+    assert third.label == "share along direction"
+    assert record.series.beside["not_in_the_map"] == [READER]
     drawn = (tmp_path / "f.svg").read_bytes()
     assert render(tmp_path / "f.json").read_bytes() == drawn
     assert str(tmp_path) not in (tmp_path / "f.json").read_text()

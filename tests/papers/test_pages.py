@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from figure_examples import some_lines
 
 from interp.claims import Claim
 from interp.cli import main
@@ -38,8 +39,7 @@ def record(level: float = 0.51234) -> FigureRecord:
     return FigureRecord(
         "planned/one",
         "One picture",
-        "lines",
-        {"level": level, "steps": [3, 2.0]},
+        some_lines(level=level, steps=[3, 2.0]),
         Provenance("m"),
         claims=(
             Claim("it is high", "at least", "/level", 0.5),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figure_examples import some_lines
 
 from interp.data import PromptSet
 from interp.errors import RecordError
@@ -87,8 +88,7 @@ def test_a_figure_has_a_function_or_says_what_it_needs() -> None:
 
 
 def made(study: Study) -> FigureRecord:
-    lines = {"x": {"label": "x", "values": [0]}, "y": {"label": "y"}, "lines": []}
-    return FigureRecord("planned/one", "One", "lines", lines, Provenance(study.model))
+    return FigureRecord("planned/one", "One", some_lines(), Provenance(study.model))
 
 
 def test_a_figure_must_be_the_one_that_was_asked_for() -> None:

@@ -49,8 +49,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_the_figure_draws_and_judges_itself(record: FigureRecord, tmp_path: Path) -> None:
     assert record.key == KEY
     assert render(record.save(tmp_path)).stat().st_size > 10_000
-    panels = record.series["panels"]
-    assert [p["label"] for p in panels] == ["bypass", "induce", "KL"]
+    panels = record.series.panels
+    assert [p.label for p in panels] == ["bypass", "induce", "KL"]
     assert len(outcomes(record)) == len(record.claims) == 6
     assert FigureRecord.load(tmp_path / f"{KEY}.json").verdict == record.verdict
     assert record.seeds == ()
@@ -58,26 +58,26 @@ def test_the_figure_draws_and_judges_itself(record: FigureRecord, tmp_path: Path
 
 
 def test_comparisons_follow_from_the_panels(record: FigureRecord) -> None:
-    found, series = record.series["comparisons"], record.series
-    column = series["columns"]["names"].index(str(found["chosen"]["block"]))
+    found, series = record.series.beside["comparisons"], record.series
+    column = series.columns.names.index(str(found["chosen"]["block"]))
     (row,) = (
-        i for i, name in enumerate(series["rows"]["names"])
+        i for i, name in enumerate(series.rows.names)
         if name.startswith(f"{found['chosen']['position']} ")
     )  # fmt: skip
-    values = [panel["values"][row][column] for panel in series["panels"]]
+    values = [panel.values[row][column] for panel in series.panels]
     assert values == [found["chosen"][name] for name in ("bypass", "induce", "kl")]
     before, after = found["metric_unedited_and_ablated"]
     assert after == values[0]
-    assert before == series["panels"][0]["reference"]["at"]
+    assert before == series.panels[0].reference.at
     moved = max(abs(before - control["bypass"]) for control in found["random"])
     share = moved / (before - after) if after < before else 1.0
     assert found["random_share"] == pytest.approx(share)
-    assert found["tried"] == sum(v is not None for row in series["auroc"] for v in row)
+    assert found["tried"] == sum(v is not None for row in series.beside["auroc"] for v in row)
 
 
 def test_what_the_model_does_is_recorded(record: FigureRecord) -> None:
     for split in ("fit", "select"):
-        counts = record.series["filter"][split]
+        counts = record.series.beside["filter"][split]
         assert counts["refuse asked"] == counts["comply asked"] == 6
         # A random model refuses nothing; nothing left to fit on is worse than no filter.
         assert counts["refused"] < 4
@@ -108,7 +108,11 @@ def test_a_killed_run_goes_on_where_it_was(
             causal(Study(model=MODEL, limit=6, kept=tmp_path))
     done = list(calls)
     again = causal(Study(model=MODEL, limit=6, kept=tmp_path))
-    assert len(calls) == len(set(calls)) + RANDOM == record.series["comparisons"]["tried"] + RANDOM
+    assert (
+        len(calls)
+        == len(set(calls)) + RANDOM
+        == record.series.beside["comparisons"]["tried"] + RANDOM
+    )
     assert calls[: len(done)] == done
     assert again.series == record.series
     # Other prompts, other files.

@@ -42,6 +42,7 @@ from interp.methods.representation_engineering.frontier import (
 )
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.methods.representation_engineering.splits import NAMES, splits
+from interp.series import Axis, Group, Row, Rows, Scatter, read_series
 from interp.study import Study
 from interp.types import WeightDelta
 
@@ -180,10 +181,10 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(study: Stud
     record = frontier(study)
     draw(record)
     assert record.seeds == (0, 1)
-    assert [g["label"] for g in record.series["groups"]] == list(EVERYWHERE)
+    assert [g.label for g in record.series.groups] == list(EVERYWHERE)
     one = bar(study)
     draw(one)
-    assert [row["label"] for row in one.series["rows"]] == ["original", *MAKERS]
+    assert [row.label for row in one.series.rows] == ["original", *MAKERS]
 
     assert study.kept is not None
     written = {path: path.stat().st_mtime_ns for path in study.kept.iterdir()}
@@ -196,21 +197,21 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(study: Stud
 def test_narrowness_is_measured_and_drawn(study: Study) -> None:
     record = narrow.narrowness(study)
     draw(record)
-    names = record.series["rows"]["names"]
+    names = record.series.rows.names
     assert [n.split(" (")[0] for n in names] == [*narrow.FORMATS, *narrow.KINDS]
-    assert record.series["columns"]["names"] == [
+    assert record.series.columns.names == (
         "original",
         *narrow.EDITS,
         narrow.NARROW,
         narrow.REGULARISED,
-    ]
+    )
 
 
 @pytest.mark.slow
 def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     record = flagged.flags(study)
     draw(record)
-    names = [row["label"] for row in record.series["rows"]]
+    names = [row.label for row in record.series.rows]
     assert names[0] == flagged.PLAIN
     assert names[-3:] == [FIRST_TOKEN, CLOSED, MAIN]
     made = {name: make() for name, make in flagged.variants(SeedRun(study, 0)).items()}
@@ -264,8 +265,8 @@ def test_a_change_is_better_on_one_count_and_no_worse_on_the_other(
     changed: tuple[float, float], ours: float, expected: list[bool]
 ) -> None:
     table = {flagged.PLAIN: (0.05, 0.1), "changed": changed, MAIN: (0.05, ours)}
-    rows = [{"label": name, "values": [100 * r, k]} for name, (r, k) in table.items()]
-    series = {"rows": rows}
+    rows = [Row(name, [100 * r, k]) for name, (r, k) in table.items()]
+    series = Rows([Axis("refused"), Axis("KL")], rows)
     assert [c.outcome(series).holds for c in flagged.CLAIMS] == expected
 
 
@@ -300,8 +301,9 @@ def holds(claims: tuple[Claim, ...], found: list[dict[str, Any]]) -> list[bool]:
     for name in EVERYWHERE:
         last = [run["points"][name][-1] for run in found]
         x, y = (sum(p[m] for p in last) / len(last) for m in ("kl1", "refused"))
-        groups.append({"label": name, "x": [x], "y": [100 * y]})
-    series = {"groups": groups, "deals": [drawn(run) for run in found]}
+        groups.append(Group(name, [x], [100 * y]))
+    beside = {"deals": [drawn(run) for run in found]}
+    series = Scatter(Axis("KL"), Axis("refused"), groups, beside=beside)
     return [c.outcome(series).holds for c in claims]
 
 
@@ -393,7 +395,7 @@ def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
     main: float, other: float, expected: list[bool]
 ) -> None:
     counts = dict.fromkeys(("as fitted", "polite", "spanish"), 32)
-    series = narrow.drawn(table(main, other), counts)
+    series = read_series("heatmap", narrow.drawn(table(main, other), counts))
     assert computed("narrowness/left", series) == pytest.approx(main / 0.5)
     assert [c.outcome(series).holds for c in narrow.CLAIMS] == expected
 
@@ -413,7 +415,7 @@ def test_each_mend_is_one_step_from_the_closed_form(
     found = table(0.05, 0.05)
     for row in found.values():
         row |= {name: [left, 0.0] for name, left in changed.items()}
-    series = narrow.drawn(found, dict.fromkeys(found, 32))
+    series = read_series("heatmap", narrow.drawn(found, dict.fromkeys(found, 32)))
     failed = [c.statistic for c in narrow.CLAIMS if not c.outcome(series).holds]
     assert [place.rsplit("/", 1)[-1] for place in sorted(failed)] == sorted(failing)
 
@@ -421,7 +423,7 @@ def test_each_mend_is_one_step_from_the_closed_form(
 def test_twins_that_are_refused_more_often_count_in_any_kind() -> None:
     worse = table(0.05, 0.05)
     worse["spanish"][MAIN][1] = 0.25
-    series = narrow.drawn(worse, dict.fromkeys(worse, 32))
+    series = read_series("heatmap", narrow.drawn(worse, dict.fromkeys(worse, 32)))
     failed = [c.statistic for c in narrow.CLAIMS if not c.outcome(series).holds]
     assert failed == ["narrowness/twins_refused_beyond_original"]
 

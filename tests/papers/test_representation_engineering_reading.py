@@ -18,6 +18,7 @@ from interp.methods.representation_engineering import (
     tone,
 )
 from interp.records import FigureRecord, Provenance, outcomes
+from interp.series import Series, read_series
 from interp.study import Study
 
 D, ROWS = 24, 40
@@ -73,13 +74,18 @@ def planted_streams(shift: float, seed: int) -> reading.Streams:
     return {"refuse": pos, "comply": neg}
 
 
-def judged(claims, lines, **more: Any) -> dict[str, bool]:
+def as_lines(lines: list[dict[str, Any]], **more: Any) -> Series:
+    places = list(range(len(lines[0]["values"])))
+    axes = {"x": {"label": "x", "values": places}, "y": {"label": "y"}}
+    return read_series("lines", {**axes, "lines": lines, **more})
+
+
+def judged(claims: Any, lines: list[dict[str, Any]]) -> dict[str, bool]:
     """Statistic → whether the claim about it holds, for these lines."""
     record = FigureRecord(
         key="representation_engineering/test",
         title="test",
-        kind="lines",
-        series={"lines": lines, **more},
+        series=as_lines(lines),
         provenance=Provenance(model="planted data"),
         claims=claims,
     )
@@ -147,12 +153,12 @@ def line(label: str, slope: float, **more: Any) -> dict[str, Any]:
 def test_statistics_of_known_slopes() -> None:
     slopes = {10: -0.2, 14: -0.7, 18: 0.5, 22: 2.0, 26: 2.4}
     lines = [line(f"block {block}", slope) for block, slope in slopes.items()]
-    series = {
-        "x": {"values": list(tone.STRENGTHS)},
-        "lines": [line(tone.RANDOM, -0.3, size=0.3), *lines],
-        "late": ["block 22", "block 26"],
-        "early": ["block 10", "block 14"],
-    }
+    series = as_lines(
+        [line(tone.RANDOM, -0.3, size=0.3), *lines],
+        x={"label": "α", "values": list(tone.STRENGTHS)},
+        late=["block 22", "block 26"],
+        early=["block 10", "block 14"],
+    )
     assert computed("tone/late_least_move", series) == pytest.approx(2.0)
     assert computed("tone/early_greatest_move", series) == pytest.approx(-0.2)
     assert computed("tone/random_share", series) == pytest.approx(0.15)
@@ -210,9 +216,10 @@ def test_separation_is_judged_by_d_prime_and_clusters(
     record = separation.separation(study)
     found = [o.holds for o in outcomes(record)]
     assert [found[0], found[2]] == holds
-    assert len(record.series["residual_geometry"]) == len(record.series["silhouette"]) == 5
-    line = record.series["lines"][0]
-    assert all(a < v < b for a, v, b in zip(line["low"], line["values"], line["high"], strict=True))
+    beside = record.series.beside
+    assert len(beside["residual_geometry"]) == len(beside["silhouette"]) == 5
+    line = record.series.lines[0]
+    assert all(a < v < b for a, v, b in zip(line.low, line.values, line.high, strict=True))
 
 
 def test_the_plane_shows_the_shift_on_its_first_axis(
@@ -221,9 +228,9 @@ def test_the_plane_shows_the_shift_on_its_first_axis(
     monkeypatch.setattr(separation, "streams", lambda study, split: planted_streams(4.0, 1))
     record = separation.projection(study)
     assert [o.holds for o in outcomes(record)] == [True, True]
-    (pos, neg) = record.series["groups"]
-    assert min(pos["x"]) > max(neg["x"]) - 4.0
-    assert sum(pos["x"]) / ROWS == pytest.approx(-sum(neg["x"]) / ROWS, rel=1e-6)
+    (pos, neg) = record.series.groups
+    assert min(pos.x) > max(neg.x) - 4.0
+    assert sum(pos.x) / ROWS == pytest.approx(-sum(neg.x) / ROWS, rel=1e-6)
 
 
 def test_no_spread_is_no_d_prime() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from interp.claims import Claim
 from interp.evaluate.measure import Row
 from interp.records import FigureRecord, Provenance
+from interp.series import Axis, Rows
+from interp.series import Row as FigureRow
 
 CLAIMS = (
     Claim(
@@ -65,18 +66,16 @@ def report_figure(
     proves: kinds of recipe of the edits that its claims are about.
     """
     columns = [
-        {"label": "refused", "unit": "%", "limits": [0, 100]},
-        {"label": "over-refused", "unit": "%", "limits": [0, 100]},
-        {"label": "KL₁", "unit": "nats", "scale": "log"},
-        {"label": "KL₃₂", "unit": "nats", "scale": "log"},
-        {"label": "neutral NLL", "unit": "nats"},
+        Axis("refused", "%", limits=(0, 100)),
+        Axis("over-refused", "%", limits=(0, 100)),
+        Axis("KL₁", "nats", "log"),
+        Axis("KL₃₂", "nats", "log"),
+        Axis("neutral NLL", "nats"),
     ]
-    figure_rows = [_figure_row(row) for row in rows]
     return FigureRecord(
         key="refusal/report",
         title=f"Edits of {provenance.model} on held-out requests",
-        kind="rows",
-        series={"columns": columns, "rows": figure_rows},
+        series=Rows(columns, [_figure_row(row) for row in rows]),
         claims=CLAIMS,
         proves=tuple(proves),
         provenance=provenance,
@@ -87,23 +86,23 @@ def report_figure(
     )
 
 
-def _figure_row(row: Row) -> dict[str, Any]:
+def _figure_row(row: Row) -> FigureRow:
     refused, over = row.refusals / row.n_refuse, row.over_refusals / row.n_comply
-    return {
-        "label": row.name,
-        "values": [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
-        "low": [
+    return FigureRow(
+        row.name,
+        [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
+        low=[
             100 * row.refusal_interval[0],
             100 * row.over_refusal_interval[0],
             max(row.kl_first - row.kl_first_se, 0.0),
             max(row.kl_continuation - row.kl_continuation_se, 0.0),
             None,
         ],
-        "high": [
+        high=[
             100 * row.refusal_interval[1],
             100 * row.over_refusal_interval[1],
             row.kl_first + row.kl_first_se,
             row.kl_continuation + row.kl_continuation_se,
             None,
         ],
-    }
+    )

@@ -128,7 +128,7 @@ def run(
             backend, *prompts.select, model=model, openers=openers, **common
         )
         _keep(outcome, figure, out)
-        say(f"attribution: the classes differ by {figure.series['measured']:+.2f} logits")
+        say(f"attribution: the classes differ by {figure.series.measured:+.2f} logits")
     with outcome.timed("fit"):
         # Response tokens are not read, which would take as long as both classes and the pool together.
         fitted = fit(
