@@ -90,7 +90,9 @@ def command(
     if no_reload:
         result = _merge(made, base, out, loading, common)
     else:
-        result = _export(made, to, base, out, loading, {**common, "source": delta})
+        result = _export(
+            made, to, base, out, loading, {**common, "source": delta, "keep_model": False}
+        )
     write_result(json_file, {"path": str(out), **result})
 
 

@@ -106,7 +106,7 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
         delta, metrics = _make(given, backend, kernels, sets, named, watch)
     receipt = export(
         delta, to="delta", base=backend, base_name=given["model"], out=out, overwrite=overwrite,
-        unproven=True, **loading,
+        unproven=True, keep_model=False, **loading,
     )  # fmt: skip
     click.echo(
         f"{len(delta.coverage.edited)} of {delta.coverage.total} writers edited; rank {delta.rank}; "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.backends.protocol import Backend
 from interp.edits import check_base, fingerprint
@@ -28,12 +28,15 @@ from interp.export.measurement import Measurement
 from interp.export.probe import Probe, distance, probe_batch
 from interp.export.provenance import compare_source
 from interp.export.receipt import TOLERANCES, Receipt, check_files, hashes, versions
+from interp.export.releasing import released
 from interp.export.staging import check_not_the_base, check_target, publish, staged
 from interp.models.anatomy import Anatomy
 from interp.models.loading import resolve
 from interp.records import FigureRecord
-from interp.types import WeightDelta
+from interp.types import TokenBatch, WeightDelta
 
+ROOM = 1.2
+"""Memory of an accelerator that a reload takes, as a multiple of the model's bytes."""
 Opened = Backend | tuple[nn.Module, Any, Anatomy]
 
 
@@ -49,6 +52,7 @@ def export(
     measured: Measurement | None = None,
     unproven: bool = False,
     source: Path | str | None = None,
+    keep_model: bool = True,
     **options: Any,
 ) -> Receipt:
     """Write ``delta`` in the format ``to`` and verify it before it appears at ``out``.
@@ -60,6 +64,8 @@ def export(
     ``unproven``, and the files say what is missing; a measurement is written beside a delta.
     source: the adapter or model that the delta was read from; the export must also give its logits, as
     PEFT or transformers loads it, unless the delta is an approximation by its own account.
+    keep_model: the open model's weights wait on disk while the fresh process loads the model, so that two
+    are never in memory; with False they are given up, which is faster, and the open model cannot run again.
     Raises ExportError when the edit is not proven, the format cannot hold the edit, the reloaded
     export is not the edit, or ``out`` holds something else; DeltaError for another base. Then
     nothing is left at ``out``.
@@ -74,10 +80,12 @@ def export(
     passed = gate.check(delta, cards, measured, unproven=unproven)
     with staged(target) as stage:
         notes = exporter.write(delta, opened, stage, passed) or {}
-        found, probe = _compare(delta, exporter, opened, stage, source)
+        known = _reference(delta, opened)
+        with staged(target) as scratch, released(opened.model, scratch, keep=keep_model):
+            found = _compare(delta, exporter, opened, known, stage, source)
         if found.why:
             raise ExportError(f"the {to} export did not verify: {found.why}; nothing was written")
-        probe.save(stage)
+        Probe.of(known.batch, known.edited).save(stage)
         seconds = round(time.perf_counter() - started, 3)
         found = replace(
             found,
@@ -101,44 +109,64 @@ def _opened(base: Opened, name: str, options: Mapping[str, Any]) -> Base:
 
 
 def _same_device(model: nn.Module) -> dict[str, Any]:
-    """Reload on the model's own accelerator when a second copy fits there, on the CPU otherwise."""
+    """Options that reload on the model's own accelerator, once its weights are out of it, if they fit."""
     device = next(model.parameters()).device
     if device.type != "cuda":
         return {}
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    sizes = [(p.numel() * p.element_size(), p.device == device) for p in model.parameters()]
+    there = sum(size for size, is_there in sizes if is_there)
     free, _ = torch.cuda.mem_get_info(device)
-    return {"device_map": str(device)} if free > 1.2 * size else {}
+    fits = free + there > ROOM * sum(size for size, _ in sizes)
+    return {"device_map": str(device)} if fits else {}
 
 
-def _compare(
-    delta: WeightDelta, exporter: Exporter, base: Base, stage: Path, source: Path | str | None
-) -> tuple[Receipt, Probe]:
-    """What the delta gives here beside what its files, and its source, give in a fresh process."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reference:
+    """What the open model gives on the probe batch: logits ``[batch, vocab]`` of base and edited model."""
+
+    batch: TokenBatch
+    plain: Tensor
+    edited: Tensor
+    fingerprint: str
+
+
+def _reference(delta: WeightDelta, base: Base) -> _Reference:
     batch = probe_batch(base.backend)
     plain = base.backend.logits(batch).float()
     try:
-        expected = base.backend.logits(batch, delta).float()
+        edited = base.backend.logits(batch, delta).float()
     except NotFinite as cause:
         raise ExportError(f"the edited model overflows: {cause}; or make the edit weaker") from None
-    made_for = fingerprint(base.model, base.anatomy)
+    return _Reference(batch, plain, edited, fingerprint(base.model, base.anatomy))
+
+
+def _compare(
+    delta: WeightDelta,
+    exporter: Exporter,
+    base: Base,
+    known: _Reference,
+    stage: Path,
+    source: Path | str | None,
+) -> Receipt:
+    """What the open model gave beside what the files, and the source, give in a fresh process."""
     request = Request(
         format=exporter.name,
         path=str(stage),
         base=base.name,
         options=base.options,
-        fingerprint=made_for,
-        batch=batch,
+        fingerprint=known.fingerprint,
+        batch=known.batch,
         threads=torch.get_num_threads(),
     )
     reply = exchange.ask(request)
     found = Receipt(
         format=exporter.name,
         base=base.name,
-        fingerprint=made_for,
+        fingerprint=known.fingerprint,
         dtype=reply.dtype,
-        difference=distance(reply.logits["export"], expected),
-        effect=distance(expected, plain),
-        scale=expected.abs().max().item(),
+        difference=distance(reply.logits["export"], known.edited),
+        effect=distance(known.edited, known.plain),
+        scale=known.edited.abs().max().item(),
         tolerance=_tolerance(base.dtype, reply.dtype, *_stored_dtype(exporter, stage)),
         **_from_delta(delta),
         versions=versions(),
@@ -146,7 +174,7 @@ def _compare(
     if source is not None and not found.why:
         compared = compare_source(Path(source), delta, request, reply, found)
         found = replace(found, source=compared)
-    return found, Probe.of(batch, expected)
+    return found
 
 
 def _stored_dtype(exporter: Exporter, path: Path) -> tuple[str, ...]:

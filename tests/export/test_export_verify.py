@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toolbox import card
+from torch import nn
 
 from interp import files
 from interp.errors import DeltaError, ExportError, InterpError
-from interp.export import Receipt, exchange, export, verify_export
+from interp.export import Receipt, exchange, export, reload, verify_export
 from interp.export import peft as peft_format
 from interp.export.tensors import sealed
 
@@ -293,3 +295,46 @@ def test_load_options_must_be_plain(saved, tmp_path) -> None:
         base.ablated(), to="delta", **base.base, out=tmp_path / "out", trust_remote_code=False
     )
     assert receipt.verdict == "verified"
+
+
+# --- memory
+
+
+def bytes_in_memory(model: nn.Module) -> int:
+    return sum(value.untyped_storage().nbytes() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_two_models_are_never_in_memory(keep, saved, tmp_path, monkeypatch) -> None:
+    """The fresh process loads a model when the open one has given its memory back, also for the source."""
+    base, held = saved("llama", tokenizer=True), []
+    delta, model = base.ablated(weights=True), deepcopy(base.model)
+
+    def answer(request):
+        held.append(bytes_in_memory(model))
+        return reload.answer(request)
+
+    monkeypatch.setattr(exchange, "ask", answer)
+    opened = {**base.base, "base": (model, base.tokenizer, base.anatomy)}
+    source = tmp_path / "source"
+    export(delta, to="peft", **opened, out=source)
+    export(delta, to="delta", **opened, out=tmp_path / "out", source=source, keep_model=keep)
+    assert held == [0, 0, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
+    assert bool(bytes_in_memory(model)) == keep
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_weights_come_back_bit_for_bit(saved, tmp_path) -> None:
+    """Also tied, and after an export that does not verify."""
+    base = saved("llama")
+    model, anatomy = deepcopy(base.model), base.anatomy
+    opened = {**base.base, "base": (model, None, anatomy)}
+    with pytest.raises(ExportError, match="changes nothing"):
+        export(base.ablated().scale(0.0), to="delta", **opened, out=tmp_path / "out")
+    before, after = base.model.state_dict(), model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    embedding, unembedding = (model.get_submodule(name).weight for name in
+                              (anatomy.embeddings[0].module, anatomy.unembed))  # fmt: skip
+    assert embedding.data_ptr() == unembedding.data_ptr()
+    assert nothing_is_left(tmp_path)

@@ -107,7 +107,8 @@ def _save(given: Given, backend: Backend, delta: WeightDelta) -> str:
 
     return export(
         delta, to="delta", base=backend, base_name=given.values["model"], out=given.values["out"],
-        overwrite=given.values["overwrite"], cards=shipped_cards(), unproven=True, **given.loading,
+        overwrite=given.values["overwrite"], cards=shipped_cards(), unproven=True, keep_model=False,
+        **given.loading,
     ).verdict  # fmt: skip
 
 
