@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,16 @@ def test_the_python_example_runs(
     exec(compile(EXAMPLES[2].replace('"smollm2"', repr(str(chat_dir))), "README.md", "exec"), {})
     assert "of 8 refused" in capsys.readouterr().out
     assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_training_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    example = next(text for text in EXAMPLES if "interp.training" in text)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["run"].adapter
+    assert (tmp_path / "runs").is_dir()
 
 
 def test_linked_files_exist() -> None:
