@@ -76,13 +76,13 @@ env: $(DEV) ## make .venv with everything (PYTHON=python3.12 for another Python)
 lock: ## write constraints.txt anew (needs uv)
 	@printf 'torch==$(TORCH_VERSION)\n' > .lock.in
 	@UV_PYTHON_DOWNLOADS=never $(UV) pip compile pyproject.toml --universal --python-version 3.10 \
-	    --extra dev --extra notebooks --extra hub --extra quant --extra lm-eval \
+	    --extra dev --extra notebooks --extra hub --extra judge --extra quant --extra lm-eval \
 	    --constraint .lock.in --no-header --no-annotate --upgrade -q -o .lock.out \
 	  || { rm -f .lock.in .lock.out; exit 1; }
 	@{ printf '%s\n' \
 	  '# Versions resolved together for Python 3.10 to 3.13 (installed and tested on 3.11), by `make lock`:' \
 	  '#   uv pip compile pyproject.toml --universal --python-version 3.10 \' \
-	  '#     --extra dev --extra notebooks --extra hub --extra quant --extra lm-eval' \
+	  '#     --extra dev --extra notebooks --extra hub --extra judge --extra quant --extra lm-eval' \
 	  '# with torch held at $(TORCH_VERSION). Left out on purpose:' \
 	  '#   - the extra `mamba`: its kernels are built from source against CUDA;' \
 	  '#   - the CUDA packages (cuda-*, nvidia-*, triton) that torch asks for on Linux: a CPU build' \

@@ -53,3 +53,7 @@ class RecordError(InterpError):
 
 class NotFinite(InterpError):
     """NaN or infinity where a model should give numbers: an overflow, or damaged weights."""
+
+
+class JudgeError(InterpError):
+    """A judge that is unknown, lacks what it needs, or whose server does not answer."""

@@ -112,7 +112,7 @@ class Provenance:
             for name, value in (prompts or {}).items()
         }
         return cls(
-            model=_without_folders(model),
+            model=without_folders(model),
             fingerprint=fingerprint,
             prompts=hashed,
             seed=seed,
@@ -126,7 +126,7 @@ class Provenance:
         )
 
 
-def _without_folders(name: str) -> str:
+def without_folders(name: str) -> str:
     """A model's name without the folders of the machine that it lies on; hub ids stay whole."""
     path = Path(name).expanduser()
     local = path.is_absolute() or name.startswith(".") or path.is_dir()

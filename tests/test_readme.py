@@ -145,6 +145,18 @@ def test_the_training_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "runs").is_dir()
 
 
+@pytest.mark.slow
+def test_the_example_of_judges_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    example = next(text for text in EXAMPLES if "interp.judges" in text)
+    exec(compile(example.replace("smollm2", "tiny:llama"), "README.md", "exec"), names)
+    assert "likelihood ratio: AUC" in capsys.readouterr().out
+    assert len(names["scores"]) == 4  # type: ignore[arg-type]
+
+
 def test_linked_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
