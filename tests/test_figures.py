@@ -59,14 +59,6 @@ def test_the_same_record_gives_the_same_bytes_without_a_date(kind: str, tmp_path
     assert render(path, ".png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("kind", SERIES)
-def test_model_n_intervals_and_verdict_stand_below_the_picture(kind: str) -> None:
-    shown = texts(draw(record(kind, paper_figure="figure 3", caption="What is drawn.")))
-    assert f"Title of {kind}" in shown
-    assert "smollm2 · n = 24 refuse · 95 % Wilson · for figure 3 · measured" in shown
-    assert "What is drawn." in shown
-
-
 @pytest.mark.parametrize(
     ("kind", "labels"),
     [
@@ -83,9 +75,13 @@ def test_axes_have_units_and_everything_is_named(kind: str, labels: list[str]) -
 
 
 @pytest.mark.parametrize("kind", SERIES)
-def test_nothing_is_off_the_page_and_no_legend_covers_data(kind: str) -> None:
-    figure = draw(record(kind))
-    figure.draw_without_rendering()
+def test_every_kind_has_its_footer_and_all_of_it_is_on_the_page(kind: str) -> None:
+    """Model, n, intervals and verdict stand below the picture, and no legend covers data."""
+    figure = draw(record(kind, paper_figure="figure 3", caption="What is drawn."))
+    shown = texts(figure)
+    assert f"Title of {kind}" in shown
+    assert "smollm2 · n = 24 refuse · 95 % Wilson · for figure 3 · measured" in shown
+    assert "What is drawn." in shown
     page = figure.bbox
     for axes in figure.axes:
         box = axes.get_tightbbox()

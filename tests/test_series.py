@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from figure_examples import SERIES, some_lines
 
+import interp.series
 from interp.claims import Claim
 from interp.errors import RecordError
 from interp.records import FigureRecord, Provenance, outcomes
@@ -94,6 +96,13 @@ def test_arrays_are_taken_as_their_numbers() -> None:
     assert Lines(Places("x", values=np.arange(3)), Y, [line]).as_json()["lines"] == [
         {"label": "a", "values": [0.5, 1.0, 2.0], "low": [0.0] * 3, "high": [4.0] * 3}
     ]
+
+
+def test_every_kind_has_an_example_in_the_readme_that_is_valid() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^\| [^|`]+ \| `((?:[A-Z]\w+)(?:\.of)?\(.*\))` \|$", text, re.MULTILINE)
+    made = [eval(example, {**vars(interp.series), "X": X, "Y": Y}) for example in examples]
+    assert {series.kind for series in made} == KINDS.keys() - {"stacked_attribution"}
 
 
 # --- wrong input ---------------------------------------------------------------------------------
