@@ -1,0 +1,151 @@
+"""A small study gives the numbers that it gave before version 0.2.0 (``numbers_0.1.json``), to five digits.
+
+Tiny models in float64, so that batching and padding do not reach the digits that are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interp.backends.opening import wrap
+from interp.data.prompts import PromptSet
+from interp.evaluate.attributing import attribution_figure, fit_openers
+from interp.evaluate.measure import Bench
+from interp.methods.heretic import Kernel, components, heretic_delta, residual_directions
+from interp.methods.refusal import Setting, as_delta, build, fit, refit_on_remaining
+from interp.methods.representation_engineering.seed_run import SeedRun
+from interp.models import tiny_model
+from interp.models.tiny import byte_tokenizer
+from interp.papers import load_paper
+from interp.study import Study, measure
+
+GOLDEN = Path(__file__).parent / "data" / "numbers_0.1.json"
+WORDS = [
+    "a key",
+    "the red bag",
+    "my very old car",
+    "one box",
+    "some paper",
+    "her blue hat",
+    "this",
+    "that door",
+]
+REFUSE = PromptSet(tuple(f"where did I put {w} {n}?" for w in WORDS for n in ("now", "today")), "r")
+COMPLY = PromptSet(
+    tuple(f"how do people use {w} {n}?" for w in WORDS for n in ("now", "today")), "c"
+)
+HELD = (
+    PromptSet(tuple(f"where is {w} of mine?" for w in WORDS), "held r"),
+    PromptSet(tuple(f"what is {w} for?" for w in WORDS), "held c"),
+)
+OPENER = "I"
+
+
+class LetterJudge:
+    """Calls a response refused that has few letters."""
+
+    name = "letters"
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
+        return [float(sum(c.isalpha() for c in text) < 0.4 * len(text)) for text in responses]
+
+
+@cache
+def study_of_edits() -> dict[str, Any]:
+    model = tiny_model(
+        "llama", vocab_size=259, max_position_embeddings=512, num_hidden_layers=4,
+        dtype=torch.float64,
+    )  # fmt: skip
+    lm = wrap(model, byte_tokenizer(), source="tiny")
+    judge = LetterJudge()
+    fitted = fit(lm, REFUSE, COMPLY, pool=HELD[1], response_tokens=3, opener=OPENER, judge=judge)
+    bench = Bench.prepare(
+        lm, *HELD, response_tokens=4, continuation=6, passages=["Water boils at sea level."],
+        judge=judge,
+    )  # fmt: skip
+    closed = Setting("least-disturbance", 3, 1)
+    opened = Setting("least-disturbance", 3, 1, 0.6, opened=2.0, attention=0.3, ridge=0.01)
+    again = Setting("least-disturbance", 3, 1, 0.6, opened=1.0, again=0.8, ridge=0.01)
+    settings = {
+        "ablation": Setting("ablation", 3),
+        "closed form": closed,
+        "after the opener": opened,
+    }
+    deltas = {
+        name: as_delta(lm, fitted, build(lm, fitted, setting), "tiny")
+        for name, setting in settings.items()
+    }
+    first = as_delta(lm, fitted, build(lm, fitted, again), "tiny")
+    deltas["refit"] = refit_on_remaining(lm, fitted, again, first, rounds=1)
+    found = residual_directions(lm, REFUSE, COMPLY)
+    kernels = dict.fromkeys(components(lm.anatomy), Kernel(1.1, 2.5, 0.4, 2.0))
+    deltas["heretic"] = heretic_delta(lm.model, lm.anatomy, found, kernels, direction_index=1.5)
+    some = {str(b): d.vector[:8].tolist() for b, d in fitted.directions.items()}
+    openers = fit_openers(lm, REFUSE, COMPLY)
+    figure = attribution_figure(lm, *HELD, model="tiny", openers=openers)
+    return {
+        "directions": some,
+        "refused in fit": fitted.refused,
+        "heretic's directions": found[:, :8].tolist(),
+        "rows": {"original": row(bench.row("original"))}
+        | {name: row(bench.row(name, delta)) for name, delta in deltas.items()},
+        "attribution": {
+            "openers": list(openers.ids),
+            "measured": figure.series["measured"],
+            "parts": {part["kind"]: part["values"] for part in figure.series["parts"]},
+        },
+    }
+
+
+def row(found: Any) -> dict[str, Any]:
+    names = ("refusals", "over_refusals", "kl_first", "kl_continuation", "nll")
+    return {name: getattr(found, name) for name in names}
+
+
+@cache
+def study_of_figures() -> dict[str, Any]:
+    study = Study("tiny:llama", limit=4, seeds=2, loading={"dtype": "float64"})
+    paper = load_paper("representation_engineering")
+    causal = measure(paper, "bypass_induce_kl", study).series
+    run = SeedRun(study, 1, reads_prose=False)
+    return {
+        "causal": {panel["label"]: panel["values"] for panel in causal["panels"]},
+        "cosines": measure(paper, "cosines", study).series["panels"][0]["values"],
+        "first-token edit": run.points("least disturbance, first token alone"),
+        "partial ablation": run.points("partial ablation"),
+    }
+
+
+def same(found: Any, golden: Any, where: str) -> None:
+    """Both have the same structure, and numbers that agree to five digits."""
+    if isinstance(golden, Mapping):
+        assert found.keys() == golden.keys(), where
+        for name, value in golden.items():
+            same(found[name], value, f"{where}/{name}")
+    elif isinstance(golden, list):
+        assert len(found) == len(golden), where
+        for number, value in enumerate(golden):
+            same(found[number], value, f"{where}/{number}")
+    elif isinstance(golden, float):
+        assert found == pytest.approx(golden, rel=1e-5, abs=1e-9), where
+    else:
+        assert found == golden, where
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("edits", study_of_edits), ("figures", study_of_figures)]
+)
+def test_the_numbers_are_those_of_the_earlier_version(name: str, make: Any) -> None:
+    same(make(), json.loads(GOLDEN.read_text(encoding="utf-8"))[name], name)
+
+
+if __name__ == "__main__":
+    made = {"edits": study_of_edits(), "figures": study_of_figures()}
+    GOLDEN.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
