@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from timing import hardware, paired, report
 
-from interp.backends import open_model
+from interp import open_model
 from interp.data import load_pairs
 from interp.edits import to_delta
 from interp.fitting import WriterStatistics, least_disturbance
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    backend, pairs = open_model(given.model), load_pairs()
-    fitted = fit(backend, pairs.side("refuse", "fit"), pairs.side("comply", "fit"))
+    lm, pairs = open_model(given.model), load_pairs()
+    fitted = fit(lm, pairs.side("refuse", "fit"), pairs.side("comply", "fit"))
     stats = fitted.statistics
     block = sorted(fitted.directions)[2 * len(fitted.directions) // 3]
     direction = fitted.directions[block]
@@ -35,9 +35,7 @@ def main() -> None:
     def fresh() -> Any:
         """From activations to a delta, with nothing solved beforehand."""
         again = WriterStatistics(stats.refuse, stats.comply, stats.extra)
-        return to_delta(
-            backend.model, backend.anatomy, least_disturbance(backend, again, direction)
-        )
+        return to_delta(lm.hf, lm.anatomy, least_disturbance(lm, again, direction))
 
     def primal() -> Any:
         """Σ formed and solved per writer, in float64."""

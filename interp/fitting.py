@@ -1,4 +1,4 @@
-"""Fit directions and edits on a backend: activations in, edits out.
+"""Fit directions and edits of a model: activations in, edits out.
 
 Everything is read at the decision position (the last prompt token); statistics of response tokens can
 be added for the least-disturbance edit.
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.backends.protocol import Backend
 from interp.edits import Edit, canonical, readable, select_writers, writer_unit
 from interp.errors import NoDirection, SiteError
+from interp.lm import LM
 from interp.maths import (
     SMALLEST_NORM,
     Ridged,
@@ -33,9 +33,6 @@ from interp.operators import LeastDisturbance, Operator, Total
 from interp.recipes import DirectionRecipe
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
-from interp.watching import Progress
-
-BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +57,6 @@ class LeastDisturbanceRecipe:
     opened: float = 0.0
     prose_weight: float = 0.1
     opened_weight: float = 0.05
-
-
-def capture(
-    backend: Backend,
-    batch: TokenBatch,
-    sites: Sequence[Site],
-    *,
-    batch_size: int = BATCH,
-    progress: Progress | None = None,
-) -> dict[Site, Tensor]:
-    """Last-token activations ``[n, d]`` of any number of prompts, in their order, a batch at a time."""
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    # Prompts of like length share a batch, which then holds little padding.
-    order = batch.lengths.argsort(stable=True)
-    for chunk in batch.chosen(order).split(batch_size):
-        for site, value in backend.capture(chunk, sites, -1).items():
-            parts[site].append(value)
-        if progress:
-            progress(len(chunk))
-    back = order.argsort()
-    return {site: torch.cat(values)[back.to(values[0].device)] for site, values in parts.items()}
 
 
 def directions(
@@ -199,24 +175,16 @@ def after(stats: WriterStatistics) -> WriterStatistics:
 
 
 def response_statistics(
-    backend: Backend,
-    comply: TokenBatch,
-    sites: Sequence[Site],
-    tokens: int,
-    batch_size: int = BATCH,
+    lm: LM, comply: TokenBatch, sites: Sequence[Site], tokens: int
 ) -> dict[str, Tensor]:
     """Writer inputs over the first ``tokens`` response tokens of comply prompts, ``{name: [n, d_in]}``."""
-    parts: dict[str, list[Tensor]] = {s.name: [] for s in sites}
-    positions = tuple(range(-tokens, 0))
-    for chunk in comply.split(batch_size):
-        spoken = chunk.extended(backend.generate(chunk, tokens=tokens))
-        for site, value in backend.capture(spoken, sites, positions).items():
-            parts[site.name].append(value.flatten(0, 1))
-    return {name: torch.cat(values) for name, values in parts.items()}
+    spoken = comply.extended(lm.generate(comply, tokens=tokens).ids)
+    found = lm.activations(spoken, sites, at=range(tokens))
+    return {site.name: rows.flatten(0, 1) for site, rows in found.items()}
 
 
 def least_disturbance(
-    backend: Backend,
+    lm: LM,
     stats: WriterStatistics,
     direction: Direction,
     recipe: LeastDisturbanceRecipe | None = None,
@@ -237,26 +205,26 @@ def least_disturbance(
     if after_opener is not None:
         places.append((after(stats), after_opener, recipe.opened))
     operators: dict[str, Operator] = {}
-    for writer in select_writers(backend.anatomy, recipe.blocks):
+    for writer in select_writers(lm.anatomy, recipe.blocks):
         if writer.kind == "attention" and not recipe.attention:
             continue
         if writer.name not in stats.refuse:
             raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
         solve = stats.probe if after_opener is None else stats.probes
         probes = solve(writer.name, recipe)
-        weight = canonical(readable(backend.model, writer.weight), writer.axes).cpu()
+        weight = canonical(readable(lm.hf, writer.weight), writer.axes).cpu()
         share = recipe.attention if writer.kind == "attention" else 1.0
         shape = (weight.shape[0], -1) if writer.fused else (-1,)
         made = []
         for (read, along, alpha), probe in zip(
             places, probes.reshape(len(places), -1), strict=True
         ):
-            u = writer_unit(backend.model, writer, along.vector).cpu()
+            u = writer_unit(lm.hf, writer, along.vector).cpu()
             amount = share * alpha * _written_shift(u, weight, read.shift(writer.name))
             made.append(LeastDisturbance(u, probe.reshape(shape).float(), amount))
         operators[writer.weight] = made[0] if len(made) == 1 else Total(tuple(made))
     opened = after_opener is not None
-    blocks = list(range(backend.anatomy.n_blocks) if recipe.blocks is None else recipe.blocks)
+    blocks = list(range(lm.n_blocks) if recipe.blocks is None else recipe.blocks)
     used = {"blocks": blocks, "direction_block": direction.block, **stats.used(recipe, opened)}
     return Edit(operators, recipe={"method": "least-disturbance", **used})
 

@@ -177,12 +177,15 @@ class LM(SiteNames):
             mask = span(chunk, at)
             whole = self.backend.capture(chunk, sites, None)
             return {s: v * mask.unsqueeze(-1).to(v) for s, v in whole.items()}, mask
-        offsets = offsets_of(at)
-        if chunk.response is None:
-            return self.backend.capture(chunk, sites, at if isinstance(at, int) else offsets), None
-        whole = self.backend.capture(chunk, sites, None)
-        columns = chunk.prompt_end.unsqueeze(-1) + torch.tensor(offsets)
-        taken = {s: v[torch.arange(len(chunk)).unsqueeze(-1), columns] for s, v in whole.items()}
+        offsets, ends = offsets_of(at), chunk.prompt_end
+        if (ends == ends[0]).all():  # every row is read in the same columns: no other is kept
+            shift = int(ends[0]) - chunk.ids.shape[1]
+            columns = tuple(offset + shift for offset in offsets)
+            taken = self.backend.capture(chunk, sites, columns)
+        else:
+            whole = self.backend.capture(chunk, sites, None)
+            places = ends.unsqueeze(-1) + torch.tensor(offsets), torch.arange(len(chunk))
+            taken = {s: v[places[1].unsqueeze(-1), places[0]] for s, v in whole.items()}
         return {s: v[:, 0] for s, v in taken.items()} if isinstance(at, int) else taken, None
 
     def run_with_cache(

@@ -86,9 +86,12 @@ class Cache(Mapping[Site, Tensor]):
     def joined(
         cls,
         sites: Sequence[Site],
-        parts: Sequence[tuple[Tensor, Mapping[Site, Tensor], Tensor | None]],
+        parts: Sequence[tuple[Tensor, dict[Site, Tensor], Tensor | None]],
     ) -> Cache:
-        """Batches as one cache, in the order of the prompts. Each part: rows, activations, mask of a span."""
+        """Batches as one cache, in the order of the prompts. Each part: rows, activations, mask of a span.
+
+        Takes the activations out of the parts site by site, so that none is held twice.
+        """
         back = torch.cat([rows for rows, _, _ in parts]).argsort()
         widths = [mask.shape[1] for _, _, mask in parts if mask is not None]
         width = max(widths, default=0)
@@ -99,7 +102,7 @@ class Cache(Mapping[Site, Tensor]):
             return nn.functional.pad(value, (0, 0, width - value.shape[1], 0))
 
         values = {
-            site: torch.cat([aligned(found[site], mask) for _, found, mask in parts])[back]
+            site: torch.cat([aligned(found.pop(site), mask) for _, found, mask in parts])[back]
             for site in sites
         }
         masks = [

@@ -22,7 +22,7 @@ from interp.source import code_hash
 from interp.watching import Watch, unwatched
 
 if TYPE_CHECKING:
-    from interp.backends import Backend
+    from interp.lm import LM
 
 T = TypeVar("T")
 KEPT = "interp step 1"
@@ -116,25 +116,25 @@ class Study:
     _parts: set[KeptPart] = field(default_factory=set, init=False, repr=False)
 
     @cached_property
-    def backend(self) -> Backend:
+    def lm(self) -> LM:
         """The model, opened when the first figure asks for it."""
-        from interp.backends import open_model
+        from interp.opening import open_model
 
-        return open_model(self.model, **self.loading)
+        common = {"batch_size": self.batch_size, "watch": self.watch}
+        return open_model(self.model, **common, **self.loading)
 
     @cached_property
     def fingerprint(self) -> str:
         from interp.edits import fingerprint
 
-        return fingerprint(self.backend.model, self.backend.anatomy)
+        return fingerprint(self.lm.hf, self.lm.anatomy)
 
     @cached_property
     def hardware(self) -> str:
         """The accelerator or processor that this process measures on."""
-        from interp.evaluate.attributing import backend_device
+        from interp.evaluate.attributing import accelerator
 
-        device = backend_device(self.backend)
-        return processor() if device == "cpu" else device
+        return accelerator(self.lm) or processor()
 
     @property
     def hardware_and_torch(self) -> str:

@@ -15,6 +15,11 @@ def unheard(done: int) -> None:
     """Progress that nobody listens to."""
 
 
+def within(watch: Watch, stage: str) -> Watch:
+    """A watch whose labels begin with the name of a stage."""
+    return lambda label, total: watch(f"{stage}: {label}", total)
+
+
 def unwatched(label: str, total: int) -> Progress:
     """A watch that shows nothing."""
     return unheard

@@ -18,6 +18,7 @@ from interp.backends.opening import wrap
 from interp.data.prompts import PromptSet
 from interp.evaluate.attributing import attribution_figure, fit_openers
 from interp.evaluate.measure import Bench
+from interp.lm import LM
 from interp.methods.heretic import Kernel, components, heretic_delta, residual_directions
 from interp.methods.refusal import Setting, as_delta, build, fit, refit_on_remaining
 from interp.methods.representation_engineering.seed_run import SeedRun
@@ -27,23 +28,13 @@ from interp.papers import load_paper
 from interp.study import Study, measure
 
 GOLDEN = Path(__file__).parent / "data" / "numbers_0.1.json"
-WORDS = [
-    "a key",
-    "the red bag",
-    "my very old car",
-    "one box",
-    "some paper",
-    "her blue hat",
-    "this",
-    "that door",
-]
-REFUSE = PromptSet(tuple(f"where did I put {w} {n}?" for w in WORDS for n in ("now", "today")), "r")
-COMPLY = PromptSet(
-    tuple(f"how do people use {w} {n}?" for w in WORDS for n in ("now", "today")), "c"
-)
+WORDS = "a key, the red bag, my very old car, one box, some paper, her blue hat, this, that door"
+THINGS = [f"{word} {when}" for word in WORDS.split(", ") for when in ("now", "today")]
+REFUSE = PromptSet(tuple(f"where did I put {thing}?" for thing in THINGS), "r")
+COMPLY = PromptSet(tuple(f"how do people use {thing}?" for thing in THINGS), "c")
 HELD = (
-    PromptSet(tuple(f"where is {w} of mine?" for w in WORDS), "held r"),
-    PromptSet(tuple(f"what is {w} for?" for w in WORDS), "held c"),
+    PromptSet(tuple(f"where is {w} of mine?" for w in WORDS.split(", ")), "held r"),
+    PromptSet(tuple(f"what is {w} for?" for w in WORDS.split(", ")), "held c"),
 )
 OPENER = "I"
 
@@ -63,7 +54,7 @@ def study_of_edits() -> dict[str, Any]:
         "llama", vocab_size=259, max_position_embeddings=512, num_hidden_layers=4,
         dtype=torch.float64,
     )  # fmt: skip
-    lm = wrap(model, byte_tokenizer(), source="tiny")
+    lm = LM(wrap(model, byte_tokenizer(), source="tiny"))
     judge = LetterJudge()
     fitted = fit(lm, REFUSE, COMPLY, pool=HELD[1], response_tokens=3, opener=OPENER, judge=judge)
     bench = Bench.prepare(
@@ -79,17 +70,16 @@ def study_of_edits() -> dict[str, Any]:
         "after the opener": opened,
     }
     deltas = {
-        name: as_delta(lm, fitted, build(lm, fitted, setting), "tiny")
-        for name, setting in settings.items()
+        name: as_delta(lm, fitted, build(lm, fitted, setting)) for name, setting in settings.items()
     }
-    first = as_delta(lm, fitted, build(lm, fitted, again), "tiny")
+    first = as_delta(lm, fitted, build(lm, fitted, again))
     deltas["refit"] = refit_on_remaining(lm, fitted, again, first, rounds=1)
     found = residual_directions(lm, REFUSE, COMPLY)
     kernels = dict.fromkeys(components(lm.anatomy), Kernel(1.1, 2.5, 0.4, 2.0))
-    deltas["heretic"] = heretic_delta(lm.model, lm.anatomy, found, kernels, direction_index=1.5)
+    deltas["heretic"] = heretic_delta(lm, found, kernels, direction_index=1.5)
     some = {str(b): d.vector[:8].tolist() for b, d in fitted.directions.items()}
     openers = fit_openers(lm, REFUSE, COMPLY)
-    figure = attribution_figure(lm, *HELD, model="tiny", openers=openers)
+    figure = attribution_figure(lm, *HELD, openers=openers).as_json()["series"]
     return {
         "directions": some,
         "refused in fit": fitted.refused,
@@ -98,8 +88,8 @@ def study_of_edits() -> dict[str, Any]:
         | {name: row(bench.row(name, delta)) for name, delta in deltas.items()},
         "attribution": {
             "openers": list(openers.ids),
-            "measured": figure.series["measured"],
-            "parts": {part["kind"]: part["values"] for part in figure.series["parts"]},
+            "measured": figure["measured"],
+            "parts": {part["kind"]: part["values"] for part in figure["parts"]},
         },
     }
 
@@ -113,11 +103,14 @@ def row(found: Any) -> dict[str, Any]:
 def study_of_figures() -> dict[str, Any]:
     study = Study("tiny:llama", limit=4, seeds=2, loading={"dtype": "float64"})
     paper = load_paper("representation_engineering")
-    causal = measure(paper, "bypass_induce_kl", study).series
+    causal, cosines = (
+        measure(paper, name, study).as_json()["series"]["panels"]
+        for name in ("bypass_induce_kl", "cosines")
+    )
     run = SeedRun(study, 1, reads_prose=False)
     return {
-        "causal": {panel["label"]: panel["values"] for panel in causal["panels"]},
-        "cosines": measure(paper, "cosines", study).series["panels"][0]["values"],
+        "causal": {panel["label"]: panel["values"] for panel in causal},
+        "cosines": cosines[0]["values"],
         "first-token edit": run.points("least disturbance, first token alone"),
         "partial ablation": run.points("partial ablation"),
     }

@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.attribution.openers import Openers, find_openers, openers_from_model
+from interp.attribution.openers import BATCH, Openers, find_openers, openers_from_model
 from interp.attribution.readout import Readout, bind_readout, check_readout
 from interp.backends.protocol import Backend, residual_sites
 from interp.errors import PromptError
-from interp.fitting import BATCH
 from interp.records import Claim, FigureRecord, Provenance
 from interp.series import Contribution, StackedAttribution, Total
 from interp.sites import Site

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from interp.backends.protocol import Backend
 from interp.errors import PromptError
-from interp.fitting import BATCH
 from interp.types import TokenBatch
 
+BATCH = 32
+"""Prompts of one forward pass, by default."""
 REFUSALS = (
     "I'm sorry",
     "Sorry",

@@ -39,13 +39,18 @@ class Backend(Protocol):
     ``generate`` is greedy and gives new ids only, ``[batch, tokens]``, padded after the end.
     ``forward`` gives logits ``[batch, seq, vocab]`` of ``model`` with gradients, on its device.
     ``editing`` keeps an edit in place for every call inside it, calls of ``model`` included. ``model`` is
-    the transformers model: :func:`interp.edits.applied` on it edits the backend as well.
+    the transformers model: :func:`interp.edits.applied` on it edits the backend as well. ``source`` is the
+    name that it was opened under, ``device`` where token ids go.
     """
 
     name: ClassVar[str]
     model: nn.Module
     tokenizer: Any
     anatomy: Anatomy
+    source: str
+
+    @property
+    def device(self) -> torch.device: ...
 
     def capture(
         self, batch: TokenBatch, sites: Sequence[Site], positions: Positions = -1

@@ -53,15 +53,10 @@ def command(
     given = Given(values)
     delta = read_delta(delta_dir)
     fit_refuse, fit_comply, refuse, comply = given.fit_and_select()
-    backend = given.open()
-    common: dict[str, Any] = {"chat": given.chat, "batch_size": given.batch_size}
+    lm = given.open()
     with status("attributing", out):
-        chosen = (
-            fit_openers(backend, fit_refuse, fit_comply, **common) if openers == "model" else None
-        )
-        record = attribution_figure(
-            backend, refuse, comply, model=values["model"], openers=chosen, delta=delta, **common
-        )
+        chosen = fit_openers(lm, fit_refuse, fit_comply) if openers == "model" else None
+        record = attribution_figure(lm, refuse, comply, openers=chosen, delta=delta)
     path = record.save(out)
     svg = render(path)
     series = record.series

@@ -41,13 +41,12 @@ def command(out: Path, json_file: Path | None, **values: Any) -> None:
     started = time.perf_counter()
     given = Given(values)
     prompts, judge = given.three_splits(), given.judge
-    backend = given.open()
+    lm = given.open()
     with watching(out) as watch:
+        say = click.echo if is_quiet() else watch.say
         outcome = run(
-            backend, values["model"], prompts, out, chat=given.chat, judge=judge,
-            batch_size=given.batch_size, loading=given.loading, watch=watch,
-            say=click.echo if is_quiet() else watch.say,
-        )  # fmt: skip
+            lm.using(watch=watch), prompts, out, judge=judge, loading=given.loading, say=say
+        )
     click.echo()
     rows = [row.as_json() for row in outcome.rows]
     measures(f"{values['model']} on {prompts.report[0].source}, held out", rows)

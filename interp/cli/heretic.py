@@ -23,6 +23,7 @@ from interp.cli.options import (
 if TYPE_CHECKING:
     from interp.data import PromptSet
     from interp.data.prompts import Side
+    from interp.lm import LM
 
 ROLES: dict[str, tuple[Side, str]] = {
     "good_prompts": ("comply", "fit"),
@@ -85,10 +86,10 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
     measured on the evaluation prompts. The delta exports to every format, and with --to heretic as the
     adapter and reproduce.json that heretic itself would write.
     """
-    from interp.backends import open_model
     from interp.cli.progress import status, watching
     from interp.export import export
     from interp.export.staging import check_target
+    from interp.opening import open_model
 
     source = click.get_current_context().get_parameter_source("rank")
     if source is click.core.ParameterSource.COMMANDLINE and given["row_normalization"] != "full":
@@ -101,11 +102,11 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
     loading = {k: given[k] for k in ("dtype", "device_map", "revision", "trust_remote_code")}
     loading = {k: v for k, v in loading.items() if v}
     with status(f"opening {given['model']}"):
-        backend = open_model(given["model"], **loading)
+        lm = open_model(given["model"], **loading)
     with watching(out) as watch:
-        delta, metrics = _make(given, backend, kernels, sets, named, watch)
+        delta, metrics = _make(given, lm.using(watch=watch), kernels, sets, named)
     receipt = export(
-        delta, to="delta", base=backend, base_name=given["model"], out=out, overwrite=overwrite,
+        delta, to="delta", base=lm.backend, base_name=given["model"], out=out, overwrite=overwrite,
         unproven=True, keep_model=False, **loading,
     )  # fmt: skip
     click.echo(
@@ -116,7 +117,7 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
         f"refusals {metrics['refusals']}/{metrics['n_bad_prompts']} (before: "
         f"{metrics['base_refusals']}), first-token KL {metrics['kl_divergence']:.4f} nats"
     )
-    for module, why in backend.anatomy.unreached.items():
+    for module, why in lm.anatomy.unreached.items():
         click.echo(f"not edited: {module} {why}")
     click.echo(f"delta {receipt.verdict}: {out}")
     write_result(json_file, {"delta": str(out), "recipe": dict(delta.recipe), "metrics": metrics})
@@ -155,11 +156,10 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
 
 def _make(
     given: dict[str, Any],
-    backend: Any,
+    lm: LM,
     kernels: tuple[str, ...],
     sets: dict[str, PromptSet],
     named: dict[str, dict[str, Any]],
-    watch: Any,
 ) -> tuple[Any, dict[str, Any]]:
     from dataclasses import replace
 
@@ -167,13 +167,12 @@ def _make(
     from interp.methods.heretic.directions import BATCH
     from interp.methods.heretic.opinion import measure
 
-    reached = components(backend.anatomy)
+    reached = components(lm.anatomy)
     asking = asking_of(given)
     bad, good = sets["bad_prompts"], sets["good_prompts"]
     directions = residual_directions(
-        backend, bad, good, system=asking.system, prefix=asking.prefix,
+        lm, bad, good, system=asking.system, prefix=asking.prefix,
         orthogonalize=given["orthogonalize"], winsorization=given["winsor"],
-        progress=watch("directions", len(bad) + len(good)),
     )  # fmt: skip
     settings = {
         "system_prompt": asking.system,
@@ -185,7 +184,7 @@ def _make(
         "refusal_markers": list(asking.markers),
     }
     delta = heretic_delta(
-        backend.model, backend.anatomy, directions, _kernels(kernels, reached),
+        lm, directions, _kernels(kernels, reached),
         direction_index=given["direction_index"], row_normalization=given["row_normalization"],
         rank=given["rank"], seed=given["seed"],
         recipe={
@@ -200,7 +199,7 @@ def _make(
         },
     )  # fmt: skip
     found = measure(
-        backend, delta, sets["bad_evaluation_prompts"], sets["good_evaluation_prompts"], asking
+        lm, delta, sets["bad_evaluation_prompts"], sets["good_evaluation_prompts"], asking
     )
     metrics = {
         "kl_divergence": found.kl,

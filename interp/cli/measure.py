@@ -19,9 +19,9 @@ from interp.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from interp.backends import Backend
     from interp.data import PromptSet
     from interp.export.measurement import Measurement
+    from interp.lm import LM
     from interp.types import WeightDelta
 
 
@@ -59,19 +59,17 @@ def command(
     given = Given(values)
     delta, judge = read_delta(delta_dir), given.judge
     refuse, comply = given.classes(split)
-    backend = given.open()
+    lm = given.open()
     if delta is not None:
         from interp.edits import check_base
 
-        check_base(backend.model, backend.anatomy, delta)
+        check_base(lm.hf, lm.anatomy, delta)
     with watching(json_file) as watch:
-        bench = Bench.prepare(
-            backend, refuse, comply, chat=given.chat, response_tokens=tokens,
-            batch_size=given.batch_size, judge=judge, watch=watch,
-        )  # fmt: skip
-        rows = [bench.row("original", None, watch)]
+        lm = lm.using(watch=watch)
+        bench = Bench.prepare(lm, refuse, comply, response_tokens=tokens, judge=judge)
+        rows = [bench.row("original")]
         if delta is not None:
-            rows.append(bench.row("edited", delta, watch))
+            rows.append(bench.row("edited", delta))
     shown = [row.as_json() for row in rows]
     measures(f"{values['model']} on {refuse.source} and {comply.source}", shown)
     examples(shown)
@@ -92,7 +90,7 @@ def command(
         },
     }
     if delta is not None and delta_dir is not None:
-        found = _measurement(given, backend, delta, shown, refuse, comply, tokens)
+        found = _measurement(given, lm, delta, shown, refuse, comply, tokens)
         result["prompts_seen_by_the_edit"] = found.seen
         result["measurement"] = _keep(found, delta, delta_dir)
     write_result(json_file, result)
@@ -100,7 +98,7 @@ def command(
 
 def _measurement(
     given: Given,
-    backend: Backend,
+    lm: LM,
     delta: WeightDelta,
     rows: list[dict[str, Any]],
     refuse: PromptSet,
@@ -110,18 +108,17 @@ def _measurement(
     from dataclasses import asdict
 
     from interp.edits import fingerprint
-    from interp.evaluate.attributing import backend_device
+    from interp.evaluate.attributing import accelerator
     from interp.export.measurement import Measurement
     from interp.records import Provenance
 
-    device = backend_device(backend)
     made_on = Provenance.collect(
         given.values["model"],
-        fingerprint=fingerprint(backend.model, backend.anatomy),
-        device=None if device == "cpu" else device,
+        fingerprint=fingerprint(lm.hf, lm.anatomy),
+        device=accelerator(lm),
     )
     return Measurement.of(
-        delta, rows, refuse, comply, made_on, response_tokens=tokens, chat=asdict(given.chat),
+        delta, rows, refuse, comply, made_on, response_tokens=tokens, chat=asdict(lm.chat),
         judge=given.judge.as_json(),
     )  # fmt: skip
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from interp.backends import Backend
-    from interp.data import ChatFormat, PromptSet
+    from interp.data import PromptSet
     from interp.data.prompts import Side
     from interp.evaluate.refusal import KeywordJudge
+    from interp.lm import LM
     from interp.methods.heretic import Asking
     from interp.methods.refusal.pipeline import Prompts
     from interp.types import WeightDelta
@@ -200,35 +200,28 @@ class Given:
 
     values: dict[str, Any]
 
-    def open(self) -> Backend:
-        """The model behind its backend, with a spinner while it loads."""
-        from interp.backends import open_model
+    def open(self) -> LM:
+        """The model with its chat format and batch size, with a spinner while it loads."""
         from interp.cli.progress import status
+        from interp.data import ChatFormat
+        from interp.opening import open_model
 
-        options = {k: self.values[k] for k in MODEL_KEYS}
-        with status(f"opening {self.values['model']}"):
-            backend = open_model(self.values["model"], backend=self.values["backend"], **options)
-        if backend.tokenizer is not None and backend.tokenizer.chat_template is None:
+        values = self.values
+        chat = ChatFormat(**{k: values[k] for k in CHAT_KEYS})
+        common = {"backend": values["backend"], "chat": chat, "batch_size": values["batch_size"]}
+        with status(f"opening {values['model']}"):
+            lm = open_model(values["model"], **common, **{k: values[k] for k in MODEL_KEYS})
+        if lm.tokenizer is not None and lm.tokenizer.chat_template is None:
             click.echo(
-                f"note: {self.values['model']} has no chat template (chat_template.jinja); prompts are "
-                f"given as {self.values['plain']}",
+                f"note: {values['model']} has no chat template (chat_template.jinja); prompts are "
+                f"given as {values['plain']}",
                 err=True,
             )
-        return backend
+        return lm
 
     @property
     def loading(self) -> dict[str, Any]:
         return loading_values(self.values)
-
-    @property
-    def chat(self) -> ChatFormat:
-        from interp.data import ChatFormat
-
-        return ChatFormat(**{k: self.values[k] for k in CHAT_KEYS})
-
-    @property
-    def batch_size(self) -> int:
-        return self.values["batch_size"]
 
     @property
     def judge(self) -> KeywordJudge:

@@ -89,7 +89,6 @@ def _ask(
     """heretic's measures beside ours, printed as a table."""
     import tempfile
 
-    from interp.backends import open_model
     from interp.cli.progress import is_quiet, status
     from interp.export.exporter import dtype_of
     from interp.export.heretic_program import install
@@ -98,13 +97,14 @@ def _ask(
     from interp.methods.heretic import second_opinion
     from interp.methods.heretic.opinion import check_prompts
     from interp.models.loading import resolve
+    from interp.opening import open_model
 
     refuse, comply = read_classes(asked, asked["split"])
     with status(f"opening {base}"):
         edit = read_edit(export, base, **loading)
-        backend = open_model(base, **loading)
-        asking = asking_of(asked, dtype=dtype_of(backend.model))
-        check_prompts(backend, asking.system)
+        lm = open_model(base, **loading)
+        asking = asking_of(asked, dtype=dtype_of(lm.hf))
+        check_prompts(lm, asking.system)
     with status("heretic: installing, once"):
         program = install(click.echo if is_quiet() else lambda text: click.echo(text, err=True))
     with tempfile.TemporaryDirectory(prefix="interp-merged-") as scratch:
@@ -115,7 +115,7 @@ def _ask(
             merge(edit, base, merged, unproven=True, **kept)
         with status("measuring here, then with heretic"):
             opinion = second_opinion(
-                program, backend, edit, resolve(base), merged, refuse, comply, asking
+                lm, program, edit, resolve(base), merged, refuse, comply, asking
             )
     _show(opinion, len(comply))
     return opinion

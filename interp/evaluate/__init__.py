@@ -1,1 +1,1 @@
-"""Measures: refusal, over-refusal, divergence, neutral NLL, attribution. A backend in, numbers out."""
+"""Measures: refusal, over-refusal, divergence, neutral NLL, attribution. An LM in, numbers out."""

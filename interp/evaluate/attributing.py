@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+
+import torch
 
 from interp.attribution.direct import attribute, attribution_record
 from interp.attribution.openers import Openers, find_openers, openers_from_model
-from interp.backends.protocol import Backend, SharedBackend
-from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
-from interp.edits import applied, fingerprint
-from interp.fitting import BATCH
+from interp.data.tokens import Prompts
+from interp.edits import fingerprint
+from interp.lm import LM
 from interp.records import FigureRecord, Provenance
 from interp.source import code_hash
 from interp.types import WeightDelta
@@ -22,15 +22,12 @@ OPENERS = 3
 
 
 def attribution_figure(
-    backend: Backend,
+    lm: LM,
     refuse: PromptSet,
     comply: PromptSet,
     *,
-    model: str,
-    chat: ChatFormat | None = None,
     openers: Openers | None = None,
     delta: WeightDelta | None = None,
-    batch_size: int = BATCH,
 ) -> FigureRecord:
     """Direct logit attribution of the refusal margin on two classes of prompts.
 
@@ -38,18 +35,17 @@ def attribution_figure(
     refusals and answers. delta: attribute the edited model.
     """
     started = time.perf_counter()
-    pos, neg = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
-    chosen = openers or find_openers(backend.tokenizer)
-    base = fingerprint(backend.model, backend.anatomy)
-    edited = applied(backend.model, backend.anatomy, delta) if delta else nullcontext()
-    with edited:
-        found = attribute(backend, (pos, neg), chosen, batch_size=batch_size)
+    batches = [lm.tokens(side) for side in (refuse, comply)]
+    chosen = openers or find_openers(lm.tokenizer)
+    base = fingerprint(lm.hf, lm.anatomy)
+    with lm.editing(delta):
+        found = attribute(lm.backend, batches, chosen, batch_size=lm.batch_size)
     provenance = Provenance.collect(
-        model,
+        lm.backend.source,
         fingerprint=base,
         prompts={"refuse": refuse.sha256, "comply": comply.sha256},
         seconds=time.perf_counter() - started,
-        device=None if backend_device(backend) == "cpu" else backend_device(backend),
+        device=accelerator(lm),
         made_by=MADE_BY,
         code=code_hash(MADE_BY),
     )
@@ -57,22 +53,15 @@ def attribution_figure(
     return attribution_record(found, len(refuse), provenance, title=title)
 
 
-def fit_openers(
-    backend: Backend,
-    refuse: PromptSet,
-    comply: PromptSet,
-    *,
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH,
-) -> Openers:
+def fit_openers(lm: LM, refuse: Prompts, comply: Prompts) -> Openers:
     """The first tokens whose probability differs most between the classes, from fit prompts."""
-    pos, neg = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
-    return openers_from_model(backend, pos, neg, OPENERS, batch_size=batch_size)
+    batches = [lm.tokens(side) for side in (refuse, comply)]
+    return openers_from_model(lm.backend, *batches, OPENERS, batch_size=lm.batch_size)
 
 
-def backend_device(backend: Backend) -> str:
-    """``cpu``, or the accelerator's own name."""
-    import torch
-
-    device = backend.device if isinstance(backend, SharedBackend) else torch.device("cpu")
+def accelerator(lm: LM) -> str | None:
+    """Name of the accelerator that the model runs on; None on a CPU."""
+    device = lm.backend.device
+    if device.type == "cpu":
+        return None
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

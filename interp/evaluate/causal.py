@@ -24,15 +24,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.attribution.openers import Openers
-from interp.backends.protocol import AnyEdit, Backend
+from interp.backends.protocol import AnyEdit
+from interp.data.tokens import Prompts
 from interp.edits import ablation, steering
 from interp.errors import InterpError, NoDirection
-from interp.evaluate.divergence import first_logits, kl_nats
-from interp.fitting import BATCH
+from interp.evaluate.divergence import first_log_probs, kl_nats
+from interp.lm import LM
 from interp.maths import unit
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
-from interp.watching import Progress, Watch, unwatched
+from interp.watching import unwatched
 
 EPSILON = 1e-8
 MOST_POSITIONS = 5
@@ -52,15 +53,10 @@ def metric_of(logits: Float[Tensor, "n vocab"], openers: Openers) -> Float[Tenso
 
 
 def refusal_metric(
-    backend: Backend,
-    batch: TokenBatch,
-    openers: Openers,
-    edit: AnyEdit = None,
-    *,
-    batch_size: int = BATCH,
+    lm: LM, prompts: Prompts, openers: Openers, edit: AnyEdit = None
 ) -> Float[Tensor, " n"]:
     """Log-odds that the answer to each prompt begins with a refusal opener (Arditi et al., section 2)."""
-    return metric_of(first_logits(backend, batch, edit, batch_size), openers)
+    return metric_of(lm.logits(prompts, edit).float(), openers)
 
 
 # --- candidates --------------------------------------------------------------------------------
@@ -90,34 +86,30 @@ def shared_ending(*batches: TokenBatch) -> int:
 
 
 def candidates(
-    backend: Backend,
-    refuse: TokenBatch,
-    comply: TokenBatch,
+    lm: LM,
+    refuse: Prompts,
+    comply: Prompts,
     *,
     blocks: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
 ) -> list[Candidate]:
     """Differences of means at the output of every block (or ``blocks``) and at ``positions``.
 
     positions: negative offsets; None for the tokens after the prompt, the last five at most. A place
     where the classes do not differ is left out. Raises NoDirection when none is left.
     """
+    batches = [lm.tokens(side) for side in (refuse, comply)]
     if positions is None:
-        n = min(max(shared_ending(refuse, comply), 1), MOST_POSITIONS)
+        n = min(max(shared_ending(*batches), 1), MOST_POSITIONS)
         positions = range(-n, 0)
-    wanted = range(backend.anatomy.n_blocks) if blocks is None else blocks
-    sites, places = [Site.resid_post(b) for b in wanted], tuple(positions)
-    progress = watch("candidates: activations", len(refuse) + len(comply))
-    pos, neg = (
-        _means(backend, batch, sites, places, batch_size, progress) for batch in (refuse, comply)
-    )
+    sites = [Site.resid_post(b) for b in (range(lm.n_blocks) if blocks is None else blocks)]
+    pos, neg = (lm.activations(batch, sites, at=positions) for batch in batches)
     found = []
     for site in sites:
-        raw = pos[site] - neg[site]
-        apart = raw.norm(dim=-1) > ROUND_OFF * neg[site].norm(dim=-1)
-        for place, row, differ in zip(places, raw, apart, strict=True):
+        means = [side[site].double().mean(0) for side in (pos, neg)]
+        raw = means[0] - means[1]
+        apart = raw.norm(dim=-1) > ROUND_OFF * means[1].norm(dim=-1)
+        for place, row, differ in zip(positions, raw, apart, strict=True):
             if differ:
                 source, length = f"difference of means at position {place}", row.norm().item()
                 direction = Direction(unit(row).float(), site.block, source, length)
@@ -127,23 +119,6 @@ def candidates(
             "the two classes differ at no block and position; are the prompt sets the same?"
         )
     return found
-
-
-def _means(
-    backend: Backend,
-    batch: TokenBatch,
-    sites: Sequence[Site],
-    places: tuple[int, ...],
-    size: int,
-    progress: Progress,
-) -> dict[Site, Float[Tensor, "positions d"]]:
-    """Means over prompts in float64; no activation is kept longer than its batch."""
-    means: dict[Site, Tensor] = {}
-    for chunk in batch.split(size):
-        for site, value in backend.capture(chunk, sites, places).items():
-            means[site] = means.get(site, 0) + value.double().sum(0) / len(batch)
-        progress(len(chunk))
-    return means
 
 
 # --- scores ------------------------------------------------------------------------------------
@@ -168,48 +143,34 @@ class Trial:
     ``[n, vocab]`` of the first token on comply prompts.
     """
 
-    backend: Backend
+    lm: LM
     refuse: TokenBatch
     comply: TokenBatch
     openers: Openers
     unedited: tuple[float, float]
     base: Tensor = field(repr=False)
-    batch_size: int = BATCH
 
     @classmethod
-    def prepare(
-        cls,
-        backend: Backend,
-        refuse: TokenBatch,
-        comply: TokenBatch,
-        openers: Openers,
-        *,
-        batch_size: int = BATCH,
-    ) -> Trial:
+    def prepare(cls, lm: LM, refuse: Prompts, comply: Prompts, openers: Openers) -> Trial:
         """Measure the unedited model once."""
-        logits = first_logits(backend, comply, batch_size=batch_size)
-        before = refusal_metric(backend, refuse, openers, batch_size=batch_size).mean().item()
-        unedited = before, metric_of(logits, openers).mean().item()
-        base = torch.log_softmax(logits, -1)
-        return cls(backend, refuse, comply, openers, unedited, base, batch_size)
+        lm = lm.using(watch=unwatched)
+        batches = [lm.tokens(side) for side in (refuse, comply)]
+        logits = [lm.logits(batch).float() for batch in batches]
+        before, after = (metric_of(each, openers).mean().item() for each in logits)
+        return cls(lm, *batches, openers, (before, after), logits[1].log_softmax(-1))
 
     def score(self, candidate: Candidate) -> CausalScore:
         """Three passes; as hooks, which cost nothing to put in place."""
-        model, anatomy = self.backend.model, self.backend.anatomy
-        ablated = ablation(model, anatomy, candidate.direction, embeddings=True)
+        ablated = ablation(self.lm.hf, self.lm.anatomy, candidate.direction, embeddings=True)
         added = steering(Site.resid_post(candidate.block), candidate.raw)
-        edited = first_logits(self.backend, self.comply, ablated, self.batch_size)
+        edited = first_log_probs(self.lm, self.comply, ablated)
         return CausalScore(
             candidate.block,
             candidate.position,
-            bypass=self._metric(self.refuse, ablated),
-            induce=self._metric(self.comply, added),
-            kl=kl_nats(self.base, torch.log_softmax(edited, -1)).mean().item(),
+            bypass=refusal_metric(self.lm, self.refuse, self.openers, ablated).mean().item(),
+            induce=refusal_metric(self.lm, self.comply, self.openers, added).mean().item(),
+            kl=kl_nats(self.base, edited).mean().item(),
         )
-
-    def _metric(self, batch: TokenBatch, edit: AnyEdit) -> float:
-        found = refusal_metric(self.backend, batch, self.openers, edit, batch_size=self.batch_size)
-        return found.mean().item()
 
 
 # --- the choice --------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.backends.generation import end_ids
-from interp.backends.protocol import AnyEdit, Backend
+from interp.backends.protocol import AnyEdit
+from interp.data.tokens import Prompts
 from interp.errors import PromptError
-from interp.fitting import BATCH
+from interp.lm import LM
 from interp.types import Ids, TokenBatch
-from interp.watching import Progress
 
 CONTINUATION = 32
 MOST_BYTES = 8 * 10**9
@@ -33,12 +33,9 @@ def kl_nats(base: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) 
     return (base.exp() * (base - edited)).sum(-1, dtype=torch.float64)
 
 
-def first_logits(
-    backend: Backend, batch: TokenBatch, edit: AnyEdit = None, batch_size: int = BATCH
-) -> Float[Tensor, "n vocab"]:
-    """Logits of the first response token of any number of prompts, a batch at a time, in fp32."""
-    with backend.editing(edit):
-        return torch.cat([backend.logits(chunk).float() for chunk in batch.split(batch_size)])
+def first_log_probs(lm: LM, prompts: Prompts, edit: AnyEdit = None) -> Float[Tensor, "n vocab"]:
+    """Log-probabilities of the first response token of any number of prompts, in fp32."""
+    return lm.logits(prompts, edit).float().log_softmax(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +61,9 @@ class Reference:
         return torch.cat(parts)
 
 
-def _log_probs(backend: Backend, spoken: TokenBatch, tokens: int) -> Tensor:
+def _log_probs(lm: LM, spoken: TokenBatch, tokens: int) -> Tensor:
     """Log-probabilities of the last ``tokens`` tokens of ``spoken``, given what precedes each."""
-    logits = backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
+    logits = lm.backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
@@ -78,36 +75,30 @@ def until_end(ids: Ids, ends: frozenset[int]) -> Int[Tensor, "batch tokens"]:
     return ((is_end.cumsum(1) - is_end.long()) == 0).long()
 
 
-def end_tokens(backend: Backend) -> frozenset[int]:
+def end_tokens(lm: LM) -> frozenset[int]:
     """The ids that end a response, from the generation config or else the config."""
-    return frozenset(end_ids(backend.model))
+    return frozenset(end_ids(lm.hf))
 
 
-def reference(
-    backend: Backend,
-    comply: TokenBatch,
-    *,
-    tokens: int = CONTINUATION,
-    batch_size: int = BATCH,
-    progress: Progress | None = None,
-) -> Reference:
+def reference(lm: LM, comply: Prompts, *, tokens: int = CONTINUATION) -> Reference:
     """Generate with the base model and keep what it predicts along the way."""
-    vocab = getattr(backend.model.config.get_text_config(), "vocab_size", 0)
-    if (size := 4 * len(comply) * tokens * vocab) > MOST_BYTES:
+    batch = lm.tokens(comply)
+    vocab = getattr(lm.hf.config.get_text_config(), "vocab_size", 0)
+    if (size := 4 * len(batch) * tokens * vocab) > MOST_BYTES:
         raise PromptError(
-            f"{len(comply)} comply prompts need {size / 1e9:.0f} GB for what the base predicts; "
+            f"{len(batch)} comply prompts need {size / 1e9:.0f} GB for what the base predicts; "
             f"use --limit {MOST_BYTES // (4 * tokens * vocab)}"
         )
     batches, kept, real = [], [], []
-    ends = end_tokens(backend)
-    for chunk in comply.split(batch_size):
-        new = backend.generate(chunk, tokens=tokens)
+    ends = end_tokens(lm)
+    progress = lm.watch("base continuations", len(batch))
+    for chunk in batch.split(lm.batch_size):
+        new = lm.backend.generate(chunk, tokens=tokens)
         spoken = chunk.extended(new)
         batches.append(spoken)
-        kept.append(_log_probs(backend, spoken, tokens))
+        kept.append(_log_probs(lm, spoken, tokens))
         real.append(until_end(new, ends))
-        if progress:
-            progress(len(chunk))
+        progress(len(chunk))
     return Reference(tuple(batches), tuple(kept), tuple(real))
 
 
@@ -126,22 +117,20 @@ class Divergence:
     agreed: tuple[int, ...] = ()
 
 
-def divergence(
-    backend: Backend, ref: Reference, edit: AnyEdit, *, progress: Progress | None = None
-) -> Divergence:
+def divergence(lm: LM, ref: Reference, edit: AnyEdit) -> Divergence:
     """First-token and per-token KL of an edit against the base on the reference continuations."""
     first, sums, counts, agreed = [], [], [], []
-    with backend.editing(edit):
+    progress = lm.watch("KL", sum(len(batch) for batch in ref.batches))
+    with lm.editing(edit):
         for spoken, base, real in zip(ref.batches, ref.kept, ref.real, strict=True):
-            edited = _log_probs(backend, spoken, base.shape[1])
+            edited = _log_probs(lm, spoken, base.shape[1])
             same = (edited.argmax(-1) == spoken.ids[:, -base.shape[1] :]) | (real == 0)
             agreed += same.long().cumprod(1).sum(1).tolist()
             kl = kl_nats(base, edited)
             first.append(kl[:, 0])
             sums.append((kl * real).sum(1))
             counts.append(real.sum(1))
-            if progress:
-                progress(len(spoken))
+            progress(len(spoken))
     one, total, n = torch.cat(first), torch.cat(sums), torch.cat(counts).double()
     mean = total.sum() / n.sum()
     # Ratio estimator: prompts are the sampling unit, tokens inside one are not independent.

@@ -10,17 +10,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.backends.protocol import AnyEdit, Backend
-from interp.data.chat import ChatFormat, encode
+from interp.backends.protocol import AnyEdit
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, Judged, generate_ids, judge
 from interp.evaluate.replacement import Replacement, measured, replaced
 from interp.evaluate.thinking import response_texts
-from interp.fitting import BATCH
+from interp.lm import LM
 from interp.types import Ids, TokenBatch
-from interp.watching import Watch, unwatched
+from interp.watching import within
 
 RESPONSE = 24
 EXAMPLES = 3
@@ -62,7 +61,7 @@ class Row:
 class Bench:
     """Held-out prompts of both classes with the base model's reference, ready to measure edits."""
 
-    backend: Backend
+    lm: LM
     prompts: tuple[PromptSet, PromptSet]
     refuse: TokenBatch
     comply: TokenBatch
@@ -70,52 +69,39 @@ class Bench:
     reference: Reference
     base_ids: Ids
     response_tokens: int = RESPONSE
-    batch_size: int = BATCH
     judge: Judge = ENGLISH_JUDGE
 
     @classmethod
     def prepare(
         cls,
-        backend: Backend,
+        lm: LM,
         refuse: PromptSet,
         comply: PromptSet,
         *,
-        chat: ChatFormat | None = None,
         response_tokens: int = RESPONSE,
         continuation: int = CONTINUATION,
         passages: Sequence[str] | None = None,
-        batch_size: int = BATCH,
         judge: Judge = ENGLISH_JUDGE,
-        watch: Watch = unwatched,
     ) -> Bench:
         """Tokenise both classes and run the base model once on each.
 
         passages: neutral text; None for all that is shipped.
         """
-        r, c = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
-        progress = watch("base continuations", len(c))
-        ref = reference(backend, c, tokens=continuation, batch_size=batch_size, progress=progress)
-        progress = watch("base responses", len(r))
-        base = generate_ids(
-            backend, r, tokens=response_tokens, batch_size=2 * batch_size, progress=progress
-        )
-        neutral = neutral_batch(backend, passages)
-        return cls(
-            backend, (refuse, comply), r, c, neutral, ref, base, response_tokens, batch_size, judge
-        )
+        r, c = (lm.tokens(side) for side in (refuse, comply))
+        ref = reference(lm, c, tokens=continuation)
+        base = generate_ids(lm.using(watch=within(lm.watch, "base")), r, tokens=response_tokens)
+        neutral = neutral_batch(lm, passages)
+        return cls(lm, (refuse, comply), r, c, neutral, ref, base, response_tokens, judge)
 
-    def row(self, name: str, edit: AnyEdit = None, watch: Watch = unwatched) -> Row:
+    def row(self, name: str, edit: AnyEdit = None) -> Row:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
+        lm = self.lm.using(watch=within(self.lm.watch, name))
         d = Divergence(0.0, 0.0, 0.0, 0.0)
         if edit is not None:
-            progress = watch(f"{name}: KL", len(self.comply))
-            d = divergence(self.backend, self.reference, edit, progress=progress)
-        new, answers = self.responses(edit, watch, name, d.agreed)
+            d = divergence(lm, self.reference, edit)
+        new, answers = self.responses(edit, d.agreed, name)
         refused, over = self.judged(new), self._judged(self.comply, answers)
-        progress = watch(f"{name}: neutral text", len(self.neutral))
-        nll = neutral_nll(
-            self.backend, self.neutral, edit, batch_size=self.batch_size, progress=progress
-        )
+        nll = neutral_nll(lm, self.neutral, edit)
         return Row(
             name,
             refused.count,
@@ -137,13 +123,13 @@ class Bench:
     def replacement(self, new: Ids) -> Replacement:
         """Measures of the responses ``new [n_refuse, tokens]`` of an edit that took the place of refusals."""
         rows = replaced(self.judged(self.base_ids).refused, self.judged(new).refused)
-        return measured(self.backend, self.prompts[0].prompts, self.refuse, new, rows)
+        return measured(self.lm, self.prompts[0].prompts, self.refuse, new, rows)
 
     def answers(self, answers: Ids) -> Replacement:
         """The same measures of the base's responses to the comply prompts that it answers."""
         over = self._judged(self.comply, answers).refused
         rows = [i for i, refused in enumerate(over) if not refused]
-        return measured(self.backend, self.prompts[1].prompts, self.comply, answers, rows)
+        return measured(self.lm, self.prompts[1].prompts, self.comply, answers, rows)
 
     def examples(self, new: Ids) -> tuple[dict[str, str], ...]:
         """``{prompt, response}`` of the first ``EXAMPLES`` requests that the base refused."""
@@ -153,11 +139,7 @@ class Bench:
         return tuple({"prompt": prompts[i], "response": texts[i]} for i in places)
 
     def responses(
-        self,
-        edit: AnyEdit = None,
-        watch: Watch = unwatched,
-        name: str = "",
-        agreed: Sequence[int] = (),
+        self, edit: AnyEdit = None, agreed: Sequence[int] = (), name: str = "edited"
     ) -> tuple[Int[Tensor, "refuse seq"], Int[Tensor, "comply seq"]]:
         """Responses to both classes, ``[n_refuse, tokens]`` and ``[n_comply, tokens]``.
 
@@ -175,14 +157,8 @@ class Bench:
         if prompts:
             # Both classes in one batch: a decoding step reads the weights once for all of them.
             whole = prompts[0].followed_by(prompts[1]) if len(prompts) == 2 else prompts[0]
-            new = generate_ids(
-                self.backend,
-                whole,
-                edit,
-                tokens=self.response_tokens,
-                batch_size=2 * self.batch_size,
-                progress=watch(f"{name}: responses", len(whole)),
-            )
+            lm = self.lm.using(watch=within(self.lm.watch, name))
+            new = generate_ids(lm, whole, edit, tokens=self.response_tokens)
         refused, rest = (
             (self.base_ids, new) if edit is None else new.split([len(self.refuse), len(changed)])
         )
@@ -195,5 +171,5 @@ class Bench:
         return self._judged(self.refuse, new)
 
     def _judged(self, batch: TokenBatch, ids: Ids) -> Judged:
-        texts = response_texts(self.backend.tokenizer, batch.ids, ids)
+        texts = response_texts(self.lm.tokenizer, batch.ids, ids)
         return judge(texts, self.judge)

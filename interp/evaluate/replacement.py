@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.backends.protocol import Backend
 from interp.evaluate.divergence import end_tokens, until_end
+from interp.lm import LM
 from interp.types import Ids, TokenBatch
 
 FIRST_LEFT_OUT = 4
@@ -55,29 +55,29 @@ class Replacement:
 
 
 def measured(
-    backend: Backend, prompts: Sequence[str], batch: TokenBatch, ids: Ids, rows: Sequence[int]
+    lm: LM, prompts: Sequence[str], batch: TokenBatch, ids: Ids, rows: Sequence[int]
 ) -> Replacement:
     """Measures of the responses ``ids [n, tokens]`` to ``batch [n, seq]`` in the given rows.
 
-    The backend must hold the unedited model: its NLL says whether a response is text that the base model
+    ``lm`` must hold the unedited model: its NLL says whether a response is text that the base model
     would write. prompts: the request of every row, as the user wrote it.
     """
     if not rows:
         return Replacement(0, None, None, None, None)
     places = torch.tensor(rows)
     batch, ids = batch.chosen(places), ids[places]
-    real = until_end(ids, end_tokens(backend))
-    texts = backend.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    real = until_end(ids, end_tokens(lm))
+    texts = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
     shares = [content_overlap(prompts[row], text) for row, text in zip(rows, texts, strict=True)]
     known = [share for share in shares if share is not None]
     loops = [is_looping(row[keep.bool()].tolist()) for row, keep in zip(ids, real, strict=True)]
-    nll, error = _mean_nll(*response_nats(backend, batch, ids, real))
+    nll, error = _mean_nll(*response_nats(lm, batch, ids, real))
     overlap = sum(known) / len(known) if known else None
     return Replacement(len(rows), nll, error, sum(loops) / len(loops), overlap)
 
 
 def response_nats(
-    backend: Backend, batch: TokenBatch, ids: Ids, real: Int[Tensor, "n tokens"]
+    lm: LM, batch: TokenBatch, ids: Ids, real: Int[Tensor, "n tokens"]
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """NLL of every response in nats, and the number of tokens it is summed over.
 
@@ -90,7 +90,7 @@ def response_nats(
     for start in range(0, len(ids), ROWS):
         new = ids[start : start + ROWS]
         spoken = batch.rows(start, start + ROWS).extended(new)
-        logits = backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
+        logits = lm.backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
         target = new.unsqueeze(-1).to(logits.device)
         nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).cpu().double()
         sums.append((nll * counted[start : start + ROWS]).sum(-1))

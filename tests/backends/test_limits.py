@@ -12,9 +12,10 @@ import torch
 from interp.backends import open_model
 from interp.backends.opening import BACKENDS, wrap
 from interp.backends.tail import Tail
-from interp.data import ChatFormat, PromptSet, encode
+from interp.data import PromptSet, encode
 from interp.errors import NotFinite, PromptError
 from interp.evaluate.measure import Bench
+from interp.lm import LM
 from interp.models import tiny_model
 from interp.models.loading import load_tokenizer
 from interp.sites import Site
@@ -142,4 +143,4 @@ def test_nothing_that_is_not_finite_is_counted_as_a_refusal(chat_dir) -> None:
         lm.model.model.norm.weight.fill_(float("inf"))
     prompts = PromptSet(("one", "two"), source="here")
     with pytest.raises(NotFinite, match="unembedding"):
-        Bench.prepare(lm, prompts, prompts, chat=ChatFormat())
+        Bench.prepare(LM(lm), prompts, prompts)

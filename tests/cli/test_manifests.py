@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from interp.backends import Backend, open_model
+from interp.backends import open_model
 from interp.cli import main
 from interp.data import PromptSet
-from interp.edits import to_delta
 from interp.export import load_delta
 from interp.fitting import DirectionRecipe, LeastDisturbanceRecipe, least_disturbance
+from interp.lm import LM
 from interp.methods.refusal import Fitted, fit
 from interp.types import LowRank, WeightDelta
 
@@ -54,10 +54,10 @@ def edit(folder: Path, chat_dir: Path, tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
-def again(backend: Backend, recipe: Any, pool: PromptSet | None, fitted_on: Any) -> WeightDelta:
+def again(lm: LM, recipe: Any, pool: PromptSet | None, fitted_on: Any) -> WeightDelta:
     """The least-disturbance edit that a recipe describes, made from the recipe alone."""
     read: Fitted = fit(
-        backend,
+        lm,
         *fitted_on,
         recipe=DirectionRecipe(**recipe["direction_recipe"]),
         pool=pool,
@@ -70,8 +70,8 @@ def again(backend: Backend, recipe: Any, pool: PromptSet | None, fitted_on: Any)
     ridge = None if recipe["ridge"] == "auto" else recipe["ridge"]
     asked = LeastDisturbanceRecipe(recipe["strength"], ridge, tuple(recipe["blocks"]), **values)
     after = read.opened and read.opened.directions[recipe["direction_block"]]
-    made = least_disturbance(backend, read.statistics, direction, asked, after)
-    return to_delta(backend.model, backend.anatomy, made)
+    made = least_disturbance(lm, read.statistics, direction, asked, after)
+    return lm.to_delta(made)
 
 
 def same(one: WeightDelta, other: WeightDelta) -> bool:
@@ -121,10 +121,10 @@ def test_a_recipe_makes_the_edit_again(name: str, edit: Any, folder: Path, chat_
     used = {"spoken_weight"} if recipe["response_tokens"] else set()
     used |= {"opener", "opened", "opened_weight"} if "opener" in wanted else set()
     assert recipe.keys() == ALWAYS | used, "nothing that was ignored"
-    backend = open_model(str(chat_dir))
-    assert same(made, again(backend, recipe, PromptSet(POOL, "pool"), halves()))
+    lm = open_model(str(chat_dir))
+    assert same(made, again(lm, recipe, PromptSet(POOL, "pool"), halves()))
     changed = dict(recipe) | {"strength": 0.6}
-    assert not same(made, again(backend, changed, PromptSet(POOL, "pool"), halves()))
+    assert not same(made, again(lm, changed, PromptSet(POOL, "pool"), halves()))
 
 
 def test_the_recipe_of_an_ablation_says_nothing_of_what_it_ignores(edit: Any) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from interp.attribution.openers import Openers
 from interp.backends.opening import wrap
-from interp.backends.protocol import Backend
 from interp.data.chat import encode, pad_left
 from interp.edits import ablation, applied, to_delta
 from interp.errors import InterpError, NoDirection
@@ -24,7 +23,8 @@ from interp.evaluate.causal import (
     select,
     shared_ending,
 )
-from interp.fitting import capture, difference_of_means
+from interp.fitting import difference_of_means
+from interp.lm import LM
 from interp.maths import unit
 from interp.models import tiny_model
 from interp.sites import Site
@@ -37,81 +37,81 @@ OPENERS = Openers((40, 41, 42), (60, 61))
 
 
 @pytest.fixture(scope="module")
-def backend(tokenizer) -> Backend:
+def lm(tokenizer) -> LM:
     model = tiny_model("llama", vocab_size=259, max_position_embeddings=512, num_hidden_layers=4)
-    return wrap(model, tokenizer, source="tiny")
+    return LM(wrap(model, tokenizer, source="tiny"))
 
 
 @pytest.fixture(scope="module")
-def prompts(backend: Backend) -> tuple[TokenBatch, TokenBatch]:
-    return encode(backend.tokenizer, REFUSE), encode(backend.tokenizer, COMPLY)
+def prompts(lm: LM) -> tuple[TokenBatch, TokenBatch]:
+    return encode(lm.tokenizer, REFUSE), encode(lm.tokenizer, COMPLY)
 
 
 @pytest.fixture(scope="module")
-def trial(backend: Backend, prompts: tuple[TokenBatch, TokenBatch]) -> Trial:
-    return Trial.prepare(backend, *prompts, OPENERS, batch_size=2)
+def trial(lm: LM, prompts: tuple[TokenBatch, TokenBatch]) -> Trial:
+    return Trial.prepare(lm.using(batch_size=2), *prompts, OPENERS)
 
 
 @pytest.fixture(scope="module")
-def found(backend: Backend, prompts: tuple[TokenBatch, TokenBatch]) -> list[Candidate]:
-    return candidates(backend, *prompts)
+def found(lm: LM, prompts: tuple[TokenBatch, TokenBatch]) -> list[Candidate]:
+    return candidates(lm, *prompts)
 
 
-def test_the_metric_is_the_log_odds_of_the_openers(backend: Backend, prompts) -> None:
-    p = backend.logits(prompts[0]).double().softmax(-1)[:, [40, 41, 42]].sum(-1)
+def test_the_metric_is_the_log_odds_of_the_openers(lm: LM, prompts) -> None:
+    p = lm.backend.logits(prompts[0]).double().softmax(-1)[:, [40, 41, 42]].sum(-1)
     direct = [math.log(x + 1e-8) - math.log(1 - x + 1e-8) for x in p.tolist()]
-    found = refusal_metric(backend, prompts[0], OPENERS, batch_size=2)
+    found = refusal_metric(lm.using(batch_size=2), prompts[0], OPENERS)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(direct, abs=1e-4)
 
 
-def test_padding_changes_nothing(backend: Backend, prompts) -> None:
+def test_padding_changes_nothing(lm: LM, prompts) -> None:
     wide = torch.nn.functional.pad
     padded = TokenBatch(*(wide(t, (7, 0)) for t in (prompts[0].ids, prompts[0].mask)))
-    before, after = (refusal_metric(backend, b, OPENERS) for b in (prompts[0], padded))
+    before, after = (refusal_metric(lm, b, OPENERS) for b in (prompts[0], padded))
     assert relative(after, before) < 1e-5
-    ours, theirs = (candidates(backend, b, prompts[1], blocks=[2]) for b in (prompts[0], padded))
+    ours, theirs = (candidates(lm, b, prompts[1], blocks=[2]) for b in (prompts[0], padded))
     for a, b in zip(ours, theirs, strict=True):
         assert relative(b.raw, a.raw) < 1e-4
 
 
-def test_shared_ending_counts_the_template(backend: Backend, prompts) -> None:
+def test_shared_ending_counts_the_template(lm: LM, prompts) -> None:
     assert shared_ending(*prompts) == len("?\nassistant:")
     assert shared_ending(pad_left([[5, 6, 7], [9, 6, 7]], 0), pad_left([[6, 7]], 0)) == 2
     # A row that is padding at a place shares no token there, even where the ids are the same.
     assert shared_ending(pad_left([[0, 6], [6]], 0), pad_left([[0, 6]], 0)) == 1
 
 
-def test_candidates_are_differences_of_means(backend: Backend, prompts, found) -> None:
+def test_candidates_are_differences_of_means(lm: LM, prompts, found) -> None:
     assert {(c.block, c.position) for c in found} == {
         (b, p) for b in range(4) for p in range(-5, 0)
     }
     site = Site.resid_post(2)
-    acts = [capture(backend, batch, [site])[site] for batch in prompts]
+    acts = [lm.activations(batch, site)[site] for batch in prompts]
     (last,) = (c for c in found if (c.block, c.position) == (2, -1))
     assert relative(last.raw, difference_of_means(*acts)) < 1e-5
 
 
-def test_places_without_a_difference_are_left_out(backend: Backend) -> None:
+def test_places_without_a_difference_are_left_out(lm: LM) -> None:
     # The classes differ in the second token from the end alone: nothing before it can tell them.
     # One class runs through the cache of a shared prefix and one does not, so that equal streams
     # differ by round-off, which must not become a direction.
     start = list(range(10, 40))
     batches = [pad_left([[*start, 31, 32, x, 50]] * n, 0) for x, n in ((20, 3), (90, 1))]
-    places = {c.position for c in candidates(backend, *batches, positions=(-4, -3, -2, -1))}
+    places = {c.position for c in candidates(lm, *batches, positions=(-4, -3, -2, -1))}
     assert places == {-2, -1}
     with pytest.raises(NoDirection, match="the same"):
-        candidates(backend, batches[0], batches[0])
+        candidates(lm, batches[0], batches[0])
 
 
-def test_bypass_is_the_metric_of_the_edited_weights(backend: Backend, prompts, trial) -> None:
-    candidate = Candidate(1, -1, random_direction(backend.anatomy.d_model))
-    edit = ablation(backend.model, backend.anatomy, candidate.direction, embeddings=True)
+def test_bypass_is_the_metric_of_the_edited_weights(lm: LM, prompts, trial) -> None:
+    candidate = Candidate(1, -1, random_direction(lm.anatomy.d_model))
+    edit = ablation(lm.hf, lm.anatomy, candidate.direction, embeddings=True)
     score = trial.score(candidate)
-    before = backend.logits(prompts[1]).double().log_softmax(-1)
-    with applied(backend.model, backend.anatomy, to_delta(backend.model, backend.anatomy, edit)):
-        bypass = refusal_metric(backend, prompts[0], OPENERS).mean().item()
-        after = backend.logits(prompts[1]).double().log_softmax(-1)
+    before = lm.backend.logits(prompts[1]).double().log_softmax(-1)
+    with applied(lm.hf, lm.anatomy, to_delta(lm.hf, lm.anatomy, edit)):
+        bypass = refusal_metric(lm, prompts[0], OPENERS).mean().item()
+        after = lm.backend.logits(prompts[1]).double().log_softmax(-1)
     assert score.bypass == pytest.approx(bypass, abs=1e-4)
     kl = (before.exp() * (before - after)).sum(-1).mean().item()
     assert score.kl == pytest.approx(kl, rel=1e-3)
@@ -119,13 +119,13 @@ def test_bypass_is_the_metric_of_the_edited_weights(backend: Backend, prompts, t
 
 
 def test_induce_adds_the_raw_difference_at_the_next_blocks_input(
-    backend: Backend, prompts, trial, found
+    lm: LM, prompts, trial, found
 ) -> None:
     (candidate,) = (c for c in found if (c.block, c.position) == (1, -2))
     assert candidate.direction.norm == pytest.approx(candidate.raw.norm().item(), rel=1e-5)
-    block = backend.model.get_submodule(backend.anatomy.blocks[2])
+    block = lm.hf.get_submodule(lm.anatomy.blocks[2])
     handle = block.register_forward_pre_hook(lambda m, a: (a[0] + candidate.raw, *a[1:]))
-    by_hand = refusal_metric(backend, prompts[1], OPENERS).mean().item()
+    by_hand = refusal_metric(lm, prompts[1], OPENERS).mean().item()
     handle.remove()
     assert trial.score(candidate).induce == pytest.approx(by_hand, abs=1e-4)
     assert abs(by_hand - trial.unedited[1]) > 1e-3
@@ -152,11 +152,11 @@ def test_the_least_bypass_within_the_limits_is_chosen() -> None:
     assert select([*decoys, good], 10, depth_limit=0.9) is decoys[2]
 
 
-def test_a_direction_that_breaks_the_model_loses_to_one_that_does_not(backend, prompts) -> None:
+def test_a_direction_that_breaks_the_model_loses_to_one_that_does_not(lm, prompts) -> None:
     """The refusal openers' own unembedding ends refusals best, and disturbs all else."""
-    rows = backend.model.lm_head.weight.detach()[list(OPENERS.refuse)]
-    trial = Trial.prepare(backend, *prompts, OPENERS)
-    d = backend.anatomy.d_model
+    rows = lm.hf.lm_head.weight.detach()[list(OPENERS.refuse)]
+    trial = Trial.prepare(lm, *prompts, OPENERS)
+    d = lm.anatomy.d_model
     vectors = [unit(rows.mean(0)), *(random_direction(d, seed).vector for seed in range(3))]
     scores = [
         trial.score(Candidate(block, -1, type(random_direction(d))(v, block, "planted")))

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.backends.opening import wrap
-from interp.backends.protocol import Backend
 from interp.data import encode
 from interp.data.prompts import PromptSet
 from interp.edits import ablation, to_delta
 from interp.evaluate.divergence import divergence, end_tokens, kl_nats, reference, until_end
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import neutral_batch, neutral_nll, passage_nats
+from interp.lm import LM
 from interp.maths import unit
 from interp.models import tiny_model
 from interp.types import Direction
@@ -23,17 +23,15 @@ PROMPTS = ("what time is it", "name a colour", "hi", "tell me of the sea please"
 
 
 @pytest.fixture(scope="module")
-def backend(tokenizer) -> Backend:
-    return wrap(tiny_model("llama", vocab_size=259, max_position_embeddings=512), tokenizer)
+def lm(tokenizer) -> LM:
+    return LM(wrap(tiny_model("llama", vocab_size=259, max_position_embeddings=512), tokenizer))
 
 
 @pytest.fixture(scope="module")
-def delta(backend: Backend):
+def delta(lm: LM):
     torch.manual_seed(0)
-    direction = Direction(unit(torch.randn(backend.anatomy.d_model)), 1, "random")
-    return to_delta(
-        backend.model, backend.anatomy, ablation(backend.model, backend.anatomy, direction)
-    )
+    direction = Direction(unit(torch.randn(lm.anatomy.d_model)), 1, "random")
+    return to_delta(lm.hf, lm.anatomy, ablation(lm.hf, lm.anatomy, direction))
 
 
 @given(st.integers(0, 10_000))
@@ -56,66 +54,66 @@ def test_tokens_after_the_end_of_text_do_not_count() -> None:
     assert until_end(ids, frozenset()).all()
 
 
-def test_the_base_does_not_diverge_from_itself(backend: Backend) -> None:
-    ref = reference(backend, encode(backend.tokenizer, PROMPTS), tokens=5, batch_size=2)
-    found = divergence(backend, ref, None)
+def test_the_base_does_not_diverge_from_itself(lm: LM) -> None:
+    ref = reference(lm.using(batch_size=2), PROMPTS, tokens=5)
+    found = divergence(lm, ref, None)
     assert found.first == found.continuation == 0.0
 
 
 def test_divergence_does_not_depend_on_batch_size_and_starts_with_the_first_token(
-    backend: Backend, delta
+    lm: LM, delta
 ) -> None:
-    batch = encode(backend.tokenizer, PROMPTS)
+    batch = encode(lm.tokenizer, PROMPTS)
     results = []
     for size in (1, 4):
-        ref = reference(backend, batch, tokens=5, batch_size=size)
-        results.append(divergence(backend, ref, delta))
+        ref = reference(lm.using(batch_size=size), batch, tokens=5)
+        results.append(divergence(lm, ref, delta))
     assert results[0].first == pytest.approx(results[1].first, rel=1e-3)
     assert results[0].continuation == pytest.approx(results[1].continuation, rel=1e-3)
-    base, edited = (torch.log_softmax(backend.logits(batch, e), -1) for e in (None, delta))
+    base, edited = (torch.log_softmax(lm.backend.logits(batch, e), -1) for e in (None, delta))
     assert results[0].first == pytest.approx(kl_nats(base, edited).mean().item(), rel=1e-3)
     assert results[0].first > 1e-4
 
 
-def test_reference_responses_are_the_generated_ones(backend: Backend) -> None:
-    batch = encode(backend.tokenizer, PROMPTS)
-    ref = reference(backend, batch, tokens=6, batch_size=3)
+def test_reference_responses_are_the_generated_ones(lm: LM) -> None:
+    batch = encode(lm.tokenizer, PROMPTS)
+    ref = reference(lm.using(batch_size=3), batch, tokens=6)
     first = ref.first_ids(4)
     assert first is not None
-    assert first.equal(backend.generate(batch, tokens=4))
+    assert first.equal(lm.backend.generate(batch, tokens=4))
     assert ref.first_ids(9) is None
 
 
-def test_end_tokens_may_be_several(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.model.generation_config, "eos_token_id", [2, 9])
-    assert end_tokens(backend) == {2, 9}
+def test_end_tokens_may_be_several(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm.hf.generation_config, "eos_token_id", [2, 9])
+    assert end_tokens(lm) == {2, 9}
 
 
-def test_nll_is_that_of_the_model_itself(backend: Backend) -> None:
+def test_nll_is_that_of_the_model_itself(lm: LM) -> None:
     text = "the sea was calm that night"
-    batch = neutral_batch(backend, [text])
-    out = backend.model(input_ids=batch.ids, labels=batch.ids)
-    assert neutral_nll(backend, batch) == pytest.approx(out.loss.item(), rel=1e-5)
+    batch = neutral_batch(lm, [text])
+    out = lm.hf(input_ids=batch.ids, labels=batch.ids)
+    assert neutral_nll(lm, batch) == pytest.approx(out.loss.item(), rel=1e-5)
 
 
-def test_nll_ignores_padding(backend: Backend) -> None:
+def test_nll_ignores_padding(lm: LM) -> None:
     texts = ["the sea", "a much longer line about nothing at all"]
-    both = neutral_nll(backend, neutral_batch(backend, texts))
-    alone = [neutral_batch(backend, [t]) for t in texts]
-    total = sum(neutral_nll(backend, b) * (b.ids.shape[1] - 1) for b in alone)
+    both = neutral_nll(lm, neutral_batch(lm, texts))
+    alone = [neutral_batch(lm, [t]) for t in texts]
+    total = sum(neutral_nll(lm, b) * (b.ids.shape[1] - 1) for b in alone)
     assert both == pytest.approx(total / sum(b.ids.shape[1] - 1 for b in alone), rel=1e-5)
 
 
-def test_nats_of_passages_add_up_to_the_mean(backend: Backend) -> None:
-    batch = neutral_batch(backend, ["the sea", "a much longer line about nothing at all", "a b c"])
-    nats, tokens = passage_nats(backend, batch, batch_size=2)
+def test_nats_of_passages_add_up_to_the_mean(lm: LM) -> None:
+    batch = neutral_batch(lm, ["the sea", "a much longer line about nothing at all", "a b c"])
+    nats, tokens = passage_nats(lm.using(batch_size=2), batch)
     assert tokens.tolist() == [n - 1 for n in batch.lengths.tolist()]
-    assert nats.sum().item() / tokens.sum().item() == pytest.approx(neutral_nll(backend, batch))
+    assert nats.sum().item() / tokens.sum().item() == pytest.approx(neutral_nll(lm, batch))
 
 
-def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(backend: Backend, delta) -> None:
+def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(lm: LM, delta) -> None:
     sets = [PromptSet(PROMPTS, "refuse"), PromptSet(PROMPTS[::-1], "comply")]
-    bench = Bench.prepare(backend, *sets, response_tokens=4, continuation=4, batch_size=3)
+    bench = Bench.prepare(lm.using(batch_size=3), *sets, response_tokens=4, continuation=4)
     original = bench.row("original")
     assert original.kl_first == original.kl_continuation == 0.0
     assert (original.n_refuse, original.n_comply) == (4, 4)
@@ -123,21 +121,21 @@ def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(backend: Backend, de
     assert edited.kl_first > 0
     assert edited.nll != original.nll
     torch.manual_seed(0)
-    direction = Direction(unit(torch.randn(backend.anatomy.d_model)), 1, "random")
-    as_hook = bench.row("edited", ablation(backend.model, backend.anatomy, direction))
+    direction = Direction(unit(torch.randn(lm.anatomy.d_model)), 1, "random")
+    as_hook = bench.row("edited", ablation(lm.hf, lm.anatomy, direction))
     assert as_hook.kl_first == pytest.approx(edited.kl_first, rel=1e-3)
     assert as_hook.refusals == edited.refusals
 
 
-def test_tokens_agree_as_far_as_an_edit_changes_no_answer(backend: Backend, delta) -> None:
+def test_tokens_agree_as_far_as_an_edit_changes_no_answer(lm: LM, delta) -> None:
     """What teacher forcing says of an edited answer is what generating gives."""
-    batch = encode(backend.tokenizer, PROMPTS)
-    ref = reference(backend, batch, tokens=6, batch_size=3)
-    base, ends = backend.generate(batch, tokens=6), end_tokens(backend)
+    batch = encode(lm.tokenizer, PROMPTS)
+    ref = reference(lm.using(batch_size=3), batch, tokens=6)
+    base, ends = lm.backend.generate(batch, tokens=6), end_tokens(lm)
     lengths = []
     for scale in (0.0, 0.02, 0.3):
-        found = divergence(backend, ref, delta.scale(scale)).agreed
-        edited = backend.generate(batch, delta.scale(scale), tokens=6)
+        found = divergence(lm, ref, delta.scale(scale)).agreed
+        edited = lm.backend.generate(batch, delta.scale(scale), tokens=6)
         same = ((edited == base) | (until_end(base, ends) == 0)).long().cumprod(1).sum(1)
         assert found == tuple(same.tolist())
         lengths.append(sum(found))
@@ -145,19 +143,19 @@ def test_tokens_agree_as_far_as_an_edit_changes_no_answer(backend: Backend, delt
 
 
 def test_answers_that_an_edit_leaves_alone_are_not_generated_again(
-    backend: Backend, delta, monkeypatch: pytest.MonkeyPatch
+    lm: LM, delta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets = [PromptSet(PROMPTS, "refuse"), PromptSet(PROMPTS[::-1], "comply")]
-    bench = Bench.prepare(backend, *sets, response_tokens=4, continuation=6)
+    bench = Bench.prepare(lm, *sets, response_tokens=4, continuation=6)
     asked: list[int] = []
-    generate = type(backend).generate
+    generate = type(lm.backend).generate
     monkeypatch.setattr(
-        type(backend), "generate",
+        type(lm.backend), "generate",
         lambda self, batch, *a, **k: asked.append(len(batch)) or generate(self, batch, *a, **k),
     )  # fmt: skip
     for scale in (0.0, 0.02, 0.3):
         edit = delta.scale(scale)
-        agreed = divergence(backend, bench.reference, edit).agreed
+        agreed = divergence(lm, bench.reference, edit).agreed
         asked.clear()
         short = bench.responses(edit, agreed=agreed)
         assert asked == [len(PROMPTS) + sum(n < 4 for n in agreed)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interp.backends import Backend, open_model
+from interp import open_model
 from interp.data import encode
 from interp.evaluate.divergence import end_tokens, until_end
 from interp.evaluate.replacement import (
@@ -16,12 +16,13 @@ from interp.evaluate.replacement import (
     replaced,
     response_nats,
 )
+from interp.lm import LM
 
 PROMPTS = ("what is the tide?", "name a long river", "hm", "who wrote it?")
 
 
 @pytest.fixture(scope="module")
-def backend() -> Backend:
+def lm() -> LM:
     return open_model("tiny:llama")
 
 
@@ -44,29 +45,29 @@ def test_rows_are_those_that_were_refused_and_are_not() -> None:
     assert replaced([True, True, False, False], [False, True, True, False]) == [0]
 
 
-def test_nll_is_that_of_the_base_model_after_the_first_tokens(backend: Backend) -> None:
+def test_nll_is_that_of_the_base_model_after_the_first_tokens(lm: LM) -> None:
     """Against a plain forward pass over one prompt and its response."""
-    batch = encode(backend.tokenizer, PROMPTS)
-    ids = backend.generate(batch, tokens=9)
-    real = until_end(ids, end_tokens(backend))
-    nats, tokens = response_nats(backend, batch, ids, real)
+    batch = encode(lm.tokenizer, PROMPTS)
+    ids = lm.backend.generate(batch, tokens=9)
+    real = until_end(ids, end_tokens(lm))
+    nats, tokens = response_nats(lm, batch, ids, real)
     for row in range(len(PROMPTS)):
         prompt = batch.ids[row][batch.mask[row].bool()]
         whole = torch.cat([prompt, ids[row]])[None]
         with torch.no_grad():
-            logp = backend.model(whole).logits[0].log_softmax(-1)
+            logp = lm.hf(whole).logits[0].log_softmax(-1)
         counted = range(FIRST_LEFT_OUT, int(real[row].sum()))
         wanted = -sum(logp[len(prompt) + t - 1, ids[row, t]].item() for t in counted)
         assert tokens[row] == len(counted)
         assert nats[row].item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_text_that_the_base_would_not_write_costs_more(backend: Backend) -> None:
-    batch = encode(backend.tokenizer, PROMPTS)
-    own = backend.generate(batch, tokens=12)
+def test_text_that_the_base_would_not_write_costs_more(lm: LM) -> None:
+    batch = encode(lm.tokenizer, PROMPTS)
+    own = lm.backend.generate(batch, tokens=12)
     other = torch.randint(5, 200, own.shape, generator=torch.Generator().manual_seed(0))
     rows = list(range(len(PROMPTS)))
-    mine, theirs = (measured(backend, PROMPTS, batch, ids, rows) for ids in (own, other))
+    mine, theirs = (measured(lm, PROMPTS, batch, ids, rows) for ids in (own, other))
     assert mine.n == 4
     assert mine.nll is not None
     assert theirs.nll is not None
@@ -74,8 +75,8 @@ def test_text_that_the_base_would_not_write_costs_more(backend: Backend) -> None
     assert theirs.looping == 0.0
 
 
-def test_nothing_replaced_is_nothing_measured(backend: Backend) -> None:
-    batch = encode(backend.tokenizer, PROMPTS)
-    found = measured(backend, PROMPTS, batch, batch.ids, [])
+def test_nothing_replaced_is_nothing_measured(lm: LM) -> None:
+    batch = encode(lm.tokenizer, PROMPTS)
+    found = measured(lm, PROMPTS, batch, batch.ids, [])
     assert found.n == 0
     assert found.cells == [None, None, None]

@@ -18,6 +18,7 @@ from interp.errors import ExportError
 from interp.export import export, heretic_program, verify_export
 from interp.export.reading import read_edit
 from interp.files import sha256_file
+from interp.lm import LM
 from interp.methods.heretic import Kernel, components, heretic_delta
 from interp.models.loading import load
 
@@ -63,8 +64,7 @@ def made(backend, *, row_normalization="none", rank=3, **changes):
         **changes,
     }
     return heretic_delta(
-        backend.model,
-        anatomy,
+        LM(backend),
         torch.nn.functional.normalize(rows, dim=1),
         dict.fromkeys(reached, Kernel(1.0, 0.0, 1.0, 0.5)),
         row_normalization=row_normalization,

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toolbox import opened, relative
 
-from interp.backends import open_model
+from interp import open_model
 from interp.backends.opening import wrap
 from interp.data.prompts import PromptSet
 from interp.edits import ablation, to_delta
 from interp.errors import NoDirection, NotExpressible, PromptError
+from interp.lm import LM
 from interp.methods.heretic import Kernel, components, heretic_delta, residual_directions
 from interp.methods.heretic.edit import factors
 from interp.models import describe, tiny_model
@@ -76,7 +77,7 @@ def test_without_normalisation_it_is_graded_ablation_with_its_own_strength_per_b
     anatomy = describe(model)
     rows = directions_of(anatomy)
     kernel = Kernel(1.3, 1.0, 0.2, 5.0)
-    made = heretic_delta(model, anatomy, rows, dict.fromkeys(components(anatomy), kernel))
+    made = heretic_delta(LM(wrap(model)), rows, dict.fromkeys(components(anatomy), kernel))
     blocks = range(anatomy.n_blocks)
     ours = to_delta(
         model,
@@ -129,20 +130,20 @@ def test_an_index_between_blocks_mixes_their_directions() -> None:
     anatomy = describe(model)
     rows = directions_of(anatomy)
     kernels = dict.fromkeys(components(anatomy), FLAT)
-    made = heretic_delta(model, anatomy, rows, kernels, direction_index=0.25)
+    made = heretic_delta(LM(wrap(model)), rows, kernels, direction_index=0.25)
     expected = torch.nn.functional.normalize(0.75 * rows[1] + 0.25 * rows[2], dim=0)
     for _, update in made:
         assert relative(-update.b[:, 0], expected) < 1e-6
     for index in (-0.1, anatomy.n_blocks - 1.0, float(anatomy.n_blocks)):
         with pytest.raises(NotExpressible, match="direction index"):
-            heretic_delta(model, anatomy, rows, kernels, direction_index=index)
+            heretic_delta(LM(wrap(model)), rows, kernels, direction_index=index)
 
 
 def test_blocks_outside_the_kernel_are_skipped_and_named() -> None:
     model = tiny_model("llama")
     anatomy = describe(model)
     narrow = dict.fromkeys(components(anatomy), Kernel(1.0, 0.0, 1.0, 0.5))
-    made = heretic_delta(model, anatomy, directions_of(anatomy), narrow)
+    made = heretic_delta(LM(wrap(model)), directions_of(anatomy), narrow)
     assert all(".layers.0." in name for name in made.updates)
     skipped = made.coverage.skipped
     assert skipped["model.layers.1.mlp.down_proj.weight"] == "outside the kernel"
@@ -172,7 +173,7 @@ def test_kernels_must_fit_the_components() -> None:
         with pytest.raises(
             NotExpressible, match=r"one kernel for each of attn.o_proj, mlp.down_proj"
         ):
-            heretic_delta(model, anatomy, directions_of(anatomy), kernels)
+            heretic_delta(LM(wrap(model)), directions_of(anatomy), kernels)
 
 
 # --- directions ------------------------------------------------------------------------------------
@@ -191,12 +192,14 @@ def test_directions_are_those_of_every_blocks_output_but_the_last(chatty) -> Non
     from interp.data.chat import ChatFormat, encode
     from interp.methods.heretic.directions import SYSTEM
 
-    rows = residual_directions(chatty, REFUSE, COMPLY, orthogonalize=False, batch_size=2)
+    rows = residual_directions(chatty, REFUSE, COMPLY, orthogonalize=False)
     sites = [Site.resid_post(i) for i in range(chatty.anatomy.n_blocks)]
     means = []
     for prompts in (REFUSE, COMPLY):
         batch = encode(chatty.tokenizer, prompts.prompts, ChatFormat(system=SYSTEM))
-        means.append({s: v.double().mean(0) for s, v in chatty.capture(batch, sites, -1).items()})
+        means.append(
+            {s: v.double().mean(0) for s, v in chatty.backend.capture(batch, sites, -1).items()}
+        )
     for i, site in enumerate(sites):
         difference = means[0][site] - means[1][site]
         cosine = torch.cosine_similarity(rows[i + 1].double(), difference, dim=0).item()
@@ -220,7 +223,7 @@ def test_equal_classes_and_missing_templates_are_one_clear_error(chatty) -> None
         residual_directions(chatty, REFUSE, REFUSE)
     plain = byte_tokenizer()
     plain.chat_template = None
-    other = wrap(chatty.model, tokenizer=plain)
+    other = LM(wrap(chatty.hf, tokenizer=plain))
     with pytest.raises(PromptError, match="needs a chat template"):
         residual_directions(other, REFUSE, COMPLY)
     plain.chat_template = "{{ raise_exception('no system role') }}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from interp.backends import open_model
+from interp import open_model
 from interp.data.prompts import PromptSet
 from interp.errors import ExportError, PromptError
 from interp.evaluate.refusal import MARKERS
@@ -110,7 +110,7 @@ def stand_in(folder: Path, body: str) -> Program:
 
 
 def test_it_is_run_on_the_merged_model_in_a_folder_of_its_own(chat_dir, tmp_path) -> None:
-    backend = open_model(str(chat_dir))
+    lm = open_model(str(chat_dir))
     program = stand_in(
         tmp_path,
         f"""
@@ -120,7 +120,7 @@ def test_it_is_run_on_the_merged_model_in_a_folder_of_its_own(chat_dir, tmp_path
         """,
     )
     found = second_opinion(
-        program, backend, None, str(chat_dir), tmp_path / "merged", REFUSE, COMPLY, Asking(tokens=4)
+        lm, program, None, str(chat_dir), tmp_path / "merged", REFUSE, COMPLY, Asking(tokens=4)
     )
     assert found.agreement == "agree"
     assert found.as_json()["agreement"] == "agree"
@@ -132,10 +132,10 @@ def test_it_is_run_on_the_merged_model_in_a_folder_of_its_own(chat_dir, tmp_path
 
 
 def test_a_program_that_cannot_load_the_model_leaves_our_measures(chat_dir, tmp_path) -> None:
-    backend = open_model(str(chat_dir))
+    lm = open_model(str(chat_dir))
     program = stand_in(tmp_path, "sys.exit('AssertionError: No abliterable modules found')")
     found = second_opinion(
-        program, backend, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Asking(tokens=4)
+        lm, program, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Asking(tokens=4)
     )
     assert (found.theirs, found.agreement) == (None, "no opinion")
     assert found.message == "AssertionError: No abliterable modules found"
@@ -143,19 +143,19 @@ def test_a_program_that_cannot_load_the_model_leaves_our_measures(chat_dir, tmp_
 
 
 def test_prompts_of_several_lines_are_refused(chat_dir, tmp_path) -> None:
-    backend, lines = open_model(str(chat_dir)), PromptSet(("one\ntwo",), "lines")
+    lm, lines = open_model(str(chat_dir)), PromptSet(("one\ntwo",), "lines")
     program = stand_in(tmp_path, "sys.exit('it was run')")
     for sets in ((lines, COMPLY), (REFUSE, lines)):
         with pytest.raises(PromptError, match="several lines"):
-            second_opinion(program, backend, None, str(chat_dir), tmp_path, *sets, Asking())
+            second_opinion(lm, program, None, str(chat_dir), tmp_path, *sets, Asking())
 
 
 def test_a_model_without_a_system_turn_is_known_before_it_runs(chat_dir) -> None:
-    backend = open_model(str(chat_dir))
-    check_prompts(backend, "system")
-    backend.tokenizer.chat_template = None
+    lm = open_model(str(chat_dir))
+    check_prompts(lm, "system")
+    lm.tokenizer.chat_template = None
     with pytest.raises(PromptError, match="needs a chat template"):
-        check_prompts(backend, "system")
+        check_prompts(lm, "system")
 
 
 def test_our_measures_are_those_of_the_bench(chat_dir) -> None:
@@ -166,14 +166,12 @@ def test_our_measures_are_those_of_the_bench(chat_dir) -> None:
     from interp.edits import ablation, to_delta
     from interp.evaluate.measure import Bench
 
-    backend = open_model(str(chat_dir))
-    anatomy = backend.anatomy
-    delta = to_delta(
-        backend.model, anatomy, ablation(backend.model, anatomy, random_direction(anatomy.d_model))
-    )
-    found = opinion.measure(backend, delta, REFUSE, COMPLY, Asking("Be brief.", tokens=5))
+    lm = open_model(str(chat_dir))
+    anatomy = lm.anatomy
+    delta = to_delta(lm.hf, anatomy, ablation(lm.hf, anatomy, random_direction(anatomy.d_model)))
+    found = opinion.measure(lm, delta, REFUSE, COMPLY, Asking("Be brief.", tokens=5))
     bench = Bench.prepare(
-        backend, REFUSE, COMPLY, chat=ChatFormat(system="Be brief."), response_tokens=5
+        lm.using(chat=ChatFormat(system="Be brief.")), REFUSE, COMPLY, response_tokens=5
     )
     row = bench.row("edited", delta)
     assert found.refusals == row.refusals

@@ -13,9 +13,9 @@ from toolbox import assert_untouched, random_vector, state
 from torch import Tensor, nn
 
 from interp.backends.opening import wrap
-from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.errors import InterpError
+from interp.lm import LM
 from interp.methods.refusal import Fitted, Selection, Setting, as_delta, build, fit, learned
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.learning import (
@@ -40,33 +40,35 @@ SETTING = Setting("least-disturbance", 2, strength=0.5, opened=1.0)
 
 
 @pytest.fixture(scope="module")
-def backend(tokenizer) -> Backend:
-    return wrap(tiny_model("llama", vocab_size=259, num_hidden_layers=3), tokenizer, source="tiny")
+def lm(tokenizer) -> LM:
+    return LM(
+        wrap(tiny_model("llama", vocab_size=259, num_hidden_layers=3), tokenizer, source="tiny")
+    )
 
 
 @pytest.fixture(scope="module")
-def fitted(backend: Backend) -> Fitted:
+def fitted(lm: LM) -> Fitted:
     """Few of the pieces of prose that others wrote, so that learning is brief."""
     sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
-    found = fit(backend, *sides, prose=sides[1], response_tokens=2, opener="I'm")
+    found = fit(lm, *sides, prose=sides[1], response_tokens=2, opener="I'm")
     assert found.cut.prose is not None
     return replace(found, cut=replace(found.cut, prose=found.cut.prose.rows(0, 4)))
 
 
 @pytest.fixture(scope="module")
-def delta(backend: Backend, fitted: Fitted) -> WeightDelta:
-    return as_delta(backend, fitted, build(backend, fitted, SETTING), "tiny")
+def delta(lm: LM, fitted: Fitted) -> WeightDelta:
+    return as_delta(lm, fitted, build(lm, fitted, SETTING))
 
 
 # --- what is least -------------------------------------------------------------------------------
 
 
 @contextmanager
-def shifted(backend: Backend, fitted: Fitted, delta: WeightDelta, share: float) -> Iterator[None]:
+def shifted(lm: LM, fitted: Fitted, delta: WeightDelta, share: float) -> Iterator[None]:
     """At the last token every update also reads ``share`` of the way from comply to refused prompts."""
     with ExitStack() as stack:
         for name, update in delta:
-            writer = backend.anatomy.writer(name)
+            writer = lm.anatomy.writer(name)
             refuse, comply = (
                 getattr(fitted.statistics, side)[writer.name].float().mean(0)
                 for side in ("refuse", "comply")
@@ -76,71 +78,71 @@ def shifted(backend: Backend, fitted: Fitted, delta: WeightDelta, share: float) 
             def add(m: nn.Module, args: Any, out: Tensor, more: Tensor = more) -> Tensor:
                 return torch.cat([out[:, :-1], out[:, -1:] + more], 1)
 
-            hook = backend.model.get_submodule(writer.module).register_forward_hook(add)
+            hook = lm.hf.get_submodule(writer.module).register_forward_hook(add)
             stack.callback(hook.remove)
         yield
 
 
 def test_what_comply_prompts_cost_is_their_kl_here_and_on_the_way_to_the_refused(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
+    lm: LM, fitted: Fitted, delta: WeightDelta
 ) -> None:
     batch = fitted.answered
     assert batch is not None
-    base = backend.logits(batch).log_softmax(-1)
+    base = lm.backend.logits(batch).log_softmax(-1)
 
     def kl() -> float:
-        logits = backend.model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -1]
+        logits = lm.hf(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -1]
         return (base.exp() * (base - logits.log_softmax(-1))).sum(-1).mean().item()
 
-    with torch.no_grad(), backend.editing(delta):
+    with torch.no_grad(), lm.editing(delta):
         here = kl()
-        with shifted(backend, fitted, delta, HALF_REFUSAL_SHIFT):
+        with shifted(lm, fitted, delta, HALF_REFUSAL_SHIFT):
             there = kl()
     assert abs(there - here) > 0.01 * here
-    found = objective(backend, replace(fitted, cut=Cut()), delta, 0.0, batch_size=3)
+    found = objective(lm.using(batch_size=3), replace(fitted, cut=Cut()), delta, 0.0)
     assert found == pytest.approx(here + HALF_REFUSAL_WEIGHT * there, rel=1e-3)
 
 
-def margins(backend: Backend, batch: TokenBatch, delta: WeightDelta) -> Tensor:
+def margins(lm: LM, batch: TokenBatch, delta: WeightDelta) -> Tensor:
     """Logits by which the unedited model's next token is ahead of all others under an edit."""
-    own = backend.logits(batch).argmax(-1, keepdim=True)
-    edited = backend.logits(batch, delta)
+    own = lm.backend.logits(batch).argmax(-1, keepdim=True)
+    edited = lm.backend.logits(batch, delta)
     return (edited.gather(-1, own) - edited.scatter(-1, own, -torch.inf).amax(-1, True)).squeeze(-1)
 
 
 def test_what_a_refusal_costs_is_half_its_first_token_and_half_its_opening(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
+    lm: LM, fitted: Fitted, delta: WeightDelta
 ) -> None:
     assert fitted.requests is not None
     assert fitted.opened is not None
     assert fitted.opened.requests is not None
-    first, after = (margins(backend, b, delta) for b in (fitted.requests, fitted.opened.requests))
+    first, after = (margins(lm, b, delta) for b in (fitted.requests, fitted.opened.requests))
     lost = [
         torch.nn.functional.softplus(STEEPNESS * (m + CLEARANCE)).mean().item() / STEEPNESS
         for m in (first, torch.minimum(first, after))
     ]
     assert lost[1] < lost[0]
-    with_worth, without = (objective(backend, fitted, delta, worth) for worth in (0.3, 0.0))
+    with_worth, without = (objective(lm, fitted, delta, worth) for worth in (0.3, 0.0))
     expected = 0.3 * (FIRST_TOKEN_SHARE * lost[0] + (1 - FIRST_TOKEN_SHARE) * lost[1])
     assert with_worth - without == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_every_step_has_something_to_learn_from_however_few_prompts_there_are(
-    backend: Backend, fitted: Fitted, delta: WeightDelta, n: int
+    lm: LM, fitted: Fitted, delta: WeightDelta, n: int
 ) -> None:
     few = replace(fitted.of_pairs(torch.arange(n)), cut=Cut())
-    found = learned(backend, few, delta, 0.01, steps=N_MINIBATCHES)
+    found = learned(lm, few, delta, 0.01, steps=N_MINIBATCHES)
     for name, update in found:
         assert update.b.isfinite().all()
         assert not torch.equal(update.b, delta.updates[name].b)
-    assert objective(backend, few, found, 0.01) < objective(backend, few, delta, 0.01)
+    assert objective(lm, few, found, 0.01) < objective(lm, few, delta, 0.01)
 
 
 # --- what is learned -----------------------------------------------------------------------------
 
 
-def test_responses_are_kept_cut_at_places_of_their_own(backend: Backend, fitted: Fitted) -> None:
+def test_responses_are_kept_cut_at_places_of_their_own(lm: LM, fitted: Fitted) -> None:
     chats, texts, pieces = fitted.cut.chats, fitted.cut.texts, fitted.cut.prose
     assert chats is not None
     assert texts is not None
@@ -150,19 +152,19 @@ def test_responses_are_kept_cut_at_places_of_their_own(backend: Backend, fitted:
     assert (chats.lengths.diff() >= 0).all()
     for batch in (chats, texts, pieces):
         assert int(batch.lengths.min()) > LAST
-    decoded = backend.tokenizer.batch_decode(chats.ids, skip_special_tokens=True)
+    decoded = lm.tokenizer.batch_decode(chats.ids, skip_special_tokens=True)
     assert all(any(prompt in text for prompt in COMPLY) for text in decoded)
 
 
 @pytest.mark.slow
 def test_the_loss_falls_and_nothing_else_changes(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
+    lm: LM, fitted: Fitted, delta: WeightDelta
 ) -> None:
-    before = state(backend.model)
-    found = learned(backend, fitted, delta, 0.01, batch_size=3)
-    assert_untouched(backend.model, before)
-    least = objective(backend, fitted, found, 0.01)
-    assert least < 0.9 * objective(backend, fitted, delta, 0.01)
+    before = state(lm.hf)
+    found = learned(lm.using(batch_size=3), fitted, delta, 0.01)
+    assert_untouched(lm.hf, before)
+    least = objective(lm, fitted, found, 0.01)
+    assert least < 0.9 * objective(lm, fitted, delta, 0.01)
     assert found.base == delta.base
     assert found.rank == delta.rank
     assert found.recipe["of"] == dict(delta.recipe)
@@ -178,8 +180,8 @@ def test_the_loss_falls_and_nothing_else_changes(
         assert moved.max() < 1.2 * rate * STEPS
 
 
-def test_no_step_is_no_change(backend: Backend, fitted: Fitted, delta: WeightDelta) -> None:
-    found = learned(backend, fitted, delta, 0.01, steps=0)
+def test_no_step_is_no_change(lm: LM, fitted: Fitted, delta: WeightDelta) -> None:
+    found = learned(lm, fitted, delta, 0.01, steps=0)
     for name, update in found:
         before = delta.updates[name]
         assert isinstance(update, LowRank)
@@ -190,38 +192,38 @@ def test_no_step_is_no_change(backend: Backend, fitted: Fitted, delta: WeightDel
 
 @pytest.mark.slow
 def test_a_part_that_only_disturbs_disturbs_less(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
+    lm: LM, fitted: Fitted, delta: WeightDelta
 ) -> None:
     """A part that answers to what comply prompts share, added to one writer."""
-    writer = backend.anatomy.block_writers[-1]
+    writer = lm.anatomy.block_writers[-1]
     name = writer.weight
     part = delta.updates[name]
     mean = fitted.statistics.comply[writer.name].float().mean(0)
     noise = LowRank(4 * random_vector(len(part.b), 3).unsqueeze(1), mean.unsqueeze(0) / mean.norm())
     planted = replace(delta, updates={**delta.updates, name: part.plus(noise)})
-    found = learned(backend, fitted, planted, 0.0, steps=32, batch_size=4)
-    before, after = (objective(backend, fitted, made, 0.0) for made in (planted, found))
-    assert before > 2 * objective(backend, fitted, delta, 0.0)
+    found = learned(lm.using(batch_size=4), fitted, planted, 0.0, steps=32)
+    before, after = (objective(lm, fitted, made, 0.0) for made in (planted, found))
+    assert before > 2 * objective(lm, fitted, delta, 0.0)
     assert after < 0.5 * before
 
 
 @pytest.mark.slow
 def test_a_refusal_that_is_worth_more_is_beaten_by_more(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
+    lm: LM, fitted: Fitted, delta: WeightDelta
 ) -> None:
     def ahead(found: WeightDelta) -> float:
-        return objective(backend, fitted, found, 1.0) - objective(backend, fitted, found, 0.0)
+        return objective(lm, fitted, found, 1.0) - objective(lm, fitted, found, 0.0)
 
-    cheap, dear = (learned(backend, fitted, delta, worth, steps=24) for worth in (0.0, 10.0))
+    cheap, dear = (learned(lm, fitted, delta, worth, steps=24) for worth in (0.0, 10.0))
     assert ahead(dear) < ahead(delta) < ahead(cheap) + 1e-6
 
 
 @pytest.mark.slow
-def test_without_an_opener_the_first_token_alone_counts(backend: Backend) -> None:
+def test_without_an_opener_the_first_token_alone_counts(lm: LM) -> None:
     sides = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
-    fitted = fit(backend, *sides, response_tokens=0)
+    fitted = fit(lm, *sides, response_tokens=0)
     setting = replace(SETTING, opened=0.0, worth=0.01)
-    found = finished(backend, fitted, setting, "tiny", batch_size=3)
+    found = finished(lm.using(batch_size=3), fitted, setting)
     assert found.rank == 1
     assert found.recipe["worth"] == 0.01
 
@@ -240,13 +242,11 @@ class Refusing:
 
 
 @pytest.mark.slow
-def test_a_choice_fits_once_what_only_the_worth_tells_apart(
-    backend: Backend, fitted: Fitted
-) -> None:
+def test_a_choice_fits_once_what_only_the_worth_tells_apart(lm: LM, fitted: Fitted) -> None:
     judge = Refusing()
     sides = PromptSet(REFUSE[:3], "r"), PromptSet(COMPLY[:3], "c")
     bare = replace(fitted, cut=Cut(), judge=judge)
-    selection = Selection.prepare(backend, bare, *sides)
+    selection = Selection.prepare(lm, bare, *sides)
     judge.judged.clear()
     settings = [replace(SETTING, again=0.5, worth=worth) for worth in (0.01, 0.1)]
     first = selection.kl(settings[0])
@@ -256,11 +256,9 @@ def test_a_choice_fits_once_what_only_the_worth_tells_apart(
     assert len(judge.judged) == rounds
 
 
-def test_a_fit_without_its_prompts_is_an_error(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
-) -> None:
+def test_a_fit_without_its_prompts_is_an_error(lm: LM, fitted: Fitted, delta: WeightDelta) -> None:
     with pytest.raises(InterpError, match="does not know"):
-        learned(backend, replace(fitted, answered=None), delta, 0.01)
+        learned(lm, replace(fitted, answered=None), delta, 0.01)
 
 
 def test_prompts_stay_with_splits_that_are_joined_or_taken_apart(fitted: Fitted) -> None:
@@ -274,26 +272,24 @@ def test_prompts_stay_with_splits_that_are_joined_or_taken_apart(fitted: Fitted)
     assert both.cut is fitted.cut
 
 
-def test_edits_are_as_they_were_after_an_error(
-    backend: Backend, fitted: Fitted, delta: WeightDelta
-) -> None:
+def test_edits_are_as_they_were_after_an_error(lm: LM, fitted: Fitted, delta: WeightDelta) -> None:
     def stopped(what: str, total: int) -> object:
         def progress(done: int) -> None:
             raise ArithmeticError("in the middle")
 
         return progress
 
-    before = state(backend.model)
+    before = state(lm.hf)
     with pytest.raises(ArithmeticError, match="in the middle"):
-        learned(backend, fitted, delta, 0.01, watch=stopped)  # type: ignore[arg-type]
-    assert_untouched(backend.model, before)
-    assert all(p.requires_grad for p in backend.model.parameters())
+        learned(lm.using(watch=stopped), fitted, delta, 0.01)
+    assert_untouched(lm.hf, before)
+    assert all(p.requires_grad for p in lm.hf.parameters())
 
 
-def test_biases_stay_as_they_are(backend: Backend, fitted: Fitted, delta: WeightDelta) -> None:
-    name, bias = f"{backend.anatomy.block_writers[0].module}.bias", Shift(random_vector(32))
+def test_biases_stay_as_they_are(lm: LM, fitted: Fitted, delta: WeightDelta) -> None:
+    name, bias = f"{lm.anatomy.block_writers[0].module}.bias", Shift(random_vector(32))
     found = learned(
-        backend, fitted, replace(delta, updates={**delta.updates, name: bias}), 0.01, steps=1
+        lm, fitted, replace(delta, updates={**delta.updates, name: bias}), 0.01, steps=1
     )
     assert found.updates[name] is bias
     assert all(not torch.equal(u.b, found.updates[k].b) for k, u in delta)

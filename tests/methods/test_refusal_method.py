@@ -12,10 +12,10 @@ import torch
 
 from interp.backends.hooks import HooksBackend
 from interp.backends.opening import wrap
-from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.edits import applied
 from interp.errors import InterpError
+from interp.lm import LM
 from interp.methods.refusal import (
     Fitted,
     Selection,
@@ -46,23 +46,21 @@ VOCABULARY = 259
 
 
 @pytest.fixture(scope="module")
-def backend(tokenizer) -> Backend:
+def lm(tokenizer) -> LM:
     model = tiny_model(
         "llama", vocab_size=VOCABULARY, max_position_embeddings=512, num_hidden_layers=4
     )
-    return wrap(model, tokenizer, source="tiny")
+    return LM(wrap(model, tokenizer, source="tiny"))
 
 
 @pytest.fixture(scope="module")
-def fitted(backend: Backend) -> Fitted:
-    return fit(backend, PromptSet(REFUSE[:5], "r"), PromptSet(COMPLY[:5], "c"), response_tokens=2)
+def fitted(lm: LM) -> Fitted:
+    return fit(lm, PromptSet(REFUSE[:5], "r"), PromptSet(COMPLY[:5], "c"), response_tokens=2)
 
 
 @pytest.fixture(scope="module")
-def selection(backend: Backend, fitted: Fitted) -> Selection:
-    return Selection.prepare(
-        backend, fitted, PromptSet(REFUSE[5:], "r"), PromptSet(COMPLY[5:], "c")
-    )
+def selection(lm: LM, fitted: Fitted) -> Selection:
+    return Selection.prepare(lm, fitted, PromptSet(REFUSE[5:], "r"), PromptSet(COMPLY[5:], "c"))
 
 
 class Scripted:
@@ -106,30 +104,28 @@ def test_depths_become_blocks_that_have_a_direction() -> None:
     assert depth_blocks(3, (0, 2), (0.5, 0.6)) == [2]
 
 
-def test_real_selection_scores_real_edits(
-    selection: Selection, backend: Backend, fitted: Fitted
-) -> None:
+def test_real_selection_scores_real_edits(selection: Selection, lm: LM, fitted: Fitted) -> None:
     nothing = Setting("ablation", 1, strength=0.0)
     assert selection.kl(nothing) == pytest.approx(0.0, abs=1e-9)
     assert selection.kl(Setting("ablation", 1)) > 1e-5
-    grid = list(candidates(backend, fitted, "least-disturbance"))
+    grid = list(candidates(lm, fitted, "least-disturbance"))
     assert len(grid) == len(set(grid)) > 3
     choice = choose(selection, grid[:3])
     assert choice.setting in grid[:3]
     assert choice.as_json()["candidates"][0]["n_refuse"] == 3
 
 
-def test_unknown_method_and_block(backend: Backend, fitted: Fitted) -> None:
+def test_unknown_method_and_block(lm: LM, fitted: Fitted) -> None:
     with pytest.raises(InterpError, match="no method"):
-        build(backend, fitted, Setting("magic", 1))
+        build(lm, fitted, Setting("magic", 1))
     with pytest.raises(InterpError, match="no direction at block 99"):
-        build(backend, fitted, Setting("ablation", 99))
+        build(lm, fitted, Setting("ablation", 99))
 
 
-def test_random_control_has_equal_norm_at_every_writer(backend: Backend, fitted: Fitted) -> None:
-    edit = build(backend, fitted, Setting("least-disturbance", 2))
+def test_random_control_has_equal_norm_at_every_writer(lm: LM, fitted: Fitted) -> None:
+    edit = build(lm, fitted, Setting("least-disturbance", 2))
     control = random_control(edit)
-    ours, theirs = (as_delta(backend, fitted, e, "tiny") for e in (edit, control))
+    ours, theirs = (as_delta(lm, fitted, e) for e in (edit, control))
     for name, update in ours:
         other = theirs.updates[name]
         assert update.dense().norm() == pytest.approx(other.dense().norm().item(), rel=1e-5)
@@ -137,13 +133,11 @@ def test_random_control_has_equal_norm_at_every_writer(backend: Backend, fitted:
     cosine = edit.writers[some].unit @ control.writers[some].unit
     assert abs(cosine) < 0.9
     with pytest.raises(InterpError, match="least-disturbance"):
-        random_control(build(backend, fitted, Setting("ablation", 2)))
+        random_control(build(lm, fitted, Setting("ablation", 2)))
 
 
-def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(
-    backend: Backend, fitted: Fitted
-) -> None:
-    delta = as_delta(backend, fitted, build(backend, fitted, Setting("least-disturbance", 2)), "t")
+def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(lm: LM, fitted: Fitted) -> None:
+    delta = as_delta(lm, fitted, build(lm, fitted, Setting("least-disturbance", 2)))
     other = rotated(delta)
     for name, update in delta:
         turned = other.updates[name]
@@ -165,52 +159,50 @@ def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(
 
 
 @pytest.fixture(scope="module")
-def twice(backend: Backend) -> Fitted:
+def twice(lm: LM) -> Fitted:
     sides = PromptSet(REFUSE[:6], "r"), PromptSet(COMPLY[:6], "c")
-    return fit(backend, *sides, response_tokens=2, opener="I'm")
+    return fit(lm, *sides, response_tokens=2, opener="I'm")
 
 
-def test_what_follows_an_opener_is_read_and_moved(backend: Backend, twice: Fitted) -> None:
+def test_what_follows_an_opener_is_read_and_moved(lm: LM, twice: Fitted) -> None:
     assert twice.opened is not None
     assert twice.opened.requests is not None
     assert twice.requests is not None
-    ids = backend.tokenizer("I'm", add_special_tokens=False).input_ids
+    ids = lm.tokenizer("I'm", add_special_tokens=False).input_ids
     assert torch.equal(twice.opened.requests.ids[:, -len(ids) :], torch.tensor([ids] * 6))
     assert torch.equal(twice.opened.requests.ids[:, : -len(ids)], twice.requests.ids)
     setting = Setting("least-disturbance", 2, strength=0.5, opened=1.0)
-    delta = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+    delta = as_delta(lm, twice, build(lm, twice, setting))
     assert delta.rank == 2
     assert delta.recipe["opened"] == 1.0
-    plain = as_delta(backend, twice, build(backend, twice, replace(setting, opened=0.0)), "tiny")
+    plain = as_delta(lm, twice, build(lm, twice, replace(setting, opened=0.0)))
     assert plain.rank == 1
 
 
-def test_an_opener_that_was_not_read_is_an_error(
-    backend: Backend, fitted: Fitted, twice: Fitted
-) -> None:
+def test_an_opener_that_was_not_read_is_an_error(lm: LM, fitted: Fitted, twice: Fitted) -> None:
     setting = Setting("least-disturbance", 2, opened=1.0, again=0.5)
     with pytest.raises(InterpError, match="give `opener` to fit"):
-        build(backend, fitted, setting)
-    delta = as_delta(backend, twice, build(backend, twice, setting), "tiny")
+        build(lm, fitted, setting)
+    delta = as_delta(lm, twice, build(lm, twice, setting))
     with pytest.raises(InterpError, match="give `opener` to fit"):
-        refit_on_remaining(backend, fitted, setting, delta)
+        refit_on_remaining(lm, fitted, setting, delta)
     with pytest.raises(InterpError, match="different openers"):
         fitted.joined(twice)
     without = replace(twice, opened=replace(twice.opened, directions={}))
     with pytest.raises(InterpError, match="no direction after"):
-        build(backend, without, setting)
+        build(lm, without, setting)
 
 
-def test_splits_read_after_an_opener_can_be_joined(backend: Backend, twice: Fitted) -> None:
+def test_splits_read_after_an_opener_can_be_joined(lm: LM, twice: Fitted) -> None:
     rest = fit(
-        backend,
+        lm,
         PromptSet(("where did I put the long green umbrella?", *REFUSE[6:]), "r"),
         PromptSet(COMPLY[6:], "c"),
         response_tokens=0,
         opener="I'm",
     )
     whole = twice.joined(rest)
-    name = backend.anatomy.block_writers[0].name
+    name = lm.anatomy.block_writers[0].name
     assert whole.statistics.opened is whole.opened.statistics
     assert len(whole.opened.statistics.comply[name]) == 8
     assert len(whole.requests) == len(whole.opened.requests) == 9
@@ -235,11 +227,11 @@ class Saying(HooksBackend):
 
     def __init__(
         self,
-        backend: Backend,
+        lm: LM,
         says: Callable[[str], str],
         chance: Callable[[str], tuple[int, float]] | None = None,
     ) -> None:
-        super().__init__(backend.model, backend.tokenizer, backend.anatomy, "tiny")
+        super().__init__(lm.hf, lm.tokenizer, lm.anatomy, "tiny")
         self.says, self.chance, self.captured = says, chance, []
 
     def texts(self, batch: TokenBatch) -> list[str]:
@@ -267,60 +259,56 @@ class Saying(HooksBackend):
 
 
 @pytest.fixture(scope="module")
-def dozen(backend: Backend) -> Fitted:
+def dozen(lm: LM) -> Fitted:
     """Enough requests to fit again on."""
     sides = PromptSet(DOZEN, "r"), PromptSet(COMPLY, "c")
-    return fit(backend, *sides, response_tokens=0, opener="I'm")
+    return fit(lm, *sides, response_tokens=0, opener="I'm")
 
 
 AGAIN = Setting("least-disturbance", 2, strength=0.5, opened=1.0, again=0.5)
 
 
-def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(
-    backend: Backend, dozen: Fitted
-) -> None:
-    first = as_delta(backend, dozen, build(backend, dozen, AGAIN), "tiny")
+def test_it_is_fitted_again_on_what_is_left_until_hardly_any_is(lm: LM, dozen: Fitted) -> None:
+    first = as_delta(lm, dozen, build(lm, dozen, AGAIN))
     judge = Counting(10, FEWEST_REFUSED)
-    found = refit_on_remaining(backend, replace(dozen, judge=judge), AGAIN, first, rounds=2)
+    found = refit_on_remaining(lm, replace(dozen, judge=judge), AGAIN, first, rounds=2)
     assert judge.judged == [12, 10]
     assert found.rank == 6  # two for the first edit and for each round
     assert found.base == first.base
     judge = Counting(10, 10)
-    assert (
-        refit_on_remaining(backend, replace(dozen, judge=judge), AGAIN, first, rounds=1).rank == 4
-    )
+    assert refit_on_remaining(lm, replace(dozen, judge=judge), AGAIN, first, rounds=1).rank == 4
     assert judge.judged == [12]
     few = replace(dozen, judge=Counting(FEWEST_REFUSED - 1))
-    assert refit_on_remaining(backend, few, AGAIN, first) is first
+    assert refit_on_remaining(lm, few, AGAIN, first) is first
 
 
 def test_what_only_begins_as_a_refusal_counts_at_the_first_token_alone(
-    backend: Backend, dozen: Fitted
+    lm: LM, dozen: Fitted
 ) -> None:
     """Eight requests are refused, two more answered after the opener of a refusal."""
-    first = as_delta(backend, dozen, build(backend, dozen, AGAIN), "tiny")
+    first = as_delta(lm, dozen, build(lm, dozen, AGAIN))
 
     def says(prompt: str) -> str:
         number = next(i for i, request in enumerate(DOZEN) if request in prompt)
         return " I'm sorry" if number < 8 else "I'm glad" if number < 10 else "Here"
 
-    saying = Saying(backend, says)
-    refit_on_remaining(saying, dozen, AGAIN, first, rounds=1)
+    saying = Saying(lm, says)
+    refit_on_remaining(LM(saying), dozen, AGAIN, first, rounds=1)
     assert saying.captured == [10, 8]
 
 
-def test_fitting_again_moves_the_mean_of_what_is_left(backend: Backend, dozen: Fitted) -> None:
+def test_fitting_again_moves_the_mean_of_what_is_left(lm: LM, dozen: Fitted) -> None:
     """At the first edited block, nothing before which is edited: ``(W + ΔW₁ + ΔW₂)Δ'`` along u is that of
     the first edit times one minus the share."""
     setting = replace(AGAIN, attention=0.0, again=0.8)
-    first = as_delta(backend, dozen, build(backend, dozen, setting), "tiny")
+    first = as_delta(lm, dozen, build(lm, dozen, setting))
     judged = replace(dozen, judge=Counting(9))
-    both = refit_on_remaining(backend, judged, setting, first, rounds=1)
-    writer = next(w for w in backend.anatomy.block_writers if w.kind != "attention")
+    both = refit_on_remaining(lm, judged, setting, first, rounds=1)
+    writer = next(w for w in lm.anatomy.block_writers if w.kind != "attention")
     rows = dozen.statistics
     left = rows.refuse[writer.name][:9].double().mean(0) - rows.comply[writer.name].double().mean(0)
     u = dozen.directions[2].vector.double()
-    weight = backend.model.get_parameter(writer.weight).detach().double()
+    weight = lm.hf.get_parameter(writer.weight).detach().double()
     along = [
         (u @ (weight + delta.updates[writer.weight].stored().double()) @ left).item()
         for delta in (first, both)
@@ -337,11 +325,11 @@ def test_the_shared_beginning_is_what_half_of_the_rows_share() -> None:
     assert len(shared_beginning([list(range(20))] * 3)) == 5
 
 
-def test_the_opener_is_where_the_classes_part(backend: Backend) -> None:
+def test_the_opener_is_where_the_classes_part(lm: LM) -> None:
     """After "I" both classes go on alike, after "I a" least."""
     refusal = "I am sorry, I cannot"
-    ids = backend.tokenizer(refusal, add_special_tokens=False).input_ids
-    beginnings = {backend.tokenizer.decode(ids[:n]): ids[n] for n in range(1, 5)}
+    ids = lm.tokenizer(refusal, add_special_tokens=False).input_ids
+    beginnings = {lm.tokenizer.decode(ids[:n]): ids[n] for n in range(1, 5)}
 
     def find(refused: int, parts: dict[str, float]) -> str:
         def says(prompt: str) -> str:
@@ -353,44 +341,42 @@ def test_the_opener_is_where_the_classes_part(backend: Backend) -> None:
             return beginnings[said], 0.2 + more
 
         sides = PromptSet(DOZEN, "r"), PromptSet(COMPLY, "c")
-        return find_opener(Saying(backend, says, chance), *sides)
+        return find_opener(LM(Saying(lm, says, chance)), *sides)
 
-    parted = {backend.tokenizer.decode(ids[:n]): p for n, p in ((2, 0.3), (3, 0.6))}
-    assert find(FEWEST_REFUSED, parted) == backend.tokenizer.decode(ids[:3])
+    parted = {lm.tokenizer.decode(ids[:n]): p for n, p in ((2, 0.3), (3, 0.6))}
+    assert find(FEWEST_REFUSED, parted) == lm.tokenizer.decode(ids[:3])
     assert find(FEWEST_REFUSED, {}) == ""
     assert find(FEWEST_REFUSED - 1, parted) == ""
 
 
-def test_a_delta_remembers_its_prompts(backend: Backend, fitted: Fitted) -> None:
-    delta = as_delta(backend, fitted, build(backend, fitted, Setting("ablation", 2)), "tiny")
+def test_a_delta_remembers_its_prompts(lm: LM, fitted: Fitted) -> None:
+    delta = as_delta(lm, fitted, build(lm, fitted, Setting("ablation", 2)))
     assert delta.provenance["model"] == "tiny"
     assert set(PromptSet(REFUSE[:5], "r").fingerprints) <= set(delta.provenance["seen_prompts"])
     assert delta.recipe["method"] == "ablation"
 
 
-def test_an_edit_on_an_edit_adds_up(backend: Backend, fitted: Fitted) -> None:
-    first = as_delta(backend, fitted, build(backend, fitted, Setting("ablation", 2)), "tiny")
-    with applied(backend.model, backend.anatomy, first):
-        second = as_delta(backend, fitted, build(backend, fitted, Setting("ablation", 1)), "tiny")
+def test_an_edit_on_an_edit_adds_up(lm: LM, fitted: Fitted) -> None:
+    first = as_delta(lm, fitted, build(lm, fitted, Setting("ablation", 2)))
+    with applied(lm.hf, lm.anatomy, first):
+        second = as_delta(lm, fitted, build(lm, fitted, Setting("ablation", 1)))
         ids = torch.arange(3, 20)[None]
-        with applied(backend.model, backend.anatomy, second):
-            stacked = backend.model(ids).logits
+        with applied(lm.hf, lm.anatomy, second):
+            stacked = lm.hf(ids).logits
     both = first.compose(rebased(second, first))
-    with applied(backend.model, backend.anatomy, both):
-        summed = backend.model(ids).logits
+    with applied(lm.hf, lm.anatomy, both):
+        summed = lm.hf(ids).logits
     assert (stacked - summed).abs().max() < 1e-4
 
 
 @pytest.mark.slow
 def test_pipeline_writes_everything(tmp_path: Path, chat_dir: Path) -> None:
-    from interp.backends import open_model
+    from interp import open_model
 
     part = PromptSet(REFUSE, "r"), PromptSet(COMPLY, "c")
     said: list[str] = []
     out = tmp_path / "out"
-    outcome = run(
-        open_model(str(chat_dir)), str(chat_dir), Prompts(part, part, part), out, say=said.append
-    )
+    outcome = run(open_model(str(chat_dir)), Prompts(part, part, part), out, say=said.append)
     names = [row.name for row in outcome.rows]
     assert names == [
         "original", "directional ablation", "least-disturbance",

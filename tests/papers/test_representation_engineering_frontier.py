@@ -86,14 +86,14 @@ def test_seed_zero_is_the_shipped_split_and_others_differ() -> None:
 
 def test_prompts_read_once_give_the_fit_of_any_deal(study: Study) -> None:
     """What was read of all pairs and taken apart is what reading the dealt pairs gives."""
-    backend = study.backend
+    lm = study.lm
     pairs = [load_pairs("capability").side(side, "all") for side in ("refuse", "comply")]
     sides = [PromptSet(p.prompts[:14], p.source) for p in pairs]
     rows = torch.tensor([12, 3, 5, 7])
     common = {"response_tokens": 2, "opener": "I'"}
-    apart = fit(backend, *sides, **common).of_pairs(rows)
+    apart = fit(lm, *sides, **common).of_pairs(rows)
     dealt = [PromptSet(tuple(p.prompts[i] for i in rows), "dealt") for p in sides]
-    alone = fit(backend, *dealt, **common)
+    alone = fit(lm, *dealt, **common)
     for one, two in ((apart, alone), (apart.opened, alone.opened)):
         for mine, theirs in zip(one.streams, two.streams, strict=True):
             for site, values in mine.items():
@@ -116,12 +116,12 @@ def assert_same_rows(one: torch.Tensor, two: torch.Tensor) -> None:
 def test_every_contender_edits_and_stays_where_it_should(name: str, study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
     maker: Maker = run.maker
-    n = study.backend.anatomy.n_blocks
+    n = study.lm.n_blocks
     settings = candidates(name, maker.fitted, n)
     assert len(settings) == len(set(settings)) >= 2
     delta = maker(settings[-1])
     assert delta.norm() > 0
-    blocks = {w.weight: w.block for w in study.backend.anatomy.block_writers}
+    blocks = {w.weight: w.block for w in study.lm.anatomy.block_writers}
     assert all(blocks[w] >= settings[-1].first for w in delta.coverage.edited)
 
 
@@ -145,11 +145,11 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened(study, monkeypatch)
-    settings = candidates(MAIN, run.maker.fitted, study.backend.anatomy.n_blocks)
+    settings = candidates(MAIN, run.maker.fitted, study.lm.n_blocks)
     assert all(s.opened and s.again for s in settings)
     asked: list[Candidate] = []
 
-    def again(backend: Any, fitted: Any, setting: Any, delta: WeightDelta, **_: Any) -> WeightDelta:
+    def again(lm: Any, fitted: Any, setting: Any, delta: WeightDelta, **_: Any) -> WeightDelta:
         asked.append(setting)
         return delta.compose(delta.scale(0.5))
 
@@ -162,7 +162,7 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
     control = run.maker(replace(settings[0], name=RANDOM))
     assert control.norm() == pytest.approx(made.norm(), rel=1e-4)
     assert len(asked) == 1
-    first = candidates(FIRST_TOKEN, run.maker.fitted, study.backend.anatomy.n_blocks)
+    first = candidates(FIRST_TOKEN, run.maker.fitted, study.lm.n_blocks)
     assert run.maker(first[0]).rank == 1
     assert flagged.OPENED in flagged.variants(run)
 
@@ -229,7 +229,7 @@ def test_a_direction_and_a_strength_for_every_block(study: Study) -> None:
     assert not near(own, maker(whole))
     assert near(flagged.by_block(maker, whole, maker.direction(whole)), maker(whole))
     reliable = flagged.reliable(maker)
-    assert set(reliable) == set(range(study.backend.anatomy.n_blocks))
+    assert set(reliable) == set(range(study.lm.n_blocks))
     assert all(-1.0 <= value <= 1.0 + 1e-6 for value in reliable.values())
     shrunk = flagged.by_block(maker, whole, maker.direction(whole), reliable)
     assert shrunk.norm() < maker(whole).norm()

@@ -59,7 +59,7 @@ def test_streams_are_captured_once(study: Study) -> None:
     first = reading.streams(study, "fit")
     assert reading.streams(study, "fit") is first
     blocks, rows, width = first["refuse"].shape
-    anatomy = study.backend.anatomy
+    anatomy = study.lm.anatomy
     assert (blocks, rows, width) == (anatomy.n_blocks, 6, anatomy.d_model)
 
 
@@ -172,27 +172,27 @@ def test_relative_depth() -> None:
 
 def test_the_tone_is_that_of_the_next_word(study: Study) -> None:
     """A shift along the unembedding of the positive words, at the last block, raises their tone."""
-    backend, material = study.backend, load_tone()
-    words = material.tokens(backend.tokenizer)
+    lm, material = study.lm, load_tone()
+    words = material.tokens(lm.tokenizer)
     assert not set(words["positive"]) & set(words["negative"])
-    head = backend.model.get_submodule(backend.anatomy.unembed).weight.detach().float()
+    head = lm.hf.get_submodule(lm.anatomy.unembed).weight.detach().float()
     positive, negative = (head[list(words[side])].mean(0) for side in ("positive", "negative"))
     shift = positive - negative
-    contexts = tone.continuing(backend.tokenizer, material.contexts[:2])
-    last = backend.anatomy.n_blocks - 1
-    plain = tone.next_tone(backend, contexts, None, words)
-    moved = tone.steered(backend, contexts, last, 20 * shift / shift.norm(), words, plain)
+    contexts = tone.continuing(lm, material.contexts[:2])
+    last = lm.n_blocks - 1
+    plain = tone.next_tone(lm, contexts, None, words)
+    moved = tone.steered(lm, contexts, last, 20 * shift / shift.norm(), words, plain)
     assert moved[tone.STRENGTHS.index(0.0)].abs().max() == 0
     assert (moved[-1] > 0).all()
     assert (moved[0] < 0).all()
 
 
 def test_openings_end_the_prompts_and_contexts_are_new(study: Study) -> None:
-    material, tokenizer = load_tone(), study.backend.tokenizer
+    material, lm = load_tone(), study.lm
     assert not set(material.stems) & set(material.contexts)
-    batch = tone.continuing(tokenizer, material.stems[:3], material.personas["positive"])
+    batch = tone.continuing(lm, material.stems[:3], material.personas["positive"])
     for row, stem in zip(batch.ids, material.stems, strict=False):
-        text = tokenizer.decode(row)
+        text = lm.tokenizer.decode(row)
         assert text.endswith(stem)
         assert material.personas["positive"] in text
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.edits.saving import edit_options, finish, fit_and_save, named
+from interp.cli.edits.saving import chosen, edit_options, finish, fit_and_save, named
 from interp.cli.options import Given
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AblationEdit
+
+if TYPE_CHECKING:
+    from interp.lm import LM
+    from interp.methods.refusal import Choice
+    from interp.types import WeightDelta
 
 
 @click.command(epilog="Example: interp edit ablation --model smollm2 --out my-delta")
@@ -26,27 +31,21 @@ def command(**values: Any) -> None:
     given = Given(values)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
 
-    def fit(backend: Any, watch: Any) -> Any:
+    def fit(lm: LM) -> tuple[Choice, WeightDelta]:
         from interp.methods import refusal
 
         # The direction alone is taken: response tokens and a behaviour filter would not change it.
-        common: dict[str, Any] = {
-            "chat": given.chat,
-            "batch_size": given.batch_size,
-            "watch": watch,
-        }
-        reading = {"recipe": recipe.direction, "response_tokens": 0, "behaviour_filter": False}
-        reading |= {"judge": given.judge, **common}
-        fitted = refusal.fit(backend, fit_r, fit_c, **reading)
-        grid = refusal.candidates(backend, fitted, "ablation", embeddings=recipe.embeddings)
+        reading: dict[str, Any] = {
+            "recipe": recipe.direction, "response_tokens": 0, "behaviour_filter": False,
+            "judge": given.judge,
+        }  # fmt: skip
+        fitted = refusal.fit(lm, fit_r, fit_c, **reading)
+        grid = refusal.candidates(lm, fitted, "ablation", embeddings=recipe.embeddings)
         fixed = named(
             recipe, direction_block="block", first_block="first_block", strength="strength"
         )
         settings = list(dict.fromkeys(replace(s, **fixed) for s in grid))
-        choice = refusal.Choice(settings[0], ())
-        if len(settings) > 1:
-            selection = refusal.Selection.prepare(backend, fitted, select_r, select_c, **common)
-            choice = refusal.choose(selection, settings, watch=watch)
-        return choice, finish(given, backend, fitted, choice, (select_r, select_c), reading)
+        choice = chosen(lm, fitted, settings, (select_r, select_c))
+        return choice, finish(lm, fitted, choice, (select_r, select_c), reading)
 
     fit_and_save(given, fit, method="ablation")

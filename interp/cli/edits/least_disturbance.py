@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.edits.saving import edit_options, finish, fit_and_save, named
+from interp.cli.edits.saving import chosen, edit_options, finish, fit_and_save, named
 from interp.cli.options import Given, pool_option
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AUTO, LeastDisturbanceEdit
 
 if TYPE_CHECKING:
-    from interp.backends import Backend
     from interp.data import PromptSet
+    from interp.lm import LM
     from interp.methods.refusal import Choice, Fitted, Setting
-    from interp.watching import Watch
+    from interp.types import WeightDelta
 
 PROSE = 200
 """Prompts whose responses count as prose where the edit acts after an opener as well."""
@@ -38,41 +38,32 @@ def command(**values: Any) -> None:
     given = Given(values)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
 
-    def fit(backend: Backend, watch: Watch) -> Any:
+    def fit(lm: LM) -> tuple[Choice, WeightDelta]:
         from interp.methods import refusal
 
-        opener = _opener(recipe, given, backend, fit_r, fit_c, watch)
+        opener = _opener(recipe, given, lm, fit_r, fit_c)
         pool = given.pool(fit_r, select_r, select_c)
         reading: dict[str, Any] = {
-            "chat": given.chat, "recipe": recipe.direction, "response_tokens": recipe.response_tokens,
+            "recipe": recipe.direction, "response_tokens": recipe.response_tokens,
             "behaviour_filter": not recipe.all_requests, "opener": opener, "judge": given.judge,
-            "batch_size": given.batch_size, "watch": watch,
         }  # fmt: skip
         prose = _prose(recipe, pool or fit_c, opener)
-        fitted = refusal.fit(backend, fit_r, fit_c, pool=pool, prose=prose, **reading)
-        choice = _choose(recipe, given, backend, fitted, (select_r, select_c), watch)
-        return choice, finish(given, backend, fitted, choice, (select_r, select_c), reading)
+        fitted = refusal.fit(lm, fit_r, fit_c, pool=pool, prose=prose, **reading)
+        choice = _choose(recipe, lm, fitted, (select_r, select_c))
+        return choice, finish(lm, fitted, choice, (select_r, select_c), reading)
 
     fit_and_save(given, fit, method="least-disturbance")
 
 
 def _opener(
-    recipe: LeastDisturbanceEdit,
-    given: Given,
-    backend: Backend,
-    refuse: PromptSet,
-    comply: PromptSet,
-    watch: Watch,
+    recipe: LeastDisturbanceEdit, given: Given, lm: LM, refuse: PromptSet, comply: PromptSet
 ) -> str:
     """The opener that is named or found; a model without one is told, and edited at the first token alone."""
     from interp.methods.refusal import find_opener
 
     if recipe.after_opener != AUTO:
         return recipe.after_opener or ""
-    found = find_opener(
-        backend, refuse, comply, chat=given.chat, judge=given.judge, batch_size=given.batch_size,
-        watch=watch,
-    )  # fmt: skip
+    found = find_opener(lm, refuse, comply, judge=given.judge)
     click.echo(f"opener: {found!r}" if found else "opener: none, refusals share no beginning")
     return found
 
@@ -85,7 +76,7 @@ def _prose(recipe: LeastDisturbanceEdit, prompts: PromptSet, opener: str) -> Pro
     return prompts.spread(count) if count and recipe.prose_weight else None
 
 
-def _settings(recipe: LeastDisturbanceEdit, backend: Backend, fitted: Fitted) -> list[Setting]:
+def _settings(recipe: LeastDisturbanceEdit, lm: LM, fitted: Fitted) -> list[Setting]:
     """What the recipe leaves open, as candidates."""
     from interp.methods.refusal import candidates
     from interp.methods.refusal.choose import OPENED_RIDGE, opened_candidates
@@ -101,37 +92,22 @@ def _settings(recipe: LeastDisturbanceEdit, backend: Backend, fitted: Fitted) ->
     names = {"direction_block": "block", "first_block": "first_block", "strength": "strength"}
     names["attention"] = "attention"
     if fitted.opened is None:
-        grid = candidates(backend, fitted, "least-disturbance", **fixed)
+        grid = candidates(lm, fitted, "least-disturbance", **fixed)
     else:
         fixed.setdefault("ridge", OPENED_RIDGE)
         names |= {"opened": "opener_strength", "again": "refit_strength", "worth": "learn"}
-        grid = opened_candidates(
-            backend, fitted, "least-disturbance", worth=REFUSAL_WEIGHT, **fixed
-        )
+        grid = opened_candidates(lm, fitted, "least-disturbance", worth=REFUSAL_WEIGHT, **fixed)
     return list(dict.fromkeys(replace(s, **named(recipe, **names)) for s in grid))
 
 
 def _choose(
     recipe: LeastDisturbanceEdit,
-    given: Given,
-    backend: Backend,
+    lm: LM,
     fitted: Fitted,
     select: tuple[PromptSet, PromptSet],
-    watch: Watch,
 ) -> Choice:
     """The setting that the recipe names, or the best of those it leaves open."""
-    from interp.methods.refusal import Choice, Selection, choose
-
-    settings = _settings(recipe, backend, fitted)
-    choice = Choice(settings[0], ())
-    if len(settings) > 1:
-        common: dict[str, Any] = {
-            "chat": given.chat,
-            "batch_size": given.batch_size,
-            "watch": watch,
-        }
-        selection = Selection.prepare(backend, fitted, *select, **common)
-        choice = choose(selection, settings, watch=watch)
+    choice = chosen(lm, fitted, _settings(recipe, lm, fitted), select)
     if fitted.opened is None and recipe.learn:
         # To learn each of so many candidates would take hours.
         choice = replace(choice, setting=replace(choice.setting, worth=recipe.learn))

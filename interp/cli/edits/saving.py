@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,14 +22,13 @@ from interp.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from interp.backends import Backend
     from interp.data import PromptSet
-    from interp.methods.refusal import Choice, Fitted
+    from interp.lm import LM
+    from interp.methods.refusal import Choice, Fitted, Setting
     from interp.types import WeightDelta
-    from interp.watching import Watch
 
-Fit = Callable[["Backend", "Watch"], "tuple[Choice, WeightDelta]"]
-"""``fit(backend, watch)``: what was chosen, and its delta."""
+Fit = Callable[["LM"], "tuple[Choice, WeightDelta]"]
+"""``fit(lm)``: what was chosen, and its delta."""
 
 edit_options = stack(
     model_options,
@@ -55,16 +54,17 @@ def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
     out, overwrite = given.values["out"], given.values["overwrite"]
     check_target(out, overwrite=overwrite)
     before = read_delta(given.values["delta_dir"])
-    backend = given.open()
+    lm = given.open()
     with watching(out) as watch:
+        lm = lm.using(watch=watch)
         if before is None:
-            choice, delta = fit(backend, watch)
+            choice, delta = fit(lm)
         else:
-            with applied(backend.model, backend.anatomy, before):
-                choice, made = fit(backend, watch)
+            with applied(lm.hf, lm.anatomy, before):
+                choice, made = fit(lm)
             delta = before.compose(rebased(made, before))
-        verdict = _save(given, backend, delta)
-    _tell(method, choice, backend, delta)
+        verdict = _save(given, lm, delta)
+    _tell(method, choice, lm, delta)
     click.echo(f"delta {verdict}: {out}")
     measure = ("interp", "measure", "--model", given.values["model"], "--delta", str(out))
     click.echo(f"unproven until it is measured: {shlex.join(measure)}")
@@ -79,9 +79,20 @@ def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
     write_result(given.values["json_file"], result)
 
 
+def chosen(
+    lm: LM, fitted: Fitted, settings: Sequence[Setting], select: tuple[PromptSet, PromptSet]
+) -> Choice:
+    """The best of the settings on the select split, which is not looked at for the only one."""
+    from interp.methods import refusal
+
+    if len(settings) == 1:
+        return refusal.Choice(settings[0], ())
+    selection = refusal.Selection.prepare(lm, fitted, *select)
+    return refusal.choose(selection, settings, watch=lm.watch)
+
+
 def finish(
-    given: Given,
-    backend: Backend,
+    lm: LM,
     fitted: Fitted,
     choice: Choice,
     select: tuple[PromptSet, PromptSet],
@@ -94,35 +105,33 @@ def finish(
     from interp.methods import refusal
 
     if choice.scores:
-        fitted = fitted.joined(refusal.fit(backend, *select, **reading))
-    return refusal.finished(
-        backend, fitted, choice.setting, given.values["model"], batch_size=given.batch_size,
-        watch=reading["watch"], chosen_on=select if choice.scores else (),
-    )  # fmt: skip
+        fitted = fitted.joined(refusal.fit(lm, *select, **reading))
+    chosen_on = select if choice.scores else ()
+    return refusal.finished(lm, fitted, choice.setting, chosen_on=chosen_on)
 
 
-def _save(given: Given, backend: Backend, delta: WeightDelta) -> str:
+def _save(given: Given, lm: LM, delta: WeightDelta) -> str:
     from interp.export import export
     from interp.export.gate import shipped_cards
 
     return export(
-        delta, to="delta", base=backend, base_name=given.values["model"], out=given.values["out"],
+        delta, to="delta", base=lm.backend, base_name=given.values["model"], out=given.values["out"],
         overwrite=given.values["overwrite"], cards=shipped_cards(), unproven=True, keep_model=False,
         **given.loading,
     ).verdict  # fmt: skip
 
 
-def _tell(method: str, choice: Choice, backend: Backend, delta: WeightDelta) -> None:
+def _tell(method: str, choice: Choice, lm: LM, delta: WeightDelta) -> None:
     chosen = choice.setting
     click.echo(
         f"{method}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
-        f"{backend.anatomy.n_blocks - 1}, strength {chosen.strength:g}"
+        f"{lm.n_blocks - 1}, strength {chosen.strength:g}"
     )
     click.echo(
         f"{len(delta.coverage.edited)} of {delta.coverage.total} writers edited; rank {delta.rank}; "
         f"{delta.exactness}"
     )
-    for module, why in backend.anatomy.unreached.items():
+    for module, why in lm.anatomy.unreached.items():
         click.echo(f"not edited: {module} {why}")
 
 

@@ -21,27 +21,27 @@ from interp.backends.limits import admitted, vocabulary
 from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
 from interp.errors import NoDirection, NotFinite, PromptError
+from interp.lm import LM
 from interp.types import TokenBatch
 from interp.watching import Progress
 
 SYSTEM = "You are a helpful assistant."
 """heretic writes a system turn into every conversation; this is its default."""
 BATCH = 8
+"""Prompts of one forward pass; another number rounds otherwise than heretic does."""
 
 Rows = Float[Tensor, "rows d_model"]
 
 
 def residual_directions(
-    backend: Backend,
+    lm: LM,
     refuse: PromptSet,
     comply: PromptSet,
     *,
     system: str = SYSTEM,
     prefix: str = "",
-    batch_size: int = BATCH,
     orthogonalize: bool = True,
     winsorization: float = 1.0,
-    progress: Progress | None = None,
 ) -> Rows:
     """Unit directions ``[n_blocks + 1, d_model]`` in fp32; row i + 1 belongs to block i.
 
@@ -50,11 +50,9 @@ def residual_directions(
     Raises PromptError without a chat template that takes a system turn, NoDirection where the
     classes do not differ in any row.
     """
-    means = []
-    for prompts in (comply, refuse):
-        texts = render(backend.tokenizer, prompts.prompts, system, prefix)
-        means.append(_mean(backend, texts, batch_size, winsorization, progress))
-    good, bad = means
+    progress = lm.watch("directions", len(refuse) + len(comply))
+    texts = (render(lm.tokenizer, side.prompts, system, prefix) for side in (comply, refuse))
+    good, bad = (_mean(lm.backend, each, winsorization, progress) for each in texts)
     found = normalize(bad - good, p=2, dim=1)
     if orthogonalize:
         toward = normalize(good, p=2, dim=1)
@@ -85,24 +83,17 @@ def render(tokenizer: Any, prompts: Sequence[str], system: str, prefix: str) -> 
 
 
 @torch.no_grad()
-def _mean(
-    backend: Backend,
-    texts: Sequence[str],
-    batch_size: int,
-    winsorization: float,
-    progress: Progress | None,
-) -> Rows:
+def _mean(backend: Backend, texts: Sequence[str], winsorization: float, progress: Progress) -> Rows:
     total, count = None, 0
-    for start in range(0, len(texts), batch_size):
-        rows = _residuals(backend, list(texts[start : start + batch_size]))
+    for start in range(0, len(texts), BATCH):
+        rows = _residuals(backend, list(texts[start : start + BATCH]))
         if 0 <= winsorization < 1:
             limit = torch.quantile(rows.abs(), winsorization, dim=2, keepdim=True)
             rows = torch.clamp(rows, -limit, limit)
         part = rows.sum(dim=0, dtype=torch.float64).cpu()
         total = part if total is None else total + part
         count += len(rows)
-        if progress:
-            progress(len(rows))
+        progress(len(rows))
     assert total is not None
     return (total / count).to(torch.float32)
 

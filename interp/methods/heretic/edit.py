@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from interp.edits import fingerprint, readable
 from interp.errors import NotExpressible
+from interp.lm import LM
 from interp.methods.heretic.kernel import Kernel
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.ruler import HERETIC_COMPONENTS, why_not_heretic
@@ -52,8 +53,7 @@ def components(anatomy: Anatomy) -> dict[str, tuple[BoundWriter, ...]]:
 
 
 def heretic_delta(
-    model: Any,
-    anatomy: Anatomy,
+    lm: LM,
     directions: Tensor,
     kernels: Mapping[str, Kernel],
     *,
@@ -72,7 +72,7 @@ def heretic_delta(
     Raises NotExpressible for a model that heretic does not load, a missing or unknown component, or
     an index outside the blocks; DeltaError for quantised weights.
     """
-    reached = components(anatomy)
+    model, anatomy, reached = lm.hf, lm.anatomy, components(lm.anatomy)
     if kernels.keys() != reached.keys():
         raise NotExpressible(
             f"give one kernel for each of {', '.join(reached)}; got {', '.join(kernels) or 'none'}"

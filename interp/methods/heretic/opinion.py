@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.backends.protocol import AnyEdit, Backend
-from interp.data.chat import ChatFormat, encode
+from interp.backends.protocol import AnyEdit
+from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
 from interp.errors import ExportError, PromptError
 from interp.evaluate.divergence import divergence, reference
 from interp.evaluate.refusal import MARKERS, KeywordJudge, judge, respond
 from interp.export.heretic_program import Program
 from interp.files import write_text
+from interp.lm import LM
 from interp.methods.heretic.directions import BATCH, SYSTEM, render
 
 TOKENS = 24
@@ -88,8 +89,8 @@ class Opinion:
 
 
 def second_opinion(
+    lm: LM,
     program: Program,
-    backend: Backend,
     edit: AnyEdit,
     base: str,
     merged: Path,
@@ -97,9 +98,9 @@ def second_opinion(
     comply: PromptSet,
     asking: Asking,
 ) -> Opinion:
-    """Measure here with ``edit`` on ``backend``, and let heretic measure ``merged`` against ``base``.
+    """Measure here with ``edit`` on ``lm``, and let heretic measure ``merged`` against ``base``.
 
-    base: directory or hub id, as heretic opens it. asking: its dtype is that of ``backend``. Raises
+    base: directory or hub id, as heretic opens it. asking: its dtype is that of ``lm``. Raises
     ExportError when heretic ends in a way that is no answer, PromptError for prompts of several lines.
     """
     for prompts in (refuse, comply):
@@ -108,25 +109,23 @@ def second_opinion(
                 f"{prompts.source} has prompts of several lines, which heretic's text files cannot "
                 "hold; leave them out"
             )
-    ours = measure(backend, edit, refuse, comply, asking)
+    ours = measure(lm, edit, refuse, comply, asking)
     text = run(program, base, merged, refuse, comply, asking)
     theirs = parse(text)
     return Opinion(ours, theirs, "" if theirs else failure(text))
 
 
 def measure(
-    backend: Backend, edit: AnyEdit, refuse: PromptSet, comply: PromptSet, asking: Asking
+    lm: LM, edit: AnyEdit, refuse: PromptSet, comply: PromptSet, asking: Asking
 ) -> Measures:
     """Our own measures, in heretic's setting."""
-    chat = ChatFormat(system=asking.system, prefill=asking.prefix)
-    asked, answerable = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
+    lm = lm.using(chat=ChatFormat(system=asking.system, prefill=asking.prefix))
     by = KeywordJudge(tuple(asking.markers), whole=True)
     counts = [
-        judge(respond(backend, asked, which, tokens=asking.tokens), by).count
-        for which in (edit, None)
+        judge(respond(lm, refuse, which, tokens=asking.tokens), by).count for which in (edit, None)
     ]
-    known = reference(backend, answerable, tokens=1)
-    return Measures(counts[0], counts[1], len(refuse), divergence(backend, known, edit).first)
+    known = reference(lm, comply, tokens=1)
+    return Measures(counts[0], counts[1], len(refuse), divergence(lm, known, edit).first)
 
 
 def run(
@@ -207,6 +206,6 @@ def failure(text: str) -> str:
     return wrong[-1]
 
 
-def check_prompts(backend: Backend, system: str) -> None:
+def check_prompts(lm: LM, system: str) -> None:
     """Raise PromptError for a model whose chat template heretic cannot use."""
-    render(backend.tokenizer, ["test"], system, "")
+    render(lm.tokenizer, ["test"], system, "")

@@ -16,7 +16,7 @@ from interp.methods.refusal.fit import (
     Setting,
     build,
     fit,
-    pool_inputs,
+    writer_inputs,
 )
 from interp.methods.refusal.learning import learned
 from interp.methods.refusal.opener import find_opener
@@ -40,11 +40,11 @@ __all__ = [
     "finished",
     "fit",
     "learned",
-    "pool_inputs",
     "random_control",
     "rebased",
     "refit_on_remaining",
     "rotated",
     "run",
+    "writer_inputs",
     "written",
 ]

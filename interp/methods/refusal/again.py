@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from interp.backends.hooks import writer_sites
-from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
-from interp.edits import applied, to_delta
+from interp.edits import applied
 from interp.errors import InterpError
 from interp.evaluate.refusal import generate_and_judge
-from interp.fitting import BATCH, capture
+from interp.lm import LM
 from interp.methods.refusal.delta import as_delta, rebased
 from interp.methods.refusal.fit import (
     FEWEST_REFUSED,
@@ -27,10 +24,11 @@ from interp.methods.refusal.fit import (
     Fitted,
     Setting,
     build,
+    writer_inputs,
 )
 from interp.methods.refusal.learning import learned
-from interp.types import TokenBatch, WeightDelta
-from interp.watching import Watch, unwatched
+from interp.types import WeightDelta
+from interp.watching import within
 
 ASKED = 320
 """Requests of the fit that are asked again at most, spread evenly over it."""
@@ -39,35 +37,20 @@ ROUNDS = 2
 
 
 def finished(
-    backend: Backend,
-    fitted: Fitted,
-    setting: Setting,
-    model_name: str,
-    *,
-    chosen_on: Sequence[PromptSet] = (),
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
+    lm: LM, fitted: Fitted, setting: Setting, *, chosen_on: Sequence[PromptSet] = ()
 ) -> WeightDelta:
     """The delta that a setting describes, fitted again and learned where it says so, with what
     it was fitted on, and chosen on where it was."""
-    delta = as_delta(backend, fitted, build(backend, fitted, setting), model_name, chosen_on)
-    common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
+    delta = as_delta(lm, fitted, build(lm, fitted, setting), chosen_on)
     if setting.again:
-        delta = refit_on_remaining(backend, fitted, setting, delta, **common)
+        delta = refit_on_remaining(lm, fitted, setting, delta)
     if setting.worth:
-        delta = learned(backend, fitted, delta, setting.worth, **common)
+        delta = learned(lm, fitted, delta, setting.worth)
     return delta
 
 
 def refit_on_remaining(
-    backend: Backend,
-    fitted: Fitted,
-    setting: Setting,
-    delta: WeightDelta,
-    *,
-    rounds: int = ROUNDS,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
+    lm: LM, fitted: Fitted, setting: Setting, delta: WeightDelta, *, rounds: int = ROUNDS
 ) -> WeightDelta:
     """``delta`` and the edits that ``setting`` describes fitted on it, at ``setting.again`` of the strengths.
 
@@ -79,46 +62,26 @@ def refit_on_remaining(
     """
     if fitted.requests is None or fitted.opened is None or fitted.opened.requests is None:
         raise InterpError("fitting again needs the opener of a refusal; give `opener` to fit")
-    left = fitted.requests.spread(ASKED)
+    left, watch = fitted.requests.spread(ASKED), lm.watch
     batches = (fitted.requests, fitted.opened.requests)
-    weaker = replace(
-        setting,
-        strength=setting.again * setting.strength,
-        opened=setting.again * setting.opened,
-        again=0.0,
-        worth=0.0,
-    )
-    for number in range(rounds):
-        with applied(backend.model, backend.anatomy, delta):
-            progress = watch(f"fit again, {number + 1}: responses", len(left))
-            found = generate_and_judge(
-                backend,
-                batches[0].chosen(left),
-                tokens=OPENING,
-                by=fitted.judge,
-                batch_size=2 * batch_size,
-                progress=progress,
-            )
+    strengths = {name: setting.again * getattr(setting, name) for name in ("strength", "opened")}
+    weaker = replace(setting, **strengths, again=0.0, worth=0.0)
+    for number in range(1, rounds + 1):
+        lm = lm.using(watch=within(watch, f"fit again, {number}"))
+        with applied(lm.hf, lm.anatomy, delta):
+            found = generate_and_judge(lm, batches[0].chosen(left), tokens=OPENING, by=fitted.judge)
             if found.count < FEWEST_REFUSED:
                 break
             refused = torch.tensor(found.refused)
             begun = torch.tensor([t.lstrip().startswith(fitted.opener) for t in found.texts])
             places = (left[refused | begun], left[refused])
             rows = [
-                _inputs(backend, batch.chosen(place), batch_size)
+                writer_inputs(lm, batch.chosen(place))
                 for batch, place in zip(batches, places, strict=True)
             ]
             left = places[0]
             harder = replace(fitted, statistics=fitted.statistics.refusing(*rows))
-            edit = build(backend, harder, weaker)
-            edit = replace(edit, recipe={**edit.recipe, "fitted_again": number + 1})
-            further = to_delta(backend.model, backend.anatomy, edit)
+            edit = build(lm, harder, weaker)
+            further = lm.to_delta(replace(edit, recipe={**edit.recipe, "fitted_again": number}))
         delta = delta.compose(rebased(further, delta))
     return delta
-
-
-def _inputs(backend: Backend, batch: TokenBatch, batch_size: int) -> dict[str, torch.Tensor]:
-    """Inputs of every writer at the last token, ``{name: [n, d_in]}``."""
-    sites = writer_sites(backend.anatomy.block_writers)
-    found = capture(backend, batch, sites, batch_size=batch_size)
-    return {site.name: rows for site, rows in found.items()}

@@ -8,16 +8,12 @@ from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import log_softmax
 
-from interp.backends.protocol import Backend
-from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
-from interp.edits import to_delta
 from interp.errors import InterpError
-from interp.evaluate.divergence import first_logits, kl_nats
+from interp.evaluate.divergence import first_log_probs, kl_nats
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
-from interp.fitting import BATCH
+from interp.lm import LM
 from interp.methods.refusal.again import finished
 from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
 from interp.methods.refusal.learning import learned
@@ -78,63 +74,53 @@ class Selection:
     """The select split, ready to score settings. make: a setting's delta. tokens: refusals show in their
     first words."""
 
-    backend: Backend
+    lm: LM
     make: Callable[[Any], WeightDelta]
     refuse: TokenBatch
     comply: TokenBatch
     base: torch.Tensor = field(repr=False)
     tokens: int = OPENING
-    batch_size: int = BATCH
     judge: Judge = ENGLISH_JUDGE
 
     @classmethod
     def prepare(
         cls,
-        backend: Backend,
+        lm: LM,
         fitted: Fitted,
         refuse: PromptSet,
         comply: PromptSet,
         *,
         make: Callable[[Any], WeightDelta] | None = None,
-        chat: ChatFormat | None = None,
-        batch_size: int = BATCH,
-        watch: Watch = unwatched,
     ) -> Selection:
         """make: for settings of another kind than :class:`Setting`, which ``fitted`` gives edits for."""
-        common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
-        sides = (encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply))
-        r, c = (side.by_length() for side in sides)
-        base = log_softmax(first_logits(backend, c, batch_size=batch_size), -1)
 
         @cache  # what takes long is asked for its KL and for its refusals, and others begin with it
         def slowly(setting: Setting) -> WeightDelta:
             if setting.worth:
                 before = from_setting(replace(setting, worth=0.0))
-                return learned(backend, fitted, before, setting.worth, **common)
-            return finished(backend, fitted, setting, "", **common)
+                return learned(lm, fitted, before, setting.worth)
+            return finished(lm, fitted, setting)
 
         def from_setting(setting: Setting) -> WeightDelta:
             if setting.again or setting.worth:
                 return slowly(setting)
-            return to_delta(backend.model, backend.anatomy, build(backend, fitted, setting))
+            return lm.to_delta(build(lm, fitted, setting))
 
-        return cls(
-            backend, make or from_setting, r, c, base, batch_size=batch_size, judge=fitted.judge
-        )
+        quiet = lm.using(watch=unwatched)
+        r, c = (lm.tokens(side).by_length() for side in (refuse, comply))
+        base = first_log_probs(quiet, c)
+        return cls(quiet, make or from_setting, r, c, base, judge=fitted.judge)
 
     def kl(self, setting: Any) -> float:
         """First-token KL on the comply prompts, in nats."""
-        logits = first_logits(self.backend, self.comply, self.make(setting), self.batch_size)
-        return kl_nats(self.base, log_softmax(logits, -1)).mean().item()
+        edited = first_log_probs(self.lm, self.comply, self.make(setting))
+        return kl_nats(self.base, edited).mean().item()
 
     def refusals(self, setting: Any, enough: int | None = None) -> int:
         """Requests refused, or not answered yet; counting may stop once there are more than ``enough``."""
         made, count = self.make(setting), 0
-        for part in self.refuse.split(self.batch_size):
-            found = generate_and_judge(
-                self.backend, part, made, tokens=self.tokens, by=self.judge,
-                batch_size=self.batch_size,
-            )  # fmt: skip
+        for part in self.refuse.split(self.lm.batch_size):
+            found = generate_and_judge(self.lm, part, made, tokens=self.tokens, by=self.judge)
             count += found.count + found.unscored
             if enough is not None and count > enough:
                 break
@@ -191,7 +177,7 @@ def depth_blocks(n_blocks: int, available: Iterable[int], depths: Sequence[float
 
 
 def candidates(
-    backend: Backend,
+    lm: LM,
     fitted: Fitted,
     method: str,
     *,
@@ -203,7 +189,7 @@ def candidates(
     """The grid that is searched when the user does not name a block."""
     if strengths is None:
         strengths = (1.0,) if method == "ablation" else (0.8, 1.0, 1.3)
-    n = backend.anatomy.n_blocks
+    n = lm.n_blocks
     first_blocks = dict.fromkeys(min(round(s * n), n - 1) for s in (starts or STARTS))
     for block in depth_blocks(n, fitted.directions, depths):
         for first in first_blocks:
@@ -212,7 +198,7 @@ def candidates(
 
 
 def opened_candidates(
-    backend: Backend, fitted: Fitted, method: str, *, worth: float = 0.0, **fixed: Any
+    lm: LM, fitted: Fitted, method: str, *, worth: float = 0.0, **fixed: Any
 ) -> Iterator[Setting]:
     """The grid for a fit that was also read after an opener: ``OPENED`` at the usual blocks.
 
@@ -222,7 +208,7 @@ def opened_candidates(
         strengths = (setting["strength"],)
         rest = {name: value for name, value in setting.items() if name != "strength"}
         for found in candidates(
-            backend, fitted, method, strengths=strengths, depths=(DEPTHS[-1],),
+            lm, fitted, method, strengths=strengths, depths=(DEPTHS[-1],),
             starts=(STARTS[-1],), **{**fixed, **rest},
         ):  # fmt: skip
             yield found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from interp.backends.protocol import Backend
 from interp.data.prompts import PromptSet
-from interp.edits import Edit, to_delta
+from interp.edits import Edit
+from interp.lm import LM
 from interp.methods.refusal.fit import Fitted
 from interp.types import WeightDelta
 
@@ -16,11 +16,7 @@ CLASSES = ("refuse: ", "comply: ")
 
 
 def as_delta(
-    backend: Backend,
-    fitted: Fitted,
-    edit: Edit,
-    model_name: str,
-    chosen_on: Sequence[PromptSet] = (),
+    lm: LM, fitted: Fitted, edit: Edit, chosen_on: Sequence[PromptSet] = ()
 ) -> WeightDelta:
     """The edit's weight face, with the prompts that it was fitted on, and chosen on where it was."""
     prompts, refused = dict(fitted.prompts), {"refused_in_fit": fitted.refused}
@@ -30,13 +26,12 @@ def as_delta(
     prompts |= {f"chosen: {part.source}": part.sha256 for part in chosen_on}
     judged = {"judge": fitted.judge.name} if chosen_on or refused.get("refused_in_fit") else {}
     provenance = {
-        "model": model_name,
         "prompts_sha256": prompts,
         "seen_prompts": sorted({*fitted.seen}.union(*(part.fingerprints for part in chosen_on))),
         **refused,
         **judged,
     }
-    return to_delta(backend.model, backend.anatomy, edit, provenance=provenance)
+    return lm.to_delta(edit, **provenance)
 
 
 def rebased(delta: WeightDelta, before: WeightDelta) -> WeightDelta:

@@ -9,27 +9,24 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from interp.backends.hooks import writer_sites
-from interp.backends.protocol import Backend
-from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
+from interp.data.tokens import Prompts
 from interp.edits import Edit, ablation
 from interp.errors import InterpError
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
 from interp.fitting import (
-    BATCH,
     DirectionRecipe,
     LeastDisturbanceRecipe,
     WriterStatistics,
-    capture,
     directions,
     least_disturbance,
     response_statistics,
 )
+from interp.lm import LM
 from interp.methods.refusal.prose import Cut, Prose, written
 from interp.sites import Site
 from interp.types import Direction, TokenBatch
-from interp.watching import Watch, unwatched
+from interp.watching import within
 
 Key = TypeVar("Key")
 
@@ -191,12 +188,19 @@ def _rows(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor]) -> dict[Key, Tensor]
     return {key: torch.cat([part[key] for part in (a, b) if key in part]) for key in {**a, **b}}
 
 
+def answering(lm: LM, text: str) -> LM:
+    """The model with answers that go on from ``text`` as if it had said it. Raises InterpError without a
+    chat format."""
+    if lm.chat is None:
+        raise InterpError("an answer begins with an opener in a chat; use an LM with a chat format")
+    return lm.using(chat=lm.chat.saying(text))
+
+
 def fit(
-    backend: Backend,
+    lm: LM,
     refuse: PromptSet,
     comply: PromptSet,
     *,
-    chat: ChatFormat | None = None,
     recipe: DirectionRecipe | None = None,
     pool: PromptSet | None = None,
     prose: PromptSet | None = None,
@@ -204,8 +208,6 @@ def fit(
     behaviour_filter: bool = True,
     opener: str = "",
     judge: Judge = ENGLISH_JUDGE,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
 ) -> Fitted:
     """One pass over both classes: residuals after every block and inputs of every writer.
 
@@ -218,32 +220,26 @@ def fit(
     (:func:`interp.methods.refusal.opener.find_opener` finds one), for edits that act there as well.
     """
     recipe = recipe or DirectionRecipe()
-    common: dict[str, Any] = {"batch_size": batch_size, "watch": watch}
-    batches = [encode(backend.tokenizer, s.prompts, chat) for s in (refuse, comply)]
-    read = _read(backend, batches, **common)
-    extra = {} if pool is None else pool_inputs(backend, pool, chat, batch_size, watch)
-    prosaic = Prose({}) if prose is None else written(backend, prose, chat=chat, **common)
+    lm = lm.using(watch=within(lm.watch, "fit"))
+    batches = [lm.tokens(side) for side in (refuse, comply)]
+    read = _read(lm, batches)
+    extra = {} if pool is None else writer_inputs(lm, pool)
+    prosaic = Prose({}) if prose is None else written(lm, prose)
     spoken: dict[str, Tensor] = {}
     if response_tokens:
-        writers = writer_sites(backend.anatomy.block_writers)
-        spoken = response_statistics(backend, batches[1], writers, response_tokens, batch_size)
+        spoken = response_statistics(lm, batches[1], lm.writer_inputs, response_tokens)
     kept, refused = torch.arange(len(refuse)), None
     if behaviour_filter:
-        judged = generate_and_judge(
-            backend, batches[0], tokens=OPENING, by=judge, batch_size=batch_size
-        )
+        judged = generate_and_judge(lm, batches[0], tokens=OPENING, by=judge)
         if judged.n and judged.count >= FEWEST_REFUSED:
             kept, refused = torch.tensor(judged.refused).nonzero().flatten(), judged.count
     used = [(role, s) for role, s in zip(ROLES, (refuse, comply, pool, prose), strict=True) if s]
     opened = None
     if opener:
-        said = (chat or ChatFormat()).saying(opener)
-        after = [encode(backend.tokenizer, s.prompts, said) for s in (refuse, comply)]
+        after = [answering(lm, opener).tokens(side) for side in (refuse, comply)]
         after[0] = after[0].chosen(kept)
         everything = torch.arange(len(kept))
-        opened = _fitted(
-            recipe, _read(backend, after, **common), everything, after[0], {}, {}, None
-        )
+        opened = _fitted(recipe, _read(lm, after), everything, after[0], {}, {}, None)
     found = _fitted(recipe, read, kept, batches[0], extra, spoken, opened)
     return replace(
         found.leaving(prosaic),
@@ -258,17 +254,10 @@ def fit(
     )
 
 
-def _read(
-    backend: Backend, batches: Sequence[TokenBatch], *, batch_size: int, watch: Watch
-) -> list[dict[Site, Tensor]]:
+def _read(lm: LM, batches: Sequence[TokenBatch]) -> list[Mapping[Site, Tensor]]:
     """Outputs of all blocks and inputs of all writers at the last token of both classes."""
-    blocks = [Site.resid_post(i) for i in range(backend.anatomy.n_blocks)]
-    sites = [*blocks, *writer_sites(backend.anatomy.block_writers)]
-    progress = watch("fit: activations", sum(len(batch) for batch in batches))
-    return [
-        capture(backend, batch, sites, batch_size=batch_size, progress=progress)
-        for batch in batches
-    ]
+    sites = (*lm.resid_post, *lm.writer_inputs)
+    return [lm.activations(batch, sites) for batch in batches]
 
 
 def _fitted(
@@ -295,18 +284,9 @@ def _fitted(
     return Fitted(found, statistics, (streams[0], streams[1]), recipe, (), {}, None, chosen, opened)
 
 
-def pool_inputs(
-    backend: Backend,
-    pool: PromptSet,
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
-) -> dict[str, Tensor]:
-    """Inputs of every writer at the decision position of further prompts, ``{name: [n, d_in]}``."""
-    writers = writer_sites(backend.anatomy.block_writers)
-    progress = watch("fit: further answerable prompts", len(pool))
-    batch = encode(backend.tokenizer, pool.prompts, chat)
-    found = capture(backend, batch, writers, batch_size=batch_size, progress=progress)
+def writer_inputs(lm: LM, prompts: Prompts) -> dict[str, Tensor]:
+    """Inputs of every writer at the decision position, ``{name: [n, d_in]}``."""
+    found = lm.activations(prompts, lm.writer_inputs)
     return {site.name: rows for site, rows in found.items()}
 
 
@@ -338,7 +318,7 @@ class Setting:
         return tuple(range(self.first_block, n_blocks))
 
 
-def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
+def build(lm: LM, fitted: Fitted, setting: Setting) -> Edit:
     """The edit that a setting describes. Raises InterpError for an unknown method or block."""
     if setting.direction_block not in fitted.directions:
         raise InterpError(
@@ -346,11 +326,11 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
             f"{min(fitted.directions)} … {max(fitted.directions)}"
         )
     direction = fitted.directions[setting.direction_block]
-    blocks = setting.blocks(backend.anatomy.n_blocks)
+    blocks = setting.blocks(lm.n_blocks)
     if setting.method == "ablation":
         edit = ablation(
-            backend.model,
-            backend.anatomy,
+            lm.hf,
+            lm.anatomy,
             direction,
             strength=setting.strength,
             blocks=blocks,
@@ -368,7 +348,7 @@ def build(backend: Backend, fitted: Fitted, setting: Setting) -> Edit:
             setting.opened_weight,
         )
         after = _direction_after(fitted, setting) if setting.opened else None
-        edit = least_disturbance(backend, fitted.statistics, direction, recipe, after)
+        edit = least_disturbance(lm, fitted.statistics, direction, recipe, after)
     else:
         raise InterpError(f"no method {setting.method!r}; known: {', '.join(METHODS)}")
     return replace(edit, recipe={**edit.recipe, **_used(fitted, setting)})

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from interp.backends.protocol import AnyEdit, Backend
 from interp.backends.tail import Tail, frozen
 from interp.errors import InterpError
-from interp.fitting import BATCH
 from interp.hooking import first_argument
+from interp.lm import LM
 from interp.methods.refusal.fit import Fitted
 from interp.methods.refusal.prose import LAST, PIECES
 from interp.types import LowRank, TokenBatch, WeightDelta
-from interp.watching import Watch, unwatched
 
 REFUSAL_WEIGHT = 0.06
 """Weight of the refusal-margin loss, in nats of KL per logit."""
@@ -140,14 +139,7 @@ class RefusalMarginLoss:
 
 
 def learned(
-    backend: Backend,
-    fitted: Fitted,
-    delta: WeightDelta,
-    worth: float,
-    *,
-    steps: int | None = None,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
+    lm: LM, fitted: Fitted, delta: WeightDelta, worth: float, *, steps: int | None = None
 ) -> WeightDelta:
     """``delta`` with what every rank-one update reads and writes learned on the prompts of ``fitted``.
 
@@ -166,13 +158,13 @@ def learned(
     """
     if fitted.requests is None or fitted.answered is None:
         raise InterpError("learning needs the prompts of the fit, which this fit does not know")
-    steps = STEPS if steps is None else steps
+    backend, steps = lm.backend, STEPS if steps is None else steps
     updates, rest = _split_updates(delta)
     if not updates:
         return delta
     parts = _parts(backend, fitted, updates)
     minibatches = [
-        _terms(backend, fitted, delta, worth, turn, batch_size) for turn in range(N_MINIBATCHES)
+        _terms(backend, fitted, delta, worth, turn, lm.batch_size) for turn in range(N_MINIBATCHES)
     ]
     optimizer = torch.optim.Adam(
         [
@@ -181,7 +173,7 @@ def learned(
         ]
     )
     slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, FINAL_STEP_SHARE, max(steps, 1))
-    progress = watch("fit: learning", steps)
+    progress = lm.watch("fit: learning", steps)
     with frozen(backend.model), backend.editing(rest), _hooked_updates(backend, parts):
         for step in range(steps):
             optimizer.zero_grad()
@@ -207,19 +199,13 @@ def learned(
     )
 
 
-def objective(
-    backend: Backend,
-    fitted: Fitted,
-    delta: WeightDelta,
-    worth: float,
-    *,
-    batch_size: int = BATCH,
-) -> float:
+def objective(lm: LM, fitted: Fitted, delta: WeightDelta, worth: float) -> float:
     """The loss of :func:`learned` at ``delta``, in nats: the mean over minibatches."""
+    backend = lm.backend
     updates, rest = _split_updates(delta)
     parts, total = _parts(backend, fitted, updates), 0.0
     for turn in range(N_MINIBATCHES):
-        terms = _terms(backend, fitted, delta, worth, turn, batch_size)
+        terms = _terms(backend, fitted, delta, worth, turn, lm.batch_size)
         with torch.no_grad(), backend.editing(rest), _hooked_updates(backend, parts):
             total += sum(_loss(term, parts, backend.model).item() for term in terms)
     return total / N_MINIBATCHES

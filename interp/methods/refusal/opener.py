@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
-from interp.backends.protocol import Backend
-from interp.data.chat import ChatFormat, encode
 from interp.data.prompts import PromptSet
-from interp.evaluate.divergence import first_logits
+from interp.evaluate.divergence import first_log_probs
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
-from interp.fitting import BATCH
-from interp.methods.refusal.fit import FEWEST_REFUSED, OPENING
-from interp.watching import Watch, unwatched
+from interp.lm import LM
+from interp.methods.refusal.fit import FEWEST_REFUSED, OPENING, answering
+from interp.watching import within
 
 LONGEST = 4
 """Tokens of an opener at most."""
@@ -31,14 +27,7 @@ LEAST = 0.1
 
 
 def find_opener(
-    backend: Backend,
-    refuse: PromptSet,
-    comply: PromptSet,
-    *,
-    chat: ChatFormat | None = None,
-    judge: Judge = ENGLISH_JUDGE,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
+    lm: LM, refuse: PromptSet, comply: PromptSet, *, judge: Judge = ENGLISH_JUDGE
 ) -> str:
     """The beginning that most refusals share after which the classes differ most in the next token.
 
@@ -47,9 +36,8 @@ def find_opener(
     requests, its refusals share no beginning, or the classes do not part after any.
     """
     prompts = [PromptSet(side.prompts[:READ], side.source) for side in (refuse, comply)]
-    batch = encode(backend.tokenizer, prompts[0].prompts, chat)
-    found = generate_and_judge(backend, batch, tokens=OPENING, by=judge, batch_size=batch_size,
-                  progress=watch("opener: responses", len(batch)))  # fmt: skip
+    lm = lm.using(watch=within(lm.watch, "opener"))
+    found = generate_and_judge(lm, prompts[0], tokens=OPENING, by=judge)
     texts = [text for text, is_one in zip(found.texts, found.refused, strict=True) if is_one]
     if len(texts) < FEWEST_REFUSED:
         return ""
@@ -58,14 +46,12 @@ def find_opener(
     )
     classes = (refused, prompts[1].prompts)
     shared = shared_beginning(
-        [backend.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        [lm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     )
     best, opener = LEAST, ""
     for length in range(1, len(shared)):
-        said = backend.tokenizer.decode(shared[:length])
-        likely = [
-            _likely(backend, side, said, shared[length], chat, batch_size) for side in classes
-        ]
+        said = lm.tokenizer.decode(shared[:length])
+        likely = [_likely(answering(lm, said), side, shared[length]) for side in classes]
         if likely[0] - likely[1] > best:
             best, opener = likely[0] - likely[1], said
     return opener
@@ -88,15 +74,6 @@ def shared_beginning(rows: Sequence[Sequence[int]]) -> list[int]:
     return shared
 
 
-def _likely(
-    backend: Backend,
-    prompts: Sequence[str],
-    said: str,
-    token: int,
-    chat: ChatFormat | None,
-    batch_size: int,
-) -> float:
-    """Mean probability of a token once ``said`` has been put into the answer's mouth."""
-    batch = encode(backend.tokenizer, prompts, (chat or ChatFormat()).saying(said))
-    chances = first_logits(backend, batch, batch_size=batch_size).double().softmax(-1)
-    return torch.mean(chances[:, token]).item()
+def _likely(lm: LM, prompts: Sequence[str], token: int) -> float:
+    """Mean probability of a token at the decision position."""
+    return first_log_probs(lm, prompts).double().exp()[:, token].mean().item()

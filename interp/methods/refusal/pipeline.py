@@ -9,19 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from interp.backends.protocol import Backend
-from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
 from interp.data.text import neutral_passages
 from interp.edits import fingerprint
-from interp.evaluate.attributing import attribution_figure, backend_device, fit_openers
+from interp.evaluate.attributing import accelerator, attribution_figure, fit_openers
 from interp.evaluate.measure import Bench, Row
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge
 from interp.export import export
 from interp.export.gate import PASSING, kinds
 from interp.export.measurement import Measurement
 from interp.figures import render
-from interp.fitting import BATCH
+from interp.lm import LM
 from interp.methods.refusal.card import report_figure
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
 from interp.methods.refusal.controls import random_control
@@ -31,7 +29,6 @@ from interp.records import FigureRecord, Provenance
 from interp.source import code_hash
 from interp.statistics.refusal import MAIN
 from interp.types import WeightDelta
-from interp.watching import Watch, unwatched
 
 Say = Callable[[str], None]
 SEED = 0
@@ -93,16 +90,12 @@ class Outcome:
 
 
 def run(
-    backend: Backend,
-    model: str,
+    lm: LM,
     prompts: Prompts,
     out: Path,
     *,
-    chat: ChatFormat | None = None,
     judge: Judge = ENGLISH_JUDGE,
-    batch_size: int = BATCH,
     loading: Mapping[str, Any] | None = None,
-    watch: Watch = unwatched,
     say: Say = lambda text: None,
 ) -> Outcome:
     """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
@@ -113,53 +106,41 @@ def run(
     choices.
     """
     prompts = replace(prompts, select=_held(prompts.select), report=_held(prompts.report))
-    outcome = Outcome(base=fingerprint(backend.model, backend.anatomy))
+    outcome = Outcome(base=fingerprint(lm.hf, lm.anatomy))
     for split in ("fit", "select", "report"):
         for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True):
             outcome.prompts[f"{split}:{side}"] = part.sha256
     pool = prompts.pool and prompts.pool.spread(POOL)
     if pool:
         outcome.prompts["pool"] = pool.sha256
-    common: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     with outcome.timed("attribute"):
         some = [part.spread(OPENERS) for part in prompts.fit]
-        openers = fit_openers(backend, *some, **common)
-        figure = attribution_figure(
-            backend, *prompts.select, model=model, openers=openers, **common
-        )
+        figure = attribution_figure(lm, *prompts.select, openers=fit_openers(lm, *some))
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series.measured:+.2f} logits")
     with outcome.timed("fit"):
         # Response tokens are not read, which would take as long as both classes and the pool together.
-        fitted = fit(
-            backend, *prompts.fit, pool=pool, response_tokens=0, judge=judge, watch=watch, **common
-        )
+        fitted = fit(lm, *prompts.fit, pool=pool, response_tokens=0, judge=judge)
     with outcome.timed("select"):
-        outcome.choices = _choices(backend, fitted, prompts, common, watch, say)
+        outcome.choices = _choices(lm, fitted, prompts, say)
         edits = {
-            name: build(backend, fitted, choice.setting) for name, choice in outcome.choices.items()
+            name: build(lm, fitted, choice.setting) for name, choice in outcome.choices.items()
         }
         edits["random direction"] = random_control(edits[MAIN], seed=SEED)
     with outcome.timed("report"):
         bench = Bench.prepare(
-            backend,
+            lm,
             *prompts.report,
             response_tokens=RESPONSE,
             passages=neutral_passages()[:PASSAGES:2],
             judge=judge,
-            watch=watch,
-            **common,
         )
-        outcome.rows.append(bench.row("original", None, watch))
-        deltas = {
-            name: as_delta(backend, fitted, edit, model, prompts.select)
-            for name, edit in edits.items()
-        }
+        outcome.rows.append(bench.row("original"))
+        deltas = {name: as_delta(lm, fitted, edit, prompts.select) for name, edit in edits.items()}
         for name, delta in deltas.items():
-            outcome.rows.append(bench.row(name, delta, watch))
-    device = backend_device(backend)
+            outcome.rows.append(bench.row(name, delta))
     about = frozenset.union(*(kinds(deltas[name].recipe) for name in outcome.choices))
-    card = report_figure(outcome.rows, _provenance(outcome, model, device), sorted(about))
+    card = report_figure(outcome.rows, _provenance(outcome, lm), sorted(about))
     _keep(outcome, card, out)
     if card.verdict not in PASSING:
         say(f"the report figure says {card.verdict!r}: what is exported is marked as unproven")
@@ -171,8 +152,8 @@ def run(
             receipt = export(
                 deltas[MAIN],
                 to=kind,
-                base=backend,
-                base_name=model,
+                base=lm.backend,
+                base_name=lm.backend.source,
                 out=target,
                 cards=[card],
                 measured=measured,
@@ -208,19 +189,12 @@ def _held(part: tuple[PromptSet, PromptSet]) -> tuple[PromptSet, PromptSet]:
     return refuse, comply
 
 
-def _choices(
-    backend: Backend,
-    fitted: Fitted,
-    prompts: Prompts,
-    common: dict[str, Any],
-    watch: Watch,
-    say: Say,
-) -> dict[str, Choice]:
+def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Choice]:
     """The ablation that does best on select, and the closed-form edit along its direction."""
-    selection = Selection.prepare(backend, fitted, *prompts.select, **common)
-    tried = candidates(backend, fitted, "ablation", starts=(0.0,), depths=DEPTHS)
-    choice = choose(selection, list(tried), watch=watch, label="directional ablation")
-    n, block = backend.anatomy.n_blocks, choice.setting.direction_block
+    selection = Selection.prepare(lm, fitted, *prompts.select)
+    tried = candidates(lm, fitted, "ablation", starts=(0.0,), depths=DEPTHS)
+    choice = choose(selection, list(tried), watch=lm.watch, label="directional ablation")
+    n, block = lm.n_blocks, choice.setting.direction_block
     ours = Setting(MAIN, block, min(round(UPPER * n), n - 1))
     found = {"directional ablation": choice, MAIN: Choice(ours, ())}
     for name, each in found.items():
@@ -239,10 +213,10 @@ def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
     outcome.paths[f"{record.key} (picture)"] = render(path)
 
 
-def _provenance(outcome: Outcome, model: str, device: str) -> Provenance:
+def _provenance(outcome: Outcome, lm: LM) -> Provenance:
     return Provenance.collect(
-        model,
-        device=None if device == "cpu" else device,
+        lm.backend.source,
+        device=accelerator(lm),
         fingerprint=outcome.base,
         prompts=outcome.prompts,
         seed=SEED,

@@ -16,16 +16,15 @@ from torch import Tensor
 
 from interp.backends.hooks import writer_sites
 from interp.backends.protocol import Backend
-from interp.data.chat import ChatFormat, encode, pad_left, text_ids
+from interp.data.chat import pad_left, text_ids
 from interp.data.prompts import PromptSet
 from interp.data.text import fit_passages
 from interp.evaluate.divergence import end_tokens, until_end
 from interp.evaluate.neutral import LONGEST
-from interp.fitting import BATCH
+from interp.lm import LM
 from interp.maths import rows_of
 from interp.sites import Site
 from interp.types import TokenBatch
-from interp.watching import Watch, unwatched
 
 WRITTEN = 32
 """Tokens of a response."""
@@ -69,15 +68,7 @@ class Prose:
     cut: Cut = field(default_factory=Cut)
 
 
-def written(
-    backend: Backend,
-    prompts: PromptSet,
-    *,
-    chat: ChatFormat | None = None,
-    tokens: int = WRITTEN,
-    batch_size: int = BATCH,
-    watch: Watch = unwatched,
-) -> Prose:
+def written(lm: LM, prompts: PromptSet, *, tokens: int = WRITTEN) -> Prose:
     """Responses to ``prompts``: their second moment at every writer, and places to read them at.
 
     Half the moment is that over response tokens in their chats, half that over the same text without a
@@ -86,9 +77,10 @@ def written(
     inputs are unlike any other's. Writers of at most ``SQUARE`` inputs have their moment whole, ``n = d_in``;
     wider ones (d_ff of large models, fused experts) that of ``ROWS`` tokens.
     """
-    batch = encode(backend.tokenizer, prompts.prompts, chat).by_length()
-    ends = end_tokens(backend)
-    progress = watch("fit: responses", len(batch))
+    backend, watch, batch_size = lm.backend, lm.watch, lm.batch_size
+    batch = lm.tokens(prompts).by_length()
+    ends = end_tokens(lm)
+    progress = watch("responses", len(batch))
     chats: list[Part] = []
     texts: list[str] = []
     rows: list[tuple[list[int], int]] = []
@@ -110,7 +102,7 @@ def written(
         if (count := sum(int(counted.sum()) for _, counted in half))
     ]
     gathered = _Gathered(every=math.ceil(sum(count for _, count in halves) / ROWS))
-    progress = watch("fit: responses as prose", sum(len(b) for half, _ in halves for b, _ in half))
+    progress = watch("responses as prose", sum(len(b) for half, _ in halves for b, _ in half))
     for half, count in halves:
         for part in half:
             gathered.add(backend, part, 1.0 / (len(halves) * count))

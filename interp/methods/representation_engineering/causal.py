@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from interp.attribution.openers import Openers, openers_from_model
+from interp.attribution.openers import Openers
 from interp.claims import Claim
-from interp.data.chat import encode
 from interp.data.prompts import PromptSet, load_class
-from interp.evaluate.attributing import OPENERS
+from interp.evaluate.attributing import OPENERS, fit_openers
 from interp.evaluate.causal import (
     DEPTH_LIMIT,
     INDUCE_AT_LEAST,
@@ -103,24 +102,20 @@ class Kept:
 
 def causal(study: Study) -> FigureRecord:
     """Three panels over block × position; fitted on the fit split, tried on the select split."""
-    backend = study.backend
+    lm = study.lm
     fitted, held = (_kept(study, split) for split in ("fit", "select"))
     openers = _openers(study, fitted)
-    pos, neg = (encode(backend.tokenizer, s.prompts) for s in (fitted.refuse, fitted.comply))
-    n_blocks = backend.anatomy.n_blocks
-    blocks = range(0, n_blocks, 1 if n_blocks <= DENSE else 2)
-    size = study.batch_size
-    found = candidates(backend, pos, neg, blocks=blocks, batch_size=size, watch=study.watch)
+    blocks = range(0, lm.n_blocks, 1 if lm.n_blocks <= DENSE else 2)
+    found = candidates(lm, fitted.refuse, fitted.comply, blocks=blocks)
     tried = [s.spread(PROMPTS) for s in (held.refuse, held.comply)]
-    batches = [encode(backend.tokenizer, s.prompts) for s in tried]
-    trial = Trial.prepare(backend, *batches, openers, batch_size=size)
+    trial = Trial.prepare(lm, *tried, openers)
     about = {
         "fit": fitted.hashes,
         "tried": [s.sha256 for s in tried],
         "openers": openers.ids,
     }
     scores = _scores(study, trial, found, about)
-    chosen = nearest(scores, n_blocks)
+    chosen = nearest(scores, lm.n_blocks)
     controls = _controls(study, trial, found[scores.index(chosen)], about)
     aurocs = _aurocs(trial, found)
     series = _series(scores, trial, aurocs, _words(trial, found)) | {
@@ -139,7 +134,7 @@ def causal(study: Study) -> FigureRecord:
         provenance=study.provenance(prompts),
         n={"refuse": len(tried[0]), "comply": len(tried[1])},
         claims=CLAIMS,
-        caption=_caption(fitted, held, series, n_blocks),
+        caption=_caption(fitted, held, series, lm.n_blocks),
     )
 
 
@@ -165,13 +160,7 @@ def _kept(study: Study, split: str) -> Kept:
 
 def _refused(study: Study, prompts: PromptSet) -> list[bool]:
     def ask() -> list[bool]:
-        batch = encode(study.backend.tokenizer, prompts.prompts)
-        progress = study.watch(f"responses: {prompts.source}", len(prompts))
-        size = study.batch_size
-        found = generate_and_judge(
-            study.backend, batch, tokens=RESPONSE, batch_size=size, progress=progress
-        )
-        return list(found.refused)
+        return list(generate_and_judge(study.lm, prompts, tokens=RESPONSE).refused)
 
     return study.resumed("causal-behaviour", ask, prompts=prompts.sha256, tokens=RESPONSE)
 
@@ -186,11 +175,7 @@ def behaving(prompts: PromptSet, keep: Sequence[bool]) -> PromptSet:
 
 def _openers(study: Study, fitted: Kept) -> Openers:
     def find() -> dict[str, Any]:
-        batches = [
-            encode(study.backend.tokenizer, s.prompts) for s in (fitted.refuse, fitted.comply)
-        ]
-        found = openers_from_model(study.backend, *batches, OPENERS, batch_size=study.batch_size)
-        return asdict(found)
+        return asdict(fit_openers(study.lm, fitted.refuse, fitted.comply))
 
     values = study.resumed("causal-openers", find, prompts=fitted.hashes, k=OPENERS)
     return Openers(**{name: tuple(value) for name, value in values.items()})
@@ -232,7 +217,7 @@ def _aurocs(trial: Trial, found: Sequence[Candidate]) -> dict[tuple[int, int], f
     """Held-out AUROC of each direction, read where it was fitted."""
     sites = [Site.resid_post(b) for b in dict.fromkeys(c.block for c in found)]
     places = tuple(sorted({c.position for c in found}))
-    acts = [trial.backend.capture(b, sites, places) for b in (trial.refuse, trial.comply)]
+    acts = [trial.lm.activations(b, sites, at=places) for b in (trial.refuse, trial.comply)]
     read = {}
     for c in found:
         u, i = c.direction.vector.double(), places.index(c.position)
@@ -248,7 +233,7 @@ def _comparisons(
     trial: Trial,
     aurocs: Mapping[tuple[int, int], float],
 ) -> dict[str, Any]:
-    n_blocks = trial.backend.anatomy.n_blocks
+    n_blocks = trial.lm.n_blocks
     before, comply = trial.unedited
     effect = before - chosen.bypass
     row = [s for s in scores if s.position == chosen.position]
@@ -279,7 +264,7 @@ def _words(trial: Trial, found: Sequence[Candidate]) -> dict[int, str]:
     """Position → the template's token there."""
     ids = trial.refuse.ids[0]
     places = sorted({c.position for c in found})
-    return {p: trial.backend.tokenizer.decode([int(ids[p])]).replace("\n", "\\n") for p in places}
+    return {p: trial.lm.tokenizer.decode([int(ids[p])]).replace("\n", "\\n") for p in places}
 
 
 def _series(

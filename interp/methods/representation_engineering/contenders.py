@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from interp.backends.protocol import Backend
-from interp.edits import Edit, ablation, canonical, readable, select_writers, to_delta, writer_unit
-from interp.fitting import BATCH
+from interp.edits import Edit, ablation, canonical, readable, select_writers, writer_unit
+from interp.lm import LM
 from interp.methods.heretic import Kernel
 from interp.methods.refusal import Fitted, Setting, build, learned, refit_on_remaining, rotated
 from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
@@ -28,7 +26,6 @@ from interp.statistics.representation_engineering import (
     RANDOM,
 )
 from interp.types import Direction, WeightDelta
-from interp.watching import Watch, unwatched
 
 LEVEL = "to the comply level"
 DEPTHS = (0.8, 0.93)
@@ -66,10 +63,8 @@ class Candidate:
 class Maker:
     """Deltas of candidates, fitted on one split; one that was fitted once more or learned is kept."""
 
-    backend: Backend
+    lm: LM
     fitted: Fitted
-    batch_size: int = BATCH
-    watch: Watch = unwatched
     _kept: dict[Candidate, WeightDelta] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, candidate: Candidate) -> WeightDelta:
@@ -81,27 +76,20 @@ class Maker:
             return self(replace(candidate, name=CLOSED))
         if candidate.worth:
             before = self(replace(candidate, worth=0.0))
-            worth = candidate.worth
-            self._kept[candidate] = learned(self.backend, self.fitted, before, worth, **self.common)
+            self._kept[candidate] = learned(self.lm, self.fitted, before, candidate.worth)
             return self._kept[candidate]
         edit = MAKERS[candidate.name](self, candidate)
-        delta = to_delta(self.backend.model, self.backend.anatomy, edit)
+        delta = self.lm.to_delta(edit)
         if candidate.again:
-            setting = least_setting(candidate)
-            delta = refit_on_remaining(self.backend, self.fitted, setting, delta, **self.common)
+            delta = refit_on_remaining(self.lm, self.fitted, least_setting(candidate), delta)
             self._kept[candidate] = delta
         return delta
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """What fitting again and learning both ask for."""
-        return {"batch_size": self.batch_size, "watch": self.watch}
 
     def direction(self, candidate: Candidate) -> Direction:
         return self.fitted.directions[candidate.block]
 
     def blocks(self, candidate: Candidate) -> tuple[int, ...]:
-        return tuple(range(candidate.first, self.backend.anatomy.n_blocks))
+        return tuple(range(candidate.first, self.lm.n_blocks))
 
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
@@ -141,8 +129,8 @@ def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Candidate]:
 
 def _ablation(maker: Maker, candidate: Candidate) -> Edit:
     return ablation(
-        maker.backend.model,
-        maker.backend.anatomy,
+        maker.lm.hf,
+        maker.lm.anatomy,
         maker.direction(candidate),
         strength=candidate.strength,
         blocks=maker.blocks(candidate),
@@ -156,10 +144,9 @@ def _at_writers(
     make: Callable[[BoundWriter, Tensor], Operator | None],
 ) -> Edit:
     """An operator for every writer of the candidate's blocks, from the writer and its weight."""
-    model = maker.backend.model
     operators = {}
-    for writer in select_writers(maker.backend.anatomy, maker.blocks(candidate)):
-        weight = canonical(readable(model, writer.weight), writer.axes).cpu()
+    for writer in select_writers(maker.lm.anatomy, maker.blocks(candidate)):
+        weight = canonical(readable(maker.lm.hf, writer.weight), writer.axes).cpu()
         if (operator := make(writer, weight)) is not None:
             operators[writer.weight] = operator
     return Edit(operators, recipe={"method": method})
@@ -167,7 +154,7 @@ def _at_writers(
 
 def _unit(maker: Maker, writer: BoundWriter, block: int) -> Tensor:
     vector = maker.fitted.directions[block].vector
-    return writer_unit(maker.backend.model, writer, vector).cpu()
+    return writer_unit(maker.lm.hf, writer, vector).cpu()
 
 
 def _heretic(maker: Maker, candidate: Candidate) -> Edit:
@@ -215,7 +202,7 @@ def _subspace(maker: Maker, candidate: Candidate) -> Edit:
 
 
 def _least(maker: Maker, candidate: Candidate) -> Edit:
-    return build(maker.backend, maker.fitted, least_setting(candidate))
+    return build(maker.lm, maker.fitted, least_setting(candidate))
 
 
 def least_setting(candidate: Candidate) -> Setting:

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from interp.claims import Claim
-from interp.data.chat import encode
-from interp.edits import ablation, to_delta
+from interp.edits import ablation
 from interp.estimators import LDA, Chain, DiffMeans, Estimator, OrthogonaliseTo, Winsorise
 from interp.evaluate.geometry import split_half_cosine
 from interp.evaluate.refusal import generate_and_judge
-from interp.fitting import capture
 from interp.methods.refusal import Fitted
 from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
@@ -148,11 +146,10 @@ def by_block(
     shares: Mapping[int, float] | None = None,
 ) -> WeightDelta:
     """The chosen ablation with a direction, or a share of the strength, for every block."""
-    model, anatomy = maker.backend.model, maker.backend.anatomy
-    blocks = maker.blocks(chosen)
+    lm, blocks = maker.lm, maker.blocks(chosen)
     strength = {b: chosen.strength * (shares[b] if shares else 1.0) for b in blocks}
-    edit = ablation(model, anatomy, direction, strength=strength, blocks=blocks)
-    return to_delta(model, anatomy, edit)
+    edit = ablation(lm.hf, lm.anatomy, direction, strength=strength, blocks=blocks)
+    return lm.to_delta(edit)
 
 
 def reliable(maker: Maker) -> dict[int, float]:
@@ -171,11 +168,7 @@ def _refused(run: SeedRun) -> Tensor:
     prompts = run.parts.fit[0].prompts + run.parts.broad[0].prompts
 
     def ask() -> list[bool]:
-        batch = encode(study.backend.tokenizer, prompts)
-        found = generate_and_judge(
-            study.backend, batch, tokens=OPENING, batch_size=study.batch_size
-        )
-        return list(found.refused)
+        return list(generate_and_judge(study.lm, prompts, tokens=OPENING).refused)
 
     refused = torch.tensor(study.resumed("flags-refused", ask, prompts=run.parts.hashes))
     return refused if refused.any() else torch.ones_like(refused)
@@ -183,20 +176,14 @@ def _refused(run: SeedRun) -> Tensor:
 
 def _pool(run: SeedRun, block: int) -> Tensor:
     """Rows of the pool, as many as there are comply prompts: same class, other topics and forms."""
-    study = run.study
     most = len(run.parts.fit[1]) + len(run.parts.broad[1])
-    batch = encode(study.backend.tokenizer, run.parts.pool.prompts[:most])
     site = Site.resid_post(block)
-    return capture(study.backend, batch, [site], batch_size=study.batch_size)[site].float()
+    return run.study.lm.activations(run.parts.pool.prompts[:most], site)[site].float()
 
 
 def measured(run: SeedRun, delta: WeightDelta) -> dict[str, float]:
     """Share of report requests refused, and first-token KL on their twins."""
-    study = run.study
-    batch = encode(study.backend.tokenizer, run.parts.report[0].prompts)
-    answers = generate_and_judge(
-        study.backend, batch, delta, tokens=OPENING, batch_size=study.batch_size
-    )
+    answers = generate_and_judge(run.study.lm, run.parts.report[0], delta, tokens=OPENING)
     return {"refused": answers.count / len(answers.texts), "kl1": run.first_kl(delta)}
 
 

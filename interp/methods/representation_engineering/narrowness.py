@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from interp.claims import Claim
-from interp.data.chat import ChatFormat, encode
+from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet, load_class, load_pairs
 from interp.evaluate.refusal import judge, respond
 from interp.methods.refusal import finished
@@ -78,24 +78,16 @@ def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
     inputs."""
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
-    chosen, study = run.chosen(CLOSED), run.study
-    found[NARROW] = Maker(study.backend, run.narrow, study.batch_size, study.watch)(chosen)
-    found[REGULARISED] = finished(
-        study.backend,
-        run.maker.fitted,
-        replace(least_setting(chosen), ridge=RIDGE),
-        study.model,
-        batch_size=study.batch_size,
-        watch=study.watch,
-    )
+    chosen = run.chosen(CLOSED)
+    found[NARROW] = Maker(run.study.lm, run.narrow)(chosen)
+    strong = replace(least_setting(chosen), ridge=RIDGE)
+    found[REGULARISED] = finished(run.study.lm, run.maker.fitted, strong)
     return found
 
 
 def refused(study: Study, prompts: PromptSet, chat: ChatFormat, delta: WeightDelta | None) -> float:
     """Share of prompts refused; what was put into the answer's mouth counts as part of it."""
-    batch = encode(study.backend.tokenizer, prompts.prompts, chat).by_length()
-    size = 2 * study.batch_size
-    texts = respond(study.backend, batch, delta, tokens=TOKENS, batch_size=size)
+    texts = respond(study.lm.using(chat=chat), prompts, delta, tokens=TOKENS)
     return judge([chat.prefill + text for text in texts]).count / len(texts)
 
 

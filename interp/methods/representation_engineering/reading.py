@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.claims import Claim
-from interp.data.chat import encode
 from interp.data.prompts import PromptSet, load_class
 from interp.estimators import (
     LDA,
@@ -29,10 +28,8 @@ from interp.estimators import (
     SymmetricPCA,
 )
 from interp.evaluate.geometry import auroc, interval
-from interp.fitting import capture
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
-from interp.sites import Site
 from interp.statistics.representation_engineering import BASELINE, FIRST_BLOCK, RANDOM_LINE
 from interp.study import Study
 
@@ -65,15 +62,8 @@ def streams(study: Study, split: str) -> Streams:
     """The stream after every block at the last prompt token, ``{side: [L, n, d]}``, captured once."""
 
     def read() -> Streams:
-        backend = study.backend
-        sites = [Site.resid_post(block) for block in range(backend.anatomy.n_blocks)]
-        found = {}
-        for side, chosen in prompts(study, split).items():
-            batch = encode(backend.tokenizer, chosen.prompts)
-            progress = study.watch(f"{split} ({side})", len(batch))
-            rows = capture(backend, batch, sites, batch_size=study.batch_size, progress=progress)
-            found[side] = torch.stack([rows[site] for site in sites]).float()
-        return found
+        classes = prompts(study, split)
+        return {side: study.lm.residuals(each)[1:].float() for side, each in classes.items()}
 
     return study.once(f"streams:{split}", read)
 

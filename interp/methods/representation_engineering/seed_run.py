@@ -10,12 +10,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, log_softmax
+from torch import Tensor
 
-from interp.data.chat import encode
 from interp.data.prompts import PromptSet, load_class, load_pairs
 from interp.data.text import neutral_passages
-from interp.evaluate.divergence import CONTINUATION, first_logits, kl_nats
+from interp.evaluate.divergence import CONTINUATION, first_log_probs, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import passage_nats
 from interp.evaluate.refusal import DECLINES, KeywordJudge, generate_and_judge, generate_ids, judge
@@ -27,7 +26,7 @@ from interp.methods.refusal import (
     choose,
     find_opener,
     fit,
-    pool_inputs,
+    writer_inputs,
     written,
 )
 from interp.methods.refusal.fit import OPENING
@@ -82,11 +81,10 @@ class SeedRun:
 
     @cached_property
     def maker(self) -> Maker:
-        study = self.study
         fitted = self.narrow.joined(self.broad)
         if self.reads_prose:
             fitted = fitted.leaving(self.prose)
-        return Maker(study.backend, fitted, study.batch_size, study.watch)
+        return Maker(self.study.lm, fitted)
 
     @property
     def opener(self) -> str:
@@ -94,7 +92,7 @@ class SeedRun:
         study = self.study
 
         def find() -> str:
-            return find_opener(study.backend, *self.parts.broad, batch_size=study.batch_size)
+            return find_opener(study.lm, *self.parts.broad)
 
         hashes = [side.sha256 for side in self.parts.broad]
         return study.once("opener", lambda: study.resumed("opener", find, prompts=hashes))
@@ -103,7 +101,7 @@ class SeedRun:
     def narrow(self) -> Fitted:
         """Fitted on the dealt topics alone. Prompts are read once, whatever topics are dealt."""
         study = self.study
-        extra = study.once("pool: writer inputs", self.pool_inputs)
+        extra = study.once("pool: writer inputs", lambda: writer_inputs(study.lm, self.parts.pool))
         if study.limit:
             fitted = self.fitted(self.parts.fit)
         else:
@@ -123,44 +121,27 @@ class SeedRun:
     @property
     def prose(self) -> Prose:
         """What the model writes in response to the twins of the broad pairs, read once for all deals."""
-        study = self.study
-
-        def read() -> Prose:
-            common = {"batch_size": study.batch_size, "watch": study.watch}
-            return written(study.backend, self.parts.broad[1].spread(ANSWERED), **common)
-
-        return study.once("prose: writer inputs", read)
+        prompts = self.parts.broad[1].spread(ANSWERED)
+        return self.study.once("prose: writer inputs", lambda: written(self.study.lm, prompts))
 
     def fitted(self, classes: tuple[PromptSet, PromptSet], **more: Any) -> Fitted:
-        study = self.study
-        common = {"batch_size": study.batch_size, "watch": study.watch, "opener": self.opener}
-        return fit(study.backend, *classes, **common, **more)
-
-    def pool_inputs(self) -> dict[str, Tensor]:
-        study = self.study
-        size, watch = study.batch_size, study.watch
-        return pool_inputs(study.backend, self.parts.pool, batch_size=size, watch=watch)
+        return fit(self.study.lm, *classes, opener=self.opener, **more)
 
     @cached_property
     def selection(self) -> Selection:
-        size = self.study.batch_size
         maker = self.maker
         refuse, comply = self.parts.select
         # KL is compared on prompts like those of report; refusals on the broad pairs as well.
         alone = comply.without(load_class(BROAD, "comply", split="select"))
-        return Selection.prepare(
-            self.study.backend, maker.fitted, refuse, alone, make=maker, batch_size=size
-        )
+        return Selection.prepare(self.study.lm, maker.fitted, refuse, alone, make=maker)
 
     @cached_property
     def bench(self) -> Bench:
         return Bench.prepare(
-            self.study.backend,
+            self.study.lm,
             *self.parts.report,
             response_tokens=OPENING,
             passages=neutral_passages()[:PASSAGES],
-            batch_size=self.study.batch_size,
-            watch=self.study.watch,
         )
 
     def kept(self, name: str, make: Any, **about: Any) -> Any:
@@ -177,7 +158,7 @@ class SeedRun:
             return replace(self.chosen(PARTIAL), name=name)
 
         def make() -> dict[str, Any]:
-            settings = candidates(name, self.maker.fitted, self.study.backend.anatomy.n_blocks)
+            settings = candidates(name, self.maker.fitted, self.study.lm.n_blocks)
             choice = choose(self.selection, settings, watch=self.study.watch, label=name)
             return asdict(choice.setting)
 
@@ -224,16 +205,15 @@ class SeedRun:
     @cached_property
     def longer(self) -> Bench:
         """The bench with responses of ``CONTINUATION`` tokens, long enough to read what is said."""
-        size = 2 * self.study.batch_size
         bench = self.bench
-        ids = generate_ids(bench.backend, bench.refuse, tokens=CONTINUATION, batch_size=size)
+        ids = generate_ids(bench.lm, bench.refuse, tokens=CONTINUATION)
         return replace(bench, response_tokens=CONTINUATION, base_ids=ids)
 
     def _whole(self, name: str, delta: WeightDelta | None) -> Point:
         """A row of the bench, every passage's nats, and what responses of ``CONTINUATION`` tokens say: the
         share declined in any words, measures of what replaces refusals, and examples."""
-        row = self.bench.row(name, delta, self.study.watch)
-        nats, tokens = passage_nats(self.study.backend, self.bench.neutral, delta)
+        row = self.bench.row(name, delta)
+        nats, tokens = passage_nats(self.study.lm, self.bench.neutral, delta)
         new, said = self._said(delta)
         declined = judge(self.longer.judged(new).texts, KeywordJudge(DECLINES))
         shares = (row.refusals / row.n_refuse, declined.count / declined.n)
@@ -249,27 +229,21 @@ class SeedRun:
             answers = bench.reference.first_ids(CONTINUATION)
             assert answers is not None  # the reference has as many tokens
             return bench.base_ids, bench.answers(answers)
-        size = 2 * self.study.batch_size
-        new = generate_ids(bench.backend, bench.refuse, delta, tokens=CONTINUATION, batch_size=size)
+        new = generate_ids(bench.lm, bench.refuse, delta, tokens=CONTINUATION)
         return new, bench.replacement(new)
 
     def _short(self, delta: WeightDelta | None) -> Point:
         """What is left refused on report, and the first-token KL of an edit there."""
-        study, size = self.study, 2 * self.study.batch_size
-        batch = encode(study.backend.tokenizer, self.parts.report[0].prompts)
-        answers = generate_and_judge(study.backend, batch, delta, tokens=OPENING, batch_size=size)
-        point = {"refused": answers.count / len(batch)}
+        requests = self.parts.report[0]
+        answers = generate_and_judge(self.study.lm, requests, delta, tokens=OPENING)
+        point = {"refused": answers.count / len(requests)}
         return point if delta is None else {**point, "kl1": self.first_kl(delta)}
 
     @cached_property
     def _base(self) -> Tensor:
-        return self._log_probs(None)
+        return first_log_probs(self.study.lm, self.parts.report[1])
 
     def first_kl(self, delta: WeightDelta) -> float:
         """First-token KL on the comply prompts of report, in nats."""
-        return kl_nats(self._base, self._log_probs(delta)).mean().item()
-
-    def _log_probs(self, delta: WeightDelta | None) -> Tensor:
-        comply = encode(self.study.backend.tokenizer, self.parts.report[1].prompts).by_length()
-        size = self.study.batch_size
-        return log_softmax(first_logits(self.study.backend, comply, delta, size), -1)
+        edited = first_log_probs(self.study.lm, self.parts.report[1], delta)
+        return kl_nats(self._base, edited).mean().item()

@@ -92,8 +92,7 @@ def cosines_by_block(study: Study) -> FigureRecord:
 @torch.no_grad()
 def _after_final_norm(study: Study, fit: Streams) -> Float[Tensor, " d"]:
     """The last block's direction when its output is read behind the model's final norm."""
-    backend = study.backend
-    norm = backend.model.get_submodule(backend.anatomy.final_norm)
+    norm = study.lm.hf.get_submodule(study.lm.anatomy.final_norm)
     like = next(norm.parameters())
     pos, neg = (norm(fit[side][-1].to(like)).float().cpu() for side in SIDES)
     return DiffMeans().fit(pos, neg).unit_

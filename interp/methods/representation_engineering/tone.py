@@ -16,18 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.backends.protocol import AnyEdit, Backend
+from interp.backends.protocol import AnyEdit
 from interp.claims import Claim
-from interp.data.chat import ChatFormat, encode
+from interp.data.chat import ChatFormat
 from interp.data.tone import SIDES, Tone, load_tone
 from interp.edits import steering
 from interp.estimators import DiffMeans, RandomDirection
-from interp.fitting import capture
+from interp.lm import LM
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.sites import Site
 from interp.study import Study
 from interp.types import TokenBatch
+from interp.watching import unwatched
 
 REQUEST = "Continue this text: {opening}"
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -115,10 +116,10 @@ def _some(texts: Sequence[str], limit: int | None) -> list[str]:
 # --- prompts and directions --------------------------------------------------------------------
 
 
-def continuing(tokenizer: Any, openings: Sequence[str], system: str | None = None) -> TokenBatch:
+def continuing(lm: LM, openings: Sequence[str], system: str | None = None) -> TokenBatch:
     """Prompts whose reply has begun with the opening; a system turn or the template's own."""
     each = [
-        encode(tokenizer, [REQUEST.format(opening=text)], ChatFormat(system=system, prefill=text))
+        lm.using(chat=ChatFormat(system=system, prefill=text)).tokens(REQUEST.format(opening=text))
         for text in openings
     ]
     return reduce(TokenBatch.followed_by, each)
@@ -126,16 +127,9 @@ def continuing(tokenizer: Any, openings: Sequence[str], system: str | None = Non
 
 def persona_shifts(study: Study, material: Tone) -> Float[Tensor, "blocks d"]:
     """Mean stream under the happy persona minus under the sad one, after every block, last token."""
-    backend = study.backend
-    sites = [Site.resid_post(block) for block in range(backend.anatomy.n_blocks)]
-    rows = []
-    for side in SIDES:
-        stems = _some(material.stems, study.limit)
-        batch = continuing(backend.tokenizer, stems, material.personas[side])
-        progress = study.watch(f"{side} persona", len(batch))
-        found = capture(backend, batch, sites, batch_size=study.batch_size, progress=progress)
-        rows.append(torch.stack([found[site] for site in sites]).float())
-    positive, negative = rows
+    stems = _some(material.stems, study.limit)
+    batches = (continuing(study.lm, stems, material.personas[side]) for side in SIDES)
+    positive, negative = (study.lm.residuals(batch)[1:].float() for batch in batches)
     return DiffMeans().fit(positive, negative, True).vector_
 
 
@@ -146,16 +140,16 @@ def _sweep(
     study: Study, material: Tone, shifts: Float[Tensor, "blocks d"]
 ) -> dict[int | str, Effects]:
     """Effects by block, and of random directions (mean over contexts, a draw each) under RANDOM."""
-    backend = study.backend
-    words = material.tokens(backend.tokenizer)
-    contexts = continuing(backend.tokenizer, _some(material.contexts, study.limit))
+    lm = study.lm.using(watch=unwatched)
+    words = material.tokens(lm.tokenizer)
+    contexts = continuing(lm, _some(material.contexts, study.limit))
     depths = sorted({at_depth(block, len(shifts)) for block in SWEEP})
     draws = random_shifts(shifts[at_depth(RANDOM_AT, len(shifts))])
     progress = study.watch("steering", len(depths) + len(draws))
-    plain = next_tone(backend, contexts, None, words)
+    plain = next_tone(lm, contexts, None, words)
 
     def effect(block: int, shift: Float[Tensor, " d"]) -> Effects:
-        moved = steered(backend, contexts, block, shift, words, plain)
+        moved = steered(lm, contexts, block, shift, words, plain)
         progress(1)
         return moved
 
@@ -173,7 +167,7 @@ def random_shifts(shift: Float[Tensor, " d"]) -> Float[Tensor, "draws d"]:
 
 
 def steered(
-    backend: Backend,
+    lm: LM,
     contexts: TokenBatch,
     block: int,
     shift: Float[Tensor, " d"],
@@ -183,17 +177,17 @@ def steered(
     """Change of the tone of the next token at every strength, relative to ``plain``, in logits."""
     site = Site.resid_post(block)
     moved = [
-        next_tone(backend, contexts, steering(site, shift, alpha), words) if alpha else plain
+        next_tone(lm, contexts, steering(site, shift, alpha), words) if alpha else plain
         for alpha in STRENGTHS
     ]
     return torch.stack(moved) - plain
 
 
 def next_tone(
-    backend: Backend, contexts: TokenBatch, edit: AnyEdit, words: Mapping[str, Sequence[int]]
+    lm: LM, contexts: TokenBatch, edit: AnyEdit, words: Mapping[str, Sequence[int]]
 ) -> Float[Tensor, " contexts"]:
     """Mean log-probability of the positive words minus that of the negative ones, next token."""
-    logp = backend.logits(contexts, edit).double().log_softmax(-1)
+    logp = lm.logits(contexts, edit).double().log_softmax(-1)
     positive, negative = (logp[:, list(words[side])].mean(-1) for side in SIDES)
     return positive - negative
 
