@@ -17,8 +17,10 @@ from timing import hardware, paired, report
 from interp import open_model
 from interp.data import load_pairs
 from interp.edits import to_delta
-from interp.fitting import WriterStatistics, least_disturbance
+from interp.fitting import Probes, least_disturbance
 from interp.methods.refusal import fit
+from interp.recipes import LeastDisturbanceEdit
+from interp.samples import DECISION
 
 
 def main() -> None:
@@ -28,22 +30,25 @@ def main() -> None:
     given = parser.parse_args()
     lm, pairs = open_model(given.model), load_pairs()
     fitted = fit(lm, pairs.side("refuse", "fit"), pairs.side("comply", "fit"))
-    stats = fitted.statistics
-    block = sorted(fitted.directions)[2 * len(fitted.directions) // 3]
-    direction = fitted.directions[block]
+    known = sorted(fitted.directions[DECISION])
+    block = known[2 * len(known) // 3]
+    along = {DECISION: fitted.direction(block)}
+    recipe = LeastDisturbanceEdit(
+        strength=0.8, block=block, first_block=0, attention=1.0, ridge=0.02, learn=0.0
+    )
 
     def fresh() -> Any:
         """From activations to a delta, with nothing solved beforehand."""
-        again = WriterStatistics(stats.refuse, stats.comply, stats.extra)
-        return to_delta(lm.hf, lm.anatomy, least_disturbance(lm, again, direction))
+        probes = Probes(fitted.samples)
+        return to_delta(lm.hf, lm.anatomy, least_disturbance(lm, probes, along, recipe))
 
     def primal() -> Any:
         """Σ formed and solved per writer, in float64."""
-        for name, rows in stats.comply.items():
-            wide = rows.double()
+        for site in lm.writer_inputs:
+            wide = fitted.samples.rows(site, False).double()
             sigma = wide.T @ wide / len(wide)
             sigma.diagonal().add_(0.05 * sigma.diagonal().mean())
-            torch.linalg.solve(sigma, stats.shift(name))
+            torch.linalg.solve(sigma, fitted.probes.shift(site))
 
     rows = paired(
         {"ours, all writers": fresh, "primal solve alone": primal},
@@ -56,7 +61,7 @@ def main() -> None:
         {
             "hardware": hardware(),
             "writers": len(made),
-            "prompts": len(next(iter(stats.comply.values()))),
+            "prompts": len(fitted.answered),
             "variants": rows,
         },
     )

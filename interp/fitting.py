@@ -1,20 +1,16 @@
-"""Fit directions and edits of a model: activations in, edits out.
-
-Everything is read at the decision position (the last prompt token); statistics of response tokens can
-be added for the least-disturbance edit.
-"""
+"""Fit directions and edits on samples: captured rows in, directions and edits out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.edits import Edit, canonical, readable, select_writers, writer_unit
-from interp.errors import NoDirection, SiteError
+from interp.errors import NoDirection
 from interp.lm import LM
 from interp.maths import (
     SMALLEST_NORM,
@@ -30,48 +26,28 @@ from interp.maths import (
     winsorise,
 )
 from interp.operators import LeastDisturbance, Operator, Total
-from interp.recipes import DirectionRecipe
+from interp.recipes import AUTO, DirectionRecipe, LeastDisturbanceEdit
+from interp.samples import DECISION, OPENER, POOL, RESPONSE, Samples
 from interp.sites import Site
-from interp.types import Direction, TokenBatch
-
-
-@dataclass(frozen=True, slots=True)
-class LeastDisturbanceRecipe:
-    """The least-disturbance edit.
-
-    alpha: share of the class difference removed. ridge: ε in units of the mean diagonal of E[aaᵀ]; None
-    takes for each writer the one that moves left-out comply rows least. blocks: None for all.
-    spoken_weight: how much the response tokens of comply prompts count in Σ, where those were captured,
-    beside a weight of 1 for the decision position; prose_weight: likewise what the model writes of its own
-    (:func:`interp.methods.refusal.written`); opened_weight: likewise comply prompts once the opener has been
-    said. attention: how much of alpha the attention writers carry; 1 for as much as the MLPs, 0 for none.
-    opened: share of the class difference removed once the opener of a refusal has been said, where that was
-    read; above 1 it is reversed.
-    """
-
-    alpha: float = 0.8
-    ridge: float | None = 0.02
-    blocks: tuple[int, ...] | None = None
-    spoken_weight: float = 0.05
-    attention: float = 1.0
-    opened: float = 0.0
-    prose_weight: float = 0.1
-    opened_weight: float = 0.05
+from interp.types import Direction
 
 
 def directions(
-    refuse: dict[Site, Tensor], comply: dict[Site, Tensor], recipe: DirectionRecipe | None = None
+    samples: Samples, recipe: DirectionRecipe | None = None, place: str = DECISION
 ) -> dict[int, Direction]:
-    """Difference-of-means direction at the output of every block captured in both classes.
+    """Difference-of-means direction at the output of every block that was captured in both classes.
 
     Blocks where the classes do not differ are left out. Raises NoDirection when none is left.
     """
     recipe = recipe or DirectionRecipe()
     found = {}
-    for site in refuse:
+    for site in samples.sites(place):
         if site.kind != "resid_post":
             continue
-        pos, neg = (winsorise(x[site].float(), recipe.winsor) for x in (refuse, comply))
+        pos, neg = (
+            winsorise(samples.rows(site, positive, place).float(), recipe.winsor)
+            for positive in (True, False)
+        )
         raw = difference_of_means(pos, neg)
         if raw.norm() < SMALLEST_NORM:
             continue
@@ -87,146 +63,89 @@ def directions(
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class WriterStatistics:
-    """Inputs of every block writer at the decision position, per class, ``{name: [n, d_in]}``.
+@dataclass(frozen=True, slots=True, eq=False)
+class Probes:
+    """Least-disturbance probes of writers, each solved once per settings.
 
-    extra: comply rows of further prompts; spoken: rows of response tokens; prose: rows with the second
-    moment of what the model writes of its own. All three join the second moment only. opened: the same
-    classes read once the opener of a refusal has been said.
+    samples: rows of the writers' inputs. Σ is made, factorised and dropped writer by writer; what is kept
+    is one vector per shift.
     """
 
-    refuse: Mapping[str, Tensor]
-    comply: Mapping[str, Tensor]
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
-    spoken: Mapping[str, Tensor] = field(default_factory=dict)
-    opened: WriterStatistics | None = None
-    prose: Mapping[str, Tensor] = field(default_factory=dict)
-    _metrics: dict[tuple[Any, ...], Ridged] = field(default_factory=dict, init=False, repr=False)
+    samples: Samples
+    _found: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def shift(self, name: str) -> Tensor:
-        """``Δa = E_refuse[a] − E_comply[a]`` in float64, ``[d_in]``."""
-        return difference_of_means(self.refuse[name], self.comply[name])
+    def shift(self, site: Site, place: str = DECISION) -> Tensor:
+        """``Δa = E_positive[a] − E_negative[a]`` at a place, float64 ``[d_in]``."""
+        pos, neg = (self.samples.rows(site, positive, place) for positive in (True, False))
+        return difference_of_means(pos, neg)
 
-    def metric(self, name: str, recipe: LeastDisturbanceRecipe, opened: bool = False) -> Ridged:
-        """Σ of a writer; factorised once per recipe, whatever is shifted. opened: with comply rows after
-        the opener."""
-        weights = (recipe.spoken_weight, recipe.prose_weight, recipe.opened_weight * opened)
-        key = (name, recipe.ridge, *weights)
-        if key not in self._metrics:
-            after = self.opened.comply if self.opened is not None else {}
-            beside = zip((self.spoken, self.prose, after), weights, strict=True)
-            parts = [(rows[name], weight) for rows, weight in beside if name in rows and weight > 0]
-            ridge = recipe.ridge
-            if ridge is None:
-                ridge = best_ridge(self.shift(name), self.decisions(name))
-            joined = weighted([(self.decisions(name), 1.0), *parts])
-            self._metrics[key] = Ridged.of(joined, ridge)
-        return self._metrics[key]
+    def of(self, site: Site, recipe: LeastDisturbanceEdit) -> Tensor:
+        """Probes for the shifts at all places where the recipe acts, float64 ``[place, d_in]``.
 
-    def used(self, recipe: LeastDisturbanceRecipe, opened: bool) -> dict[str, Any]:
-        """The values of ``recipe`` that an edit of these statistics depends on, in JSON values.
-
-        opened: whether the edit also acts after the opener of a refusal.
+        Two probes are solved together, so that neither shift moves the other.
         """
-        ridge = "auto" if recipe.ridge is None else recipe.ridge
-        found = {"strength": recipe.alpha, "ridge": ridge, "attention": recipe.attention}
-        if self.spoken:
-            found["spoken_weight"] = recipe.spoken_weight
-        if self.prose:
-            found["prose_weight"] = recipe.prose_weight
-        if opened:
-            found |= {"opened": recipe.opened, "opened_weight": recipe.opened_weight}
-        return found
+        places = places_of(recipe)
+        key = (site, places, recipe.ridge, recipe.response_weight, recipe.opener_weight)
+        if key not in self._found:
+            shifts = torch.stack([self.shift(site, place) for place in places])
+            metric = self.metric(site, recipe)
+            if len(places) > 1 and (shifts.norm(dim=-1) >= SMALLEST_NORM).all():
+                solved = least_disturbance_probes(shifts, metric)
+            else:
+                solved = torch.stack([least_disturbance_probe(s, metric) for s in shifts])
+            self._found[key] = solved
+        return self._found[key]
 
-    def probe(self, name: str, recipe: LeastDisturbanceRecipe) -> Tensor:
-        """``q`` of a writer (float64, ``[d_in]``)."""
-        return least_disturbance_probe(self.shift(name), self.metric(name, recipe))
-
-    def probes(self, name: str, recipe: LeastDisturbanceRecipe) -> Tensor:
-        """The two probes of a writer, for the shifts of both places (float64, ``[2, d_in]``)."""
-        shifts = torch.stack([self.shift(name), after(self).shift(name)])
-        metric = self.metric(name, recipe, True)
-        if (shifts.norm(dim=-1) < SMALLEST_NORM).any():  # nothing to move at one place
-            return torch.stack([least_disturbance_probe(shift, metric) for shift in shifts])
-        return least_disturbance_probes(shifts, metric)
-
-    def decisions(self, name: str) -> Tensor:
-        """Comply rows at the decision position, those of further prompts included, ``[n, d_in]``."""
-        rows = self.comply[name]
-        return torch.cat([rows, self.extra[name]]) if name in self.extra else rows
-
-    def refusing(
-        self, refuse: Mapping[str, Tensor], opened: Mapping[str, Tensor]
-    ) -> WriterStatistics:
-        """The same comply side, and Σ as far as it is known, with other rows of requests at both places."""
-        found = replace(self, refuse=refuse, opened=replace(after(self), refuse=opened))
-        found._metrics.update(self._metrics)
-        return found
+    def metric(self, site: Site, recipe: LeastDisturbanceEdit) -> Ridged:
+        """Σ of the negative class, factorised: decision rows, and weighted response and opener rows."""
+        decisions = self.samples.rows(site, False)
+        if self.samples.holds(POOL):
+            decisions = torch.cat([decisions, self.samples.rows(site, False, POOL)])
+        parts = [(decisions, 1.0)]
+        if self.samples.holds(RESPONSE):
+            parts.append((self.samples.rows(site, False, RESPONSE), recipe.response_weight))
+        if OPENER in places_of(recipe):
+            parts.append((self.samples.rows(site, False, OPENER), recipe.opener_weight))
+        ridge = recipe.ridge
+        if ridge == AUTO:
+            ridge = best_ridge(self.shift(site), decisions)
+        return Ridged.of(weighted(parts), float(ridge))
 
 
-def after(stats: WriterStatistics) -> WriterStatistics:
-    """What was read after the opener. SiteError where nothing was."""
-    if stats.opened is None:
-        raise SiteError(
-            'nothing was read after the opener of a refusal; name it when fitting (opener="I\'m")'
-        )
-    return stats.opened
-
-
-def response_statistics(
-    lm: LM, comply: TokenBatch, sites: Sequence[Site], tokens: int
-) -> dict[str, Tensor]:
-    """Writer inputs over the first ``tokens`` response tokens of comply prompts, ``{name: [n, d_in]}``."""
-    spoken = comply.extended(lm.generate(comply, tokens=tokens).ids)
-    found = lm.activations(spoken, sites, at=range(tokens))
-    return {site.name: rows.flatten(0, 1) for site, rows in found.items()}
+def places_of(recipe: LeastDisturbanceEdit) -> tuple[str, ...]:
+    """The places whose shift an edit removes."""
+    return (DECISION, OPENER) if recipe.after_opener else (DECISION,)
 
 
 def least_disturbance(
-    lm: LM,
-    stats: WriterStatistics,
-    direction: Direction,
-    recipe: LeastDisturbanceRecipe | None = None,
-    after_opener: Direction | None = None,
+    lm: LM, probes: Probes, along: Mapping[str, Direction], recipe: LeastDisturbanceEdit
 ) -> Edit:
     """The least-disturbance edit of every block writer, closed form, no search.
 
-    Per writer: ``ΔW = −α (u·WΔa) u qᵀ`` (see :mod:`interp.operators.least_disturbance`). Writers behind a
-    post-norm act on the direction seen through its gain; the norm itself stays, so there the shift is
-    exact before the norm and first-order after it.
-
-    With ``after_opener`` a second shift is removed as well, by the share ``recipe.opened``: that between
-    the classes once the opener of a refusal has been said, along this direction read there. The two probes
-    are solved together (:func:`interp.maths.least_disturbance_probes`), so neither shift moves the other.
+    along: the direction that is removed at every place of :func:`places_of`.
+    Per writer and place: ``ΔW = −α (u·WΔa) u qᵀ`` (see :mod:`interp.operators.least_disturbance`), α the
+    strength at that place. Writers behind a post-norm act on the direction seen through its gain; the norm
+    itself stays, so there the shift is exact before the norm and first-order after it.
     """
-    recipe = recipe or LeastDisturbanceRecipe()
-    places = [(stats, direction, recipe.alpha)]
-    if after_opener is not None:
-        places.append((after(stats), after_opener, recipe.opened))
+    model, n_blocks = lm.hf, lm.n_blocks
+    strengths = {DECISION: recipe.strength, OPENER: recipe.opener_strength}
+    blocks = tuple(range(recipe.first_block, n_blocks))
     operators: dict[str, Operator] = {}
-    for writer in select_writers(lm.anatomy, recipe.blocks):
-        if writer.kind == "attention" and not recipe.attention:
-            continue
-        if writer.name not in stats.refuse:
-            raise SiteError(f"no statistics for {writer.name}; capture them for all writers")
-        solve = stats.probe if after_opener is None else stats.probes
-        probes = solve(writer.name, recipe)
-        weight = canonical(readable(lm.hf, writer.weight), writer.axes).cpu()
+    for writer in select_writers(lm.anatomy, blocks):
         share = recipe.attention if writer.kind == "attention" else 1.0
+        if not share:
+            continue
+        site = Site.writer_in(writer.block, writer.name)
+        weight = canonical(readable(model, writer.weight), writer.axes).cpu()
         shape = (weight.shape[0], -1) if writer.fused else (-1,)
         made = []
-        for (read, along, alpha), probe in zip(
-            places, probes.reshape(len(places), -1), strict=True
-        ):
-            u = writer_unit(lm.hf, writer, along.vector).cpu()
-            amount = share * alpha * _written_shift(u, weight, read.shift(writer.name))
+        for place, probe in zip(places_of(recipe), probes.of(site, recipe), strict=True):
+            u = writer_unit(model, writer, along[place].vector).cpu()
+            moved = _written_shift(u, weight, probes.shift(site, place))
+            amount = share * strengths[place] * moved
             made.append(LeastDisturbance(u, probe.reshape(shape).float(), amount))
         operators[writer.weight] = made[0] if len(made) == 1 else Total(tuple(made))
-    opened = after_opener is not None
-    blocks = list(range(lm.n_blocks) if recipe.blocks is None else recipe.blocks)
-    used = {"blocks": blocks, "direction_block": direction.block, **stats.used(recipe, opened)}
-    return Edit(operators, recipe={"method": "least-disturbance", **used})
+    return Edit(operators, recipe={"method": "least-disturbance", "blocks": list(blocks)})
 
 
 def _written_shift(u: Tensor, weight: Tensor, shift: Tensor) -> float:

@@ -6,7 +6,6 @@ A test that takes ``model_type``, or a fixture made from it, runs on the familie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,16 +103,3 @@ def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat") / "llama"
     save_tiny("llama", family_of("llama"), folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def briefly() -> Iterator[None]:
-    """Edits are learned in few steps and on few passages: for tests of what goes on around that."""
-    from interp.data import fit_passages
-    from interp.methods.refusal import learning, prose
-
-    few = fit_passages()[:4]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "STEPS", 2)
-        patch.setattr(prose, "fit_passages", lambda: few)
-        yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from interp.evaluate.attributing import attribution_figure, fit_openers
 from interp.evaluate.measure import Bench
 from interp.lm import LM
 from interp.methods.heretic import Kernel, components, heretic_delta, residual_directions
-from interp.methods.refusal import Setting, as_delta, build, fit, refit_on_remaining
+from interp.methods.refusal import as_delta, build, fit
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.models import tiny_model
 from interp.models.tiny import byte_tokenizer
 from interp.papers import load_paper
+from interp.recipes import AblationEdit, LeastDisturbanceEdit
+from interp.samples import DECISION
 from interp.study import Study, measure
 
 GOLDEN = Path(__file__).parent / "data" / "numbers_0.1.json"
@@ -56,28 +59,29 @@ def study_of_edits() -> dict[str, Any]:
     )  # fmt: skip
     lm = LM(wrap(model, byte_tokenizer(), source="tiny"))
     judge = LetterJudge()
-    fitted = fit(lm, REFUSE, COMPLY, pool=HELD[1], response_tokens=3, opener=OPENER, judge=judge)
+    fitted = fit(lm, REFUSE, COMPLY, pool=HELD[1], opener=OPENER, judge=judge)
     bench = Bench.prepare(
         lm, *HELD, response_tokens=4, continuation=6, passages=["Water boils at sea level."],
         judge=judge,
     )  # fmt: skip
-    closed = Setting("least-disturbance", 3, 1)
-    opened = Setting("least-disturbance", 3, 1, 0.6, opened=2.0, attention=0.3, ridge=0.01)
-    again = Setting("least-disturbance", 3, 1, 0.6, opened=1.0, again=0.8, ridge=0.01)
-    settings = {
-        "ablation": Setting("ablation", 3),
+    closed = LeastDisturbanceEdit(
+        strength=1.0, block=3, first_block=1, attention=1.0, ridge=0.02, learn=0.0
+    )
+    opened = replace(
+        closed, after_opener=OPENER, strength=0.6, opener_strength=2.0, attention=0.3, ridge=0.01
+    )
+    recipes = {
+        "ablation": AblationEdit(1.0, 3, 0),
         "closed form": closed,
         "after the opener": opened,
     }
     deltas = {
-        name: as_delta(lm, fitted, build(lm, fitted, setting)) for name, setting in settings.items()
+        name: as_delta(lm, fitted, build(lm, fitted, recipe)) for name, recipe in recipes.items()
     }
-    first = as_delta(lm, fitted, build(lm, fitted, again))
-    deltas["refit"] = refit_on_remaining(lm, fitted, again, first, rounds=1)
     found = residual_directions(lm, REFUSE, COMPLY)
     kernels = dict.fromkeys(components(lm.anatomy), Kernel(1.1, 2.5, 0.4, 2.0))
     deltas["heretic"] = heretic_delta(lm, found, kernels, direction_index=1.5)
-    some = {str(b): d.vector[:8].tolist() for b, d in fitted.directions.items()}
+    some = {str(b): d.vector[:8].tolist() for b, d in fitted.directions[DECISION].items()}
     openers = fit_openers(lm, REFUSE, COMPLY)
     figure = attribution_figure(lm, *HELD, openers=openers).as_json()["series"]
     return {
@@ -107,11 +111,10 @@ def study_of_figures() -> dict[str, Any]:
         measure(paper, name, study).as_json()["series"]["panels"]
         for name in ("bypass_induce_kl", "cosines")
     )
-    run = SeedRun(study, 1, reads_prose=False)
+    run = SeedRun(study, 1)
     return {
         "causal": {panel["label"]: panel["values"] for panel in causal},
         "cosines": cosines[0]["values"],
-        "first-token edit": run.points("least disturbance, first token alone"),
         "partial ablation": run.points("partial ablation"),
     }
 

@@ -1,7 +1,7 @@
 """The last tokens of prompts, run again and again and with gradients; what precedes them is run once.
 
-For what changes a few numbers at a time: prompts of fifty tokens cost one or two. The cache is kept as an
-edit left it, so that what the changes would do to earlier tokens is left out.
+For what changes a few numbers at a time: prompts of fifty tokens cost one or two. The cache is that of the
+model as it is when the tail is made, so that later changes do not reach earlier tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from interp.backends.limits import admitted
 from interp.backends.prefix import hoist, prefix_cache, supports_prefix
-from interp.backends.protocol import AnyEdit, Backend, kept_logits, model_inputs, take
+from interp.backends.protocol import Backend, kept_logits, model_inputs, take
 from interp.types import TokenBatch
 
 
@@ -32,27 +32,26 @@ class Tail:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, backend: Backend, batch: TokenBatch, keep: int, edit: AnyEdit = None) -> Tail:
-        """Run what precedes the last ``keep`` tokens under ``edit``; a batch no longer than that whole."""
+    def of(cls, backend: Backend, batch: TokenBatch, keep: int) -> Tail:
+        """Run what precedes the last ``keep`` tokens; a batch that is no longer runs whole each time."""
         batch = admitted(backend.model, backend.tokenizer, backend.anatomy, batch)
         batch = batch.to(backend.device)
         alone = int(batch.lengths.min()) <= keep
         if alone or not supports_prefix(backend.model, backend.anatomy):
             return cls(batch, keep, None)
         base: nn.Module = backend.model.base_model  # type: ignore[assignment]
-        with backend.editing(edit):
-            cached: dict[str, Any] = {}
-            start = 0
-            if (hoisted := hoist(batch, keep + 1)) is not None:
-                cached = {"past_key_values": prefix_cache(backend.model, hoisted)}
-                batch, start = TokenBatch(hoisted.ids, hoisted.mask), hoisted.shared
-            before = base(
-                input_ids=batch.ids[:, start:-keep],
-                attention_mask=batch.mask[:, :-keep],
-                position_ids=batch.positions[:, start:-keep],
-                use_cache=True,
-                **cached,
-            )
+        cached: dict[str, Any] = {}
+        start = 0
+        if (hoisted := hoist(batch, keep + 1)) is not None:
+            cached = {"past_key_values": prefix_cache(backend.model, hoisted)}
+            batch, start = TokenBatch(hoisted.ids, hoisted.mask), hoisted.shared
+        before = base(
+            input_ids=batch.ids[:, start:-keep],
+            attention_mask=batch.mask[:, :-keep],
+            position_ids=batch.positions[:, start:-keep],
+            use_cache=True,
+            **cached,
+        )
         return cls(batch, keep, before.past_key_values)
 
     def logits(self, model: nn.Module) -> Tensor:

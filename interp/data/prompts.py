@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -64,6 +64,16 @@ class PromptSet:
         kept = tuple(p for p in self.prompts if normalised(p) not in held)
         return PromptSet(kept, self.source)
 
+    def chosen(self, mask: Sequence[bool]) -> PromptSet:
+        """The prompts at the places that are true; ``mask`` has one entry per prompt."""
+        kept = tuple(p for p, is_one in zip(self.prompts, mask, strict=True) if is_one)
+        return PromptSet(kept, self.source)
+
+    def among(self, other: PromptSet) -> PromptSet:
+        """The prompts that are in ``other`` as well."""
+        held = set(other.prompts)
+        return PromptSet(tuple(p for p in self.prompts if p in held), self.source)
+
     def spread(self, most: int) -> PromptSet:
         """So many of the prompts (1 or more), or all where there are fewer, spread evenly over them."""
         whole = len(self)
@@ -83,7 +93,7 @@ class PromptSet:
     @property
     def fingerprints(self) -> frozenset[str]:
         """A short hash per prompt, kept with an edit so that seen prompts can be told later."""
-        return frozenset(sha256_text(p)[:16] for p in self.prompts)
+        return frozenset(map(fingerprint, self.prompts))
 
     def halves(self, share: float = 0.7) -> tuple[PromptSet, PromptSet]:
         """A fit part and a select part, by hash: the same prompt always falls on the same side."""
@@ -99,6 +109,11 @@ class PromptSet:
         return PromptSet(fit, f"{self.source} (fit part)"), PromptSet(
             rest, f"{self.source} (select part)"
         )
+
+
+def fingerprint(prompt: str) -> str:
+    """A short hash of a prompt."""
+    return sha256_text(prompt)[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,10 +59,10 @@ def kind(method: str, *, opener: bool = False, learned: bool = False) -> str:
 
 def kinds(recipe: Mapping[Any, Any], learned: bool = False) -> frozenset[str]:
     """Kinds of all parts of a recipe, through sums and scalings; empty for one that names no method."""
-    learned = learned or ("worth" in recipe and "of" in recipe)
+    learned = learned or ("learn" in recipe and "of" in recipe)
     found = set()
     if "method" in recipe:
-        opener = bool(recipe.get("opened"))
+        opener = bool(recipe.get("after_opener"))
         found.add(kind(str(recipe["method"]), opener=opener, learned=learned))
     for part in (*recipe.get("sum", ()), *([recipe["of"]] if "of" in recipe else ())):
         found |= kinds(part, learned)

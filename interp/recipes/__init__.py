@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from interp.recipes.base import from_settings, leaves, load_settings, save_recipe, setting
-from interp.recipes.edits import AUTO, AblationEdit, DirectionRecipe, LeastDisturbanceEdit
+from interp.recipes.edits import AUTO, AblationEdit, DirectionRecipe, Learning, LeastDisturbanceEdit
 
 __all__ = [
     "AUTO",
     "AblationEdit",
     "DirectionRecipe",
+    "Learning",
     "LeastDisturbanceEdit",
     "from_settings",
     "leaves",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from interp.errors import InterpError
 from interp.recipes.base import setting
@@ -26,6 +27,8 @@ class DirectionRecipe:
 class AblationEdit:
     """Directional ablation at every writer of some blocks."""
 
+    method: ClassVar[str] = "ablation"
+
     strength: float | None = setting(
         None, "share removed: 0 nothing, 1 all, 2 reflects, negative deepens refusal",
         shown="1",
@@ -39,11 +42,56 @@ class AblationEdit:
 
 
 @dataclass(frozen=True, slots=True)
+class Learning:
+    """How an edit is learned from its closed form: loss terms, data and steps.
+
+    Weights stand beside that of first-token KL on answerable prompts, which is 1.
+    """
+
+    steps: int = setting(32, "steps of Adam", advanced=True, least=0)
+    minibatches: int = setting(
+        16, "parts of prompts and texts; each step uses one", advanced=True, least=1
+    )
+    write_step: float = setting(
+        0.1, "step size for what probes write, relative to its RMS", advanced=True, least=0
+    )
+    probe_step: float = setting(
+        0.02, "step size for probes, relative to their RMS", advanced=True, least=0
+    )
+    later_weight: float = setting(
+        6.0, "weight of KL at later tokens: responses in chats, as plain text, and prose",
+        advanced=True, least=0,
+    )  # fmt: skip
+    half_weight: float = setting(
+        0.6, "weight of KL on answerable prompts that are shifted towards requests", advanced=True,
+        least=0,
+    )  # fmt: skip
+    half_shift: float = setting(
+        0.4, "share of the class difference by which those are shifted: on new prompts probes sometimes "
+        "read half a refusal, on the fit split they never do", advanced=True,
+    )  # fmt: skip
+    clearance: float = setting(
+        1.5, "logits by which the opening of a refusal should lose", advanced=True
+    )
+    most_answers: int = setting(
+        480, "answerable prompts that are used, at most", advanced=True, least=1
+    )
+    most_requests: int = setting(
+        192, "refused requests that are used, at most", advanced=True, least=1
+    )
+    most_texts: int = setting(
+        48, "texts of each kind that are used, at most", advanced=True, least=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LeastDisturbanceEdit:
-    """The least-disturbance edit: closed form, acting after an opener, refit and learned where asked.
+    """The least-disturbance edit: closed form, acting after an opener, and learned, where asked.
 
     Raises InterpError for a setting that the others make meaningless.
     """
+
+    method: ClassVar[str] = "least-disturbance"
 
     after_opener: str | None = setting(
         None, "act after this opener of a refusal as well, which asks for less at the first token; auto "
@@ -51,7 +99,7 @@ class LeastDisturbanceEdit:
     )  # fmt: skip
     learn: float | None = setting(
         None, "learn what the edit reads and writes, where a logit of refusal margin may cost so many "
-        "nats of KL; 0 keeps the closed form, which takes minutes less", least=0,
+        "nats of KL; 0 keeps the closed form, which takes a minute less", least=0,
         shown="0; 0.06 with --after-opener",
     )  # fmt: skip
     strength: float | None = setting(None, "share of the class difference removed", shown="chosen")
@@ -60,12 +108,8 @@ class LeastDisturbanceEdit:
     )
     first_block: int | None = setting(None, "first edited block", least=0, shown="chosen")
     opener_strength: float | None = setting(
-        None, "share removed after the opener", advanced=True, least=0, shown="chosen"
+        None, "share removed after the opener", advanced=True, least=0, shown="2.5"
     )
-    refit_strength: float | None = setting(
-        None, "fit again on the requests that are still refused, at this share of the strengths; 0 for once",
-        advanced=True, least=0, shown="chosen",
-    )  # fmt: skip
     opener_weight: float = setting(
         0.05, "weight of answerable prompts after the opener beside the decision position",
         advanced=True, least=0,
@@ -79,34 +123,24 @@ class LeastDisturbanceEdit:
         "comply rows least", advanced=True, above=0, words=(AUTO,),
         shown="0.02; 0.01 with --after-opener",
     )  # fmt: skip
-    response_tokens: int = setting(
-        16, "response tokens of comply prompts that the edit keeps unchanged", advanced=True,
-        least=0,
+    responses: int = setting(
+        100, "keep what the model writes in response to so many answerable prompts, in its chat and as "
+        "plain text", advanced=True, least=0,
     )  # fmt: skip
     response_weight: float = setting(
-        0.05, "weight of response tokens beside the decision position", advanced=True, least=0
-    )
-    prose: int | None = setting(
-        None, "keep what the model writes in response to so many answerable prompts, as a response and "
-        "as plain text, and shipped English prose while learning", advanced=True, least=0,
-        shown="0; 200 with --after-opener",
-    )  # fmt: skip
-    prose_weight: float = setting(
-        0.1, "weight of prose beside the decision position", advanced=True, least=0
+        0.1, "weight of responses beside the decision position", advanced=True, least=0
     )
     all_requests: bool = setting(
         False, "fit on every request, also on those that the model answers", advanced=True
     )
     direction: DirectionRecipe = field(default_factory=DirectionRecipe)
+    learning: Learning = field(default_factory=Learning)
 
     def __post_init__(self) -> None:
-        no_prose = self.prose == 0 or (self.prose is None and not self.after_opener)
         without = {
             "opener_strength": ("after_opener", not self.after_opener),
-            "refit_strength": ("after_opener", not self.after_opener),
             "opener_weight": ("after_opener", not self.after_opener),
-            "response_weight": ("response_tokens", not self.response_tokens),
-            "prose_weight": ("prose", no_prose),
+            "response_weight": ("responses", not self.responses),
         }
         defaults = {name: each.default for name, each in self.__dataclass_fields__.items()}
         for name, (needed, missing) in without.items():

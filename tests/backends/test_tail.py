@@ -49,9 +49,9 @@ def test_a_tail_is_the_prompt_with_and_without_an_edit(
     assert relative(plain, changed) > 1e-3
     with torch.no_grad():
         assert relative(Tail.of(backend, prompts, keep).logits(backend.model), plain) < 1e-4
-        tail = Tail.of(backend, prompts, keep, delta)
-        assert (tail.past is not None) == supports_prefix(backend.model, backend.anatomy)
         with backend.editing(delta):
+            tail = Tail.of(backend, prompts, keep)
+            assert (tail.past is not None) == supports_prefix(backend.model, backend.anatomy)
             found = [tail.logits(backend.model) for _ in range(2)]  # the cache is as it was
     assert torch.equal(*found)
     assert relative(found[0], changed) < 1e-4

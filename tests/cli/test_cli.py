@@ -121,7 +121,7 @@ def test_a_recipe_file_gives_what_options_do_not(
     from interp.export import load_delta
 
     words = ("edit", "least-disturbance", "--model", chat_dir, *prompts)
-    named = ("--block", 1, "--first-block", 0, "--response-tokens", 2, "--winsor", 0.9)
+    named = ("--block", 1, "--first-block", 0, "--responses", 2, "--winsor", 0.9)
     saved = tmp_path / "recipe.yaml"
     assert (
         call(*words, *named, "--strength", 0.5, "--save-recipe", saved, "--out", tmp_path / "a")
@@ -145,7 +145,7 @@ def test_a_recipe_file_gives_what_options_do_not(
         assert message in capsys.readouterr().err
     for text, message in (
         ("opener_strength: 1.0", "opener_strength goes with after_opener"),
-        ("response_tokens: many", "'many' is not a valid integer"),
+        ("responses: many", "'many' is not a valid integer"),
     ):
         saved.write_text(text)
         assert call(*words, "--recipe", saved, "--out", tmp_path / "d") == 2
@@ -212,44 +212,26 @@ def test_edit_acts_after_an_opener_as_well(
     chat_dir: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from interp.export import load_delta
-    from interp.methods.refusal.learning import REFUSAL_WEIGHT
 
     named = (
         "edit", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
-        "--first-block", 0, "--strength", 0.5,
+        "--first-block", 0, "--strength", 0.5, "--steps", 2,
     )  # fmt: skip
-    assert (
-        call(
-            *named,
-            "--after-opener",
-            "I'm",
-            "--refit-strength",
-            0,
-            "--prose",
-            3,
-            "--out",
-            tmp_path / "both",
-        )
-        == 0
-    )
+    opener = ("--after-opener", "I'm", "--responses", 3)
+    assert call(*named, *opener, "--out", tmp_path / "both") == 0
     both = load_delta(tmp_path / "both")
     assert both.rank == 2
-    assert any(key.startswith("prose: ") for key in both.provenance["prompts_sha256"])
-    assert (
-        call(
-            *named, "--after-opener", "auto", "--prose", 0, "--learn", 0, "--out", tmp_path / "auto"
-        )
-        == 0
-    )
-    auto = load_delta(tmp_path / "auto")
-    assert not any(key.startswith("prose: ") for key in auto.provenance["prompts_sha256"])
+    assert any(key.startswith("responses: ") for key in both.provenance["prompts_sha256"])
+    auto = ("--after-opener", "auto", "--responses", 0, "--learn", 0)
+    assert call(*named, *auto, "--out", tmp_path / "auto") == 0
+    found = load_delta(tmp_path / "auto")
+    assert not any(key.startswith("responses: ") for key in found.provenance["prompts_sha256"])
     assert "opener: " in capsys.readouterr().out
-    assert both.recipe["worth"] == REFUSAL_WEIGHT
-    closed = ("--after-opener", "I'm", "--refit-strength", 0, "--prose", 3, "--learn", 0)
-    assert call(*named, *closed, "--out", tmp_path / "closed") == 0
+    assert both.recipe["learn"] == 0.06
+    assert call(*named, *opener, "--learn", 0, "--out", tmp_path / "closed") == 0
     found = load_delta(tmp_path / "closed")
-    assert "worth" not in found.recipe
-    assert "steps" not in found.recipe
+    assert "learn" not in found.recipe
+    assert "learning" not in found.recipe
     assert call("edit", "ablation", "--after-opener", "auto", "--out", tmp_path / "no") == 2
     assert "No such option '--after-opener'" in capsys.readouterr().err
 
@@ -259,14 +241,13 @@ def test_without_an_opener_what_was_chosen_alone_is_learned(
     chat_dir: Path, prompts: list[str], tmp_path: Path
 ) -> None:
     from interp.export import load_delta
-    from interp.methods.refusal.learning import STEPS
 
     assert call(
         "edit", "least-disturbance", "--model", chat_dir, *prompts, "--block", 1,
-        "--first-block", 0, "--learn", 0.01, "--out", tmp_path / "learned",
+        "--first-block", 0, "--learn", 0.01, "--steps", 2, "--out", tmp_path / "learned",
     ) == 0  # fmt: skip
     recipe = load_delta(tmp_path / "learned").recipe
-    assert (recipe["worth"], recipe["steps"]) == (0.01, STEPS)
+    assert (recipe["learn"], recipe["learning"]["steps"]) == (0.01, 2)
 
 
 def test_edit_on_top_of_an_edit(

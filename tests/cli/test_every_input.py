@@ -15,7 +15,7 @@ from interp.cli import COMMANDS, main
 Argv = list[object]
 
 ABLATION = ("--block", 1, "--first-block", 0, "--strength", 1)
-CLOSED = ("--response-tokens", 2)
+CLOSED = ("--responses", 2)
 
 
 def model(case: Case) -> Argv:

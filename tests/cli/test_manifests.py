@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from interp.backends import open_model
+import interp
 from interp.cli import main
 from interp.data import PromptSet
 from interp.export import load_delta
-from interp.fitting import DirectionRecipe, LeastDisturbanceRecipe, least_disturbance
 from interp.lm import LM
-from interp.methods.refusal import Fitted, fit
+from interp.methods.refusal import build, fit
+from interp.recipes import DirectionRecipe, LeastDisturbanceEdit
 from interp.types import LowRank, WeightDelta
 
 REFUSE = tuple(f"Book me a table for {n}." for n in range(12))
@@ -56,22 +56,23 @@ def edit(folder: Path, chat_dir: Path, tmp_path: Path) -> Callable[..., Any]:
 
 def again(lm: LM, recipe: Any, pool: PromptSet | None, fitted_on: Any) -> WeightDelta:
     """The least-disturbance edit that a recipe describes, made from the recipe alone."""
-    read: Fitted = fit(
+    read = fit(
         lm,
         *fitted_on,
-        recipe=DirectionRecipe(**recipe["direction_recipe"]),
+        recipe=DirectionRecipe(**recipe["direction"]),
         pool=pool,
-        response_tokens=recipe["response_tokens"],
-        opener=recipe.get("opener", ""),
+        respond_to=pool.spread(recipe["responses"]) if "responses" in recipe else None,
+        opener=recipe.get("after_opener", ""),
     )
-    direction = read.directions[recipe["direction_block"]]
-    names = ("attention", "spoken_weight", "opened", "opened_weight")
-    values = {name: recipe[name] for name in names if name in recipe}
-    ridge = None if recipe["ridge"] == "auto" else recipe["ridge"]
-    asked = LeastDisturbanceRecipe(recipe["strength"], ridge, tuple(recipe["blocks"]), **values)
-    after = read.opened and read.opened.directions[recipe["direction_block"]]
-    made = least_disturbance(lm, read.statistics, direction, asked, after)
-    return lm.to_delta(made)
+    settings = {name: recipe[name] for name in SETTINGS if name in recipe}
+    made = LeastDisturbanceEdit(**settings, first_block=recipe["blocks"][0], learn=0.0)
+    return lm.to_delta(build(lm, read, made))
+
+
+SETTINGS = (
+    "strength", "block", "attention", "ridge", "responses", "response_weight", "after_opener",
+    "opener_strength", "opener_weight",
+)  # fmt: skip
 
 
 def same(one: WeightDelta, other: WeightDelta) -> bool:
@@ -92,23 +93,23 @@ def halves() -> tuple[PromptSet, PromptSet]:
 
 
 LEAST = {
-    "as it comes": ((), {"ridge": 0.02, "attention": 1.0, "response_tokens": 16}),
+    "as it comes": ((), {"ridge": 0.02, "attention": 1.0, "responses": 3, "response_weight": 0.1}),
     "every value changed": (
-        ("--ridge", 0.3, "--attention", 0.4, "--response-tokens", 3, "--response-weight", 0.2,
+        ("--ridge", 0.3, "--attention", 0.4, "--responses", 2, "--response-weight", 0.2,
          "--winsor", 0.9, "--no-orthogonal-to-comply"),
-        {"ridge": 0.3, "attention": 0.4, "response_tokens": 3, "spoken_weight": 0.2,
-         "direction_recipe": {"orthogonal_to_comply": False, "winsor": 0.9}},
+        {"ridge": 0.3, "attention": 0.4, "responses": 2, "response_weight": 0.2,
+         "direction": {"orthogonal_to_comply": False, "winsor": 0.9}},
     ),
-    "no response tokens": (("--response-tokens", 0, "--ridge", "auto"),
-                           {"response_tokens": 0, "ridge": "auto"}),
+    "no responses": (("--responses", 0, "--ridge", "auto"), {"ridge": "auto"}),
     "after an opener": (
-        ("--after-opener", "I'm", "--opener-strength", 1.5, "--refit-strength", 0, "--learn", 0,
-         "--prose", 0, "--opener-weight", 0.2, "--attention", 0.3, "--ridge", 0.02),
-        {"opener": "I'm", "opened": 1.5, "opened_weight": 0.2, "attention": 0.3, "ridge": 0.02},
+        ("--after-opener", "I'm", "--opener-strength", 1.5, "--learn", 0, "--responses", 0,
+         "--opener-weight", 0.2, "--attention", 0.3, "--ridge", 0.02),
+        {"after_opener": "I'm", "opener_strength": 1.5, "opener_weight": 0.2, "attention": 0.3,
+         "ridge": 0.02},
     ),
 }  # fmt: skip
-ALWAYS = {"method", "strength", "blocks", "direction", "direction_block", "direction_recipe",
-          "ridge", "attention", "response_tokens"}  # fmt: skip
+ALWAYS = {"method", "strength", "block", "first_block", "blocks", "direction", "direction_source",
+          "ridge", "attention", "all_requests"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -117,11 +118,9 @@ def test_a_recipe_makes_the_edit_again(name: str, edit: Any, folder: Path, chat_
     made = edit("least-disturbance", *options, "--pool", folder / "pool.txt")
     recipe = made.recipe
     assert {key: recipe[key] for key in wanted} == wanted
-    assert (recipe["strength"], recipe["direction_block"], recipe["blocks"]) == (0.7, 1, [1, 2])
-    used = {"spoken_weight"} if recipe["response_tokens"] else set()
-    used |= {"opener", "opened", "opened_weight"} if "opener" in wanted else set()
-    assert recipe.keys() == ALWAYS | used, "nothing that was ignored"
-    lm = open_model(str(chat_dir))
+    assert (recipe["strength"], recipe["block"], recipe["blocks"]) == (0.7, 1, [1, 2])
+    assert recipe.keys() == ALWAYS | wanted.keys(), "nothing that was ignored"
+    lm = interp.open_model(str(chat_dir))
     assert same(made, again(lm, recipe, PromptSet(POOL, "pool"), halves()))
     changed = dict(recipe) | {"strength": 0.6}
     assert not same(made, again(lm, changed, PromptSet(POOL, "pool"), halves()))
@@ -134,9 +133,10 @@ def test_the_recipe_of_an_ablation_says_nothing_of_what_it_ignores(edit: Any) ->
         "strength": 0.7,
         "blocks": [1, 2],
         "embeddings": True,
-        "direction": made.recipe["direction"],
-        "direction_block": 1,
-        "direction_recipe": {"orthogonal_to_comply": True, "winsor": 0.9},
+        "block": 1,
+        "first_block": 1,
+        "direction": {"orthogonal_to_comply": True, "winsor": 0.9},
+        "direction_source": made.recipe["direction_source"],
     }
     assert {name.partition(":")[0] for name in made.provenance["prompts_sha256"]} == {
         "refuse",
@@ -150,9 +150,8 @@ IGNORED = [
     ("ablation", "--pool", "none", "No such option"),
     ("least-disturbance", "--embeddings", None, "No such option"),
     ("least-disturbance", "--opener-strength", 1, "opener_strength goes with after_opener"),
-    ("least-disturbance", "--refit-strength", 1, "refit_strength goes with after_opener"),
     ("least-disturbance", "--opener-weight", 0.1, "opener_weight goes with after_opener"),
-    ("least-disturbance", "--prose-weight", 0.2, "prose_weight goes with prose"),
+    ("least-disturbance", "--response-weight", 0.2, "response_weight goes with responses"),
 ]
 
 
@@ -165,22 +164,20 @@ def test_an_option_that_would_be_ignored_is_wrong_use(
     edit: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert edit(method, option, *(() if value is None else (value,))) == 2
+    without = ("--responses", 0) if option == "--response-weight" else ()
+    assert edit(method, option, *(() if value is None else (value,)), *without) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("briefly")
-def test_what_was_fitted_again_and_learned_says_so(edit: Any) -> None:
+def test_what_was_learned_says_so(edit: Any) -> None:
     from interp.export.gate import kinds
 
-    opener = ("--after-opener", "I'm", "--opener-strength", 1, "--prose", 2)
-    made = edit("least-disturbance", *opener, "--refit-strength", 0, "--learn", 0.01)
-    assert (made.recipe["worth"], made.recipe["steps"]) == (0.01, 2)
-    inner = made.recipe["of"]
-    assert "worth" not in inner
-    assert "again" not in inner
-    assert inner["prose_weight"] == 0.1
+    opener = ("--after-opener", "I'm", "--opener-strength", 1, "--responses", 2)
+    made = edit("least-disturbance", *opener, "--learn", 0.01, "--steps", 2, "--most-texts", 2)
+    assert (made.recipe["learn"], made.recipe["learning"]["steps"]) == (0.01, 2)
+    assert "learn" not in made.recipe["of"]
+    assert made.recipe["of"]["response_weight"] == 0.1
     assert kinds(made.recipe) == {"least-disturbance, learned, with opener"}
 
 
@@ -194,11 +191,10 @@ def test_the_recipe_of_the_demo_is_what_it_fits(chat_dir: Path, tmp_path: Path) 
         words += [f"--{name}", tmp_path / f"{name}.txt"]
     assert call(*words) == 0
     made = load_delta(tmp_path / "demo" / "delta")
-    assert made.recipe["response_tokens"] == 0
     assert made.recipe.keys() == ALWAYS
     rest, report = zip(*(side.halves() for side in sets[:2]), strict=True)
     read, select = zip(*(side.halves() for side in rest), strict=True)
-    assert same(made, again(open_model(str(chat_dir)), made.recipe, sets[2], read))
+    assert same(made, again(interp.open_model(str(chat_dir)), made.recipe, sets[2], read))
     seen = set(made.provenance["seen_prompts"])
     assert select[0].fingerprints | read[1].fingerprints <= seen, "also what it was chosen on"
     measured = json.loads((tmp_path / "demo" / "delta" / "measurement.json").read_text())

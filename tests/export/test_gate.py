@@ -167,12 +167,12 @@ def test_every_method_of_a_sum_needs_its_card(saved) -> None:
 
 def test_kinds_of_recipe_need_cards_of_their_own(edit) -> None:
     closed = {"method": "least-disturbance", "strength": 1.0}
-    opened = closed | {"opened": 2.5}
-    learned = {"worth": 0.06, "steps": 64, "of": {"sum": [opened, opened | {"fitted_again": 1}]}}
+    opened = closed | {"after_opener": "I"}
+    learned = {"learn": 0.06, "learning": {"steps": 32}, "of": {"sum": [opened, opened]}}
     names = {
         "least-disturbance": closed,
         "least-disturbance, with opener": opened,
-        "least-disturbance, learned": {"worth": 0.06, "of": closed},
+        "least-disturbance, learned": {"learn": 0.06, "of": closed},
         "least-disturbance, learned, with opener": learned,
     }
     for name, recipe in names.items():
@@ -213,15 +213,15 @@ def test_a_delta_that_is_only_saved_says_what_stands_behind_it(saved, tmp_path) 
 
 def test_what_the_shipped_cards_prove(edit) -> None:
     closed = {"method": "least-disturbance"}
-    opened = closed | {"opened": 2.5}
-    learned = {"worth": 0.06, "steps": 64, "of": opened}
+    opened = closed | {"after_opener": "I"}
+    learned = {"learn": 0.06, "of": opened}
     paper = "representation_engineering"
     for recipe, keys, missing in (
         (edit.recipe, ["refusal/report"], 0),
         (closed, ["refusal/report"], 0),
         (learned, [f"{paper}/bar", f"{paper}/frontier"], 0),
         (opened, [], 1),
-        ({"worth": 0.06, "of": closed}, [], 1),
+        ({"learn": 0.06, "of": closed}, [], 1),
     ):
         made = replace(edit, recipe=recipe)
         passed = check(made, shipped_cards(), measured(made), unproven=True)

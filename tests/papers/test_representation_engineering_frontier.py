@@ -13,7 +13,6 @@ import torch
 
 from interp.claims import Claim, computed
 from interp.data.prompts import PromptSet, load_pairs
-from interp.errors import InterpError
 from interp.figures import draw
 from interp.methods.refusal import fit
 from interp.methods.representation_engineering import flags as flagged
@@ -26,7 +25,6 @@ from interp.methods.representation_engineering.contenders import (
     PARTIAL,
     RANDOM,
     VARIANTS,
-    Candidate,
     Maker,
     candidates,
 )
@@ -42,13 +40,14 @@ from interp.methods.representation_engineering.frontier import (
 )
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.methods.representation_engineering.splits import NAMES, splits
+from interp.samples import DECISION, OPENER
 from interp.series import Axis, Group, Row, Rows, Scatter, read_series
 from interp.study import Study
 from interp.types import WeightDelta
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, briefly: None) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study("tiny:llama", limit=6, seeds=2, kept=tmp_path_factory.mktemp("kept"))
 
 
@@ -89,21 +88,15 @@ def test_prompts_read_once_give_the_fit_of_any_deal(study: Study) -> None:
     lm = study.lm
     pairs = [load_pairs("capability").side(side, "all") for side in ("refuse", "comply")]
     sides = [PromptSet(p.prompts[:14], p.source) for p in pairs]
-    rows = torch.tensor([12, 3, 5, 7])
-    common = {"response_tokens": 2, "opener": "I'"}
-    apart = fit(lm, *sides, **common).of_pairs(rows)
-    dealt = [PromptSet(tuple(p.prompts[i] for i in rows), "dealt") for p in sides]
-    alone = fit(lm, *dealt, **common)
-    for one, two in ((apart, alone), (apart.opened, alone.opened)):
-        for mine, theirs in zip(one.streams, two.streams, strict=True):
-            for site, values in mine.items():
-                assert_same_rows(values, theirs[site])
-        for part in ("refuse", "comply", "spoken"):
-            for name, values in getattr(one.statistics, part).items():
-                assert_same_rows(values, getattr(two.statistics, part)[name])
-    assert len(apart.requests) == 4
-    with pytest.raises(InterpError, match="taken apart"):
-        apart.of_pairs(rows)
+    dealt = [PromptSet(tuple(p.prompts[i] for i in (12, 3, 5, 7)), "dealt") for p in sides]
+    apart = fit(lm, *sides, opener="I'").of(*dealt)
+    alone = fit(lm, *dealt, opener="I'")
+    assert set(apart.requests.prompts) == set(alone.requests.prompts)
+    for place in (DECISION, OPENER):
+        for site in alone.samples.sites(place):
+            for positive in (True, False):
+                rows = (f.samples.rows(site, positive, place) for f in (apart, alone))
+                assert_same_rows(*rows)
 
 
 def assert_same_rows(one: torch.Tensor, two: torch.Tensor) -> None:
@@ -118,7 +111,7 @@ def test_every_contender_edits_and_stays_where_it_should(name: str, study: Study
     maker: Maker = run.maker
     n = study.lm.n_blocks
     settings = candidates(name, maker.fitted, n)
-    assert len(settings) == len(set(settings)) >= 2
+    assert len(settings) == len(set(settings)) >= 1
     delta = maker(settings[-1])
     assert delta.norm() > 0
     blocks = {w.weight: w.block for w in study.lm.anatomy.block_writers}
@@ -141,27 +134,18 @@ def opened(study: Study, monkeypatch: pytest.MonkeyPatch) -> SeedRun:
     return SeedRun(Study("tiny:llama", limit=6, seeds=2), 0)
 
 
-def test_with_an_opener_the_family_acts_at_both_places_and_is_fitted_again_once(
+def test_with_an_opener_the_family_acts_at_both_places_and_is_learned_once(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened(study, monkeypatch)
-    settings = candidates(MAIN, run.maker.fitted, study.lm.n_blocks)
-    assert all(s.opened and s.again for s in settings)
-    asked: list[Candidate] = []
-
-    def again(lm: Any, fitted: Any, setting: Any, delta: WeightDelta, **_: Any) -> WeightDelta:
-        asked.append(setting)
-        return delta.compose(delta.scale(0.5))
-
-    monkeypatch.setattr(
-        "interp.methods.representation_engineering.contenders.refit_on_remaining", again
-    )
-    made = run.maker(settings[0])
-    assert made.rank == 4
-    assert run.maker(settings[0]) is made
-    control = run.maker(replace(settings[0], name=RANDOM))
+    (setting,) = candidates(MAIN, run.maker.fitted, study.lm.n_blocks)
+    assert setting.opener_strength
+    assert setting.learn
+    made = run.maker(setting)
+    assert made.rank == 2
+    assert run.maker(setting) is made
+    control = run.maker(replace(setting, name=RANDOM))
     assert control.norm() == pytest.approx(made.norm(), rel=1e-4)
-    assert len(asked) == 1
     first = candidates(FIRST_TOKEN, run.maker.fitted, study.lm.n_blocks)
     assert run.maker(first[0]).rank == 1
     assert flagged.OPENED in flagged.variants(run)
@@ -225,7 +209,7 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
 def test_a_direction_and_a_strength_for_every_block(study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
     maker, whole = run.maker, replace(run.chosen(PARTIAL), first=0)
-    own = flagged.by_block(maker, whole, maker.fitted.directions)
+    own = flagged.by_block(maker, whole, maker.fitted.directions["decision"])
     assert not near(own, maker(whole))
     assert near(flagged.by_block(maker, whole, maker.direction(whole)), maker(whole))
     reliable = flagged.reliable(maker)
@@ -352,7 +336,7 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
             points[-1] |= {"nll": loss, "passages": [[loss * 10, loss * 20], [10, 20]]}
         run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
         run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7, **NEW_TEXT}
-        run["chosen"] = {MAIN: {"opened": 2.5, "worth": 0.06}}
+        run["chosen"] = {MAIN: {"opener_strength": 2.5, "learn": 0.06}}
         monkeypatch.setattr(
             "interp.methods.representation_engineering.frontier.deal", lambda s, seed: run
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.edits.saving import chosen, edit_options, finish, fit_and_save, named
+from interp.cli.edits.saving import edit_options, finish, fit_and_save
 from interp.cli.options import Given
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AblationEdit
@@ -34,18 +33,11 @@ def command(**values: Any) -> None:
     def fit(lm: LM) -> tuple[Choice, WeightDelta]:
         from interp.methods import refusal
 
-        # The direction alone is taken: response tokens and a behaviour filter would not change it.
+        # The direction alone is taken, which a behaviour filter would not change.
         reading: dict[str, Any] = {
-            "recipe": recipe.direction, "response_tokens": 0, "behaviour_filter": False,
-            "judge": given.judge,
+            "recipe": recipe.direction, "all_requests": True, "judge": given.judge,
         }  # fmt: skip
         fitted = refusal.fit(lm, fit_r, fit_c, **reading)
-        grid = refusal.candidates(lm, fitted, "ablation", embeddings=recipe.embeddings)
-        fixed = named(
-            recipe, direction_block="block", first_block="first_block", strength="strength"
-        )
-        settings = list(dict.fromkeys(replace(s, **fixed) for s in grid))
-        choice = chosen(lm, fitted, settings, (select_r, select_c))
-        return choice, finish(lm, fitted, choice, (select_r, select_c), reading)
+        return finish(lm, fitted, recipe, (select_r, select_c), reading)
 
     fit_and_save(given, fit, method="ablation")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +24,8 @@ from interp.cli.options import (
 if TYPE_CHECKING:
     from interp.data import PromptSet
     from interp.lm import LM
-    from interp.methods.refusal import Choice, Fitted, Setting
+    from interp.methods.refusal import Choice, Fitted
+    from interp.recipes import AblationEdit, LeastDisturbanceEdit
     from interp.types import WeightDelta
 
 Fit = Callable[["LM"], "tuple[Choice, WeightDelta]"]
@@ -79,35 +80,27 @@ def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
     write_result(given.values["json_file"], result)
 
 
-def chosen(
-    lm: LM, fitted: Fitted, settings: Sequence[Setting], select: tuple[PromptSet, PromptSet]
-) -> Choice:
-    """The best of the settings on the select split, which is not looked at for the only one."""
-    from interp.methods import refusal
-
-    if len(settings) == 1:
-        return refusal.Choice(settings[0], ())
-    selection = refusal.Selection.prepare(lm, fitted, *select)
-    return refusal.choose(selection, settings, watch=lm.watch)
-
-
 def finish(
     lm: LM,
     fitted: Fitted,
-    choice: Choice,
+    recipe: AblationEdit | LeastDisturbanceEdit,
     select: tuple[PromptSet, PromptSet],
     reading: dict[str, Any],
-) -> WeightDelta:
-    """The delta of the chosen setting, fitted on the select split as well once that has chosen it.
+) -> tuple[Choice, WeightDelta]:
+    """What a recipe leaves open, chosen on the select split in closed form, and the delta.
 
-    reading: options of :func:`interp.methods.refusal.fit`, as for the first fit.
+    The select split is not looked at where nothing is left open; otherwise it joins the fit once it has
+    chosen. reading: options of :func:`interp.methods.refusal.fit`, as for the first fit.
     """
     from interp.methods import refusal
 
-    if choice.scores:
-        fitted = fitted.joined(refusal.fit(lm, *select, **reading))
-    chosen_on = select if choice.scores else ()
-    return refusal.finished(lm, fitted, choice.setting, chosen_on=chosen_on)
+    settings = refusal.candidates(recipe, fitted, lm.n_blocks)
+    if len(settings) == 1:
+        return refusal.Choice(settings[0], ()), refusal.finished(lm, fitted, settings[0])
+    selection = refusal.Selection.prepare(lm, fitted, *select)
+    choice = refusal.choose(selection, settings, watch=lm.watch)
+    fitted = fitted.joined(refusal.fit(lm, *select, **reading))
+    return choice, refusal.finished(lm, fitted, choice.setting, chosen_on=select)
 
 
 def _save(given: Given, lm: LM, delta: WeightDelta) -> str:
@@ -124,7 +117,7 @@ def _save(given: Given, lm: LM, delta: WeightDelta) -> str:
 def _tell(method: str, choice: Choice, lm: LM, delta: WeightDelta) -> None:
     chosen = choice.setting
     click.echo(
-        f"{method}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
+        f"{method}: direction of block {chosen.block}, blocks {chosen.first_block} … "
         f"{lm.n_blocks - 1}, strength {chosen.strength:g}"
     )
     click.echo(
@@ -133,12 +126,3 @@ def _tell(method: str, choice: Choice, lm: LM, delta: WeightDelta) -> None:
     )
     for module, why in lm.anatomy.unreached.items():
         click.echo(f"not edited: {module} {why}")
-
-
-def named(recipe: Any, **names: str) -> dict[str, Any]:
-    """Fields of a candidate that a recipe sets; those it leaves open are searched.
-
-    names: field of the candidate → setting of the recipe.
-    """
-    found = {name: getattr(recipe, own) for name, own in names.items()}
-    return {name: value for name, value in found.items() if value is not None}

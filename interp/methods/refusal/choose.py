@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from itertools import product
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -14,23 +14,27 @@ from interp.errors import InterpError
 from interp.evaluate.divergence import first_log_probs, kl_nats
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
 from interp.lm import LM
-from interp.methods.refusal.again import finished
-from interp.methods.refusal.fit import OPENING, Fitted, Setting, build
-from interp.methods.refusal.learning import learned
+from interp.methods.refusal.fit import OPENING, Fitted, build
+from interp.recipes import AblationEdit, LeastDisturbanceEdit
+from interp.samples import DECISION
 from interp.types import TokenBatch, WeightDelta
 from interp.watching import Watch, unwatched
 
-DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
+R = TypeVar("R", AblationEdit, LeastDisturbanceEdit)
+
+DIRECTION_DEPTHS = (0.55, 0.67, 0.73, 0.8, 0.87, 0.93)
 """Where directions are tried, as shares of the stack (block 20 of 30 is 0.67)."""
-STARTS = (0.0, 0.53)
-"""First edited block, as a share of the stack."""
-OPENED = (
-    {"strength": 0.5, "opened": 2.5, "attention": 0.3, "again": 0.8},
-    {"strength": 0.6, "opened": 2.5, "attention": 0.3, "again": 0.9},
-)
-"""Settings that are tried for an edit that acts after the opener of a refusal as well."""
-OPENED_RIDGE = 0.01
-"""And its ridge."""
+UPPER = 0.53
+"""Depth from which the upper half of the stack is edited."""
+STRENGTHS = (0.8, 1.0, 1.3)
+"""Of a least-disturbance edit at the first token alone."""
+WITH_OPENER: dict[str, Any] = {
+    "strength": 0.5, "opener_strength": 2.5, "attention": 0.3, "ridge": 0.01, "learn": 0.06,
+}  # fmt: skip
+"""Settings of a least-disturbance edit that acts after the opener of a refusal as well."""
+FIRST_TOKEN_ALONE: dict[str, Any] = {"attention": 1.0, "ridge": 0.02, "learn": 0.0}
+NO_OPENER: dict[str, Any] = {"after_opener": None, "opener_strength": None, "opener_weight": 0.05}
+"""Settings of an edit of a model whose refusals share no opener."""
 ALMOST_NONE = 64
 """One request in so many may be left refused on select."""
 
@@ -46,15 +50,24 @@ class Scored:
     n_refuse: int
 
 
+def settings_of(setting: Any) -> dict[str, Any]:
+    """Settings by name; those of a recipe with its method."""
+    recipe = isinstance(setting, (AblationEdit, LeastDisturbanceEdit))
+    own = {"method": setting.method, "direction_block": setting.block} if recipe else {}
+    return {**own, **asdict(setting)}
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen setting (a :class:`Setting`, or another dataclass) and all it was compared with."""
+    """The chosen setting (a recipe or another dataclass) and all it was compared with."""
 
     setting: Any
     scores: tuple[Scored, ...]
 
     def as_json(self) -> dict[str, Any]:
-        return {"chosen": asdict(self.setting), "candidates": [asdict(s) for s in self.scores]}
+        """``chosen`` and ``candidates`` as settings by name."""
+        scores = [{**asdict(s), "setting": settings_of(s.setting)} for s in self.scores]
+        return {"chosen": settings_of(self.setting), "candidates": scores}
 
 
 @runtime_checkable
@@ -92,24 +105,15 @@ class Selection:
         *,
         make: Callable[[Any], WeightDelta] | None = None,
     ) -> Selection:
-        """make: for settings of another kind than :class:`Setting`, which ``fitted`` gives edits for."""
+        """make: the delta of a setting; None for recipes in closed form, made from ``fitted``."""
 
-        @cache  # what takes long is asked for its KL and for its refusals, and others begin with it
-        def slowly(setting: Setting) -> WeightDelta:
-            if setting.worth:
-                before = from_setting(replace(setting, worth=0.0))
-                return learned(lm, fitted, before, setting.worth)
-            return finished(lm, fitted, setting)
-
-        def from_setting(setting: Setting) -> WeightDelta:
-            if setting.again or setting.worth:
-                return slowly(setting)
-            return lm.to_delta(build(lm, fitted, setting))
+        def closed_form(recipe: AblationEdit | LeastDisturbanceEdit) -> WeightDelta:
+            return lm.to_delta(build(lm, fitted, recipe))
 
         quiet = lm.using(watch=unwatched)
         r, c = (lm.tokens(side).by_length() for side in (refuse, comply))
         base = first_log_probs(quiet, c)
-        return cls(quiet, make or from_setting, r, c, base, judge=fitted.judge)
+        return cls(quiet, make or closed_form, r, c, base, judge=fitted.judge)
 
     def kl(self, setting: Any) -> float:
         """First-token KL on the comply prompts, in nats."""
@@ -169,48 +173,30 @@ def choose(
     return Choice(best[1], tuple(scores))
 
 
+def candidates(recipe: R, fitted: Fitted, n_blocks: int) -> list[R]:
+    """Recipes without open settings: ``recipe`` with every combination of the values that are tried."""
+    blocks = depth_blocks(n_blocks, fitted.directions[DECISION], DIRECTION_DEPTHS)
+    upper = min(round(UPPER * n_blocks), n_blocks - 1)
+    tried: dict[str, Sequence[Any]] = {"block": blocks, "first_block": (0, upper)}
+    if isinstance(recipe, AblationEdit):
+        tried["strength"] = (1.0,)
+    elif fitted.opener:
+        recipe = replace(recipe, after_opener=fitted.opener)
+        tried = {"block": blocks[-1:], "first_block": (upper,)}
+        tried |= {name: (value,) for name, value in WITH_OPENER.items()}
+    else:
+        recipe = replace(recipe, **NO_OPENER)
+        tried |= {name: (value,) for name, value in FIRST_TOKEN_ALONE.items()}
+        tried["strength"] = STRENGTHS
+    left_open = {name: values for name, values in tried.items() if getattr(recipe, name) is None}
+    return [
+        replace(recipe, **dict(zip(left_open, values, strict=True)))
+        for values in product(*left_open.values())
+    ]
+
+
 def depth_blocks(n_blocks: int, available: Iterable[int], depths: Sequence[float]) -> list[int]:
     """Blocks at relative depths, without repeats, limited to those that have a direction."""
     wanted = (min(round(d * n_blocks), n_blocks - 1) for d in depths)
     known = sorted(available)
     return list(dict.fromkeys(min(known, key=lambda b, w=w: abs(b - w)) for w in wanted))
-
-
-def candidates(
-    lm: LM,
-    fitted: Fitted,
-    method: str,
-    *,
-    strengths: Sequence[float] | None = None,
-    starts: Sequence[float] | None = None,
-    depths: Sequence[float] = DEPTHS,
-    **fixed: Any,
-) -> Iterator[Setting]:
-    """The grid that is searched when the user does not name a block."""
-    if strengths is None:
-        strengths = (1.0,) if method == "ablation" else (0.8, 1.0, 1.3)
-    n = lm.n_blocks
-    first_blocks = dict.fromkeys(min(round(s * n), n - 1) for s in (starts or STARTS))
-    for block in depth_blocks(n, fitted.directions, depths):
-        for first in first_blocks:
-            for strength in strengths:
-                yield Setting(method, block, first, strength, **fixed)
-
-
-def opened_candidates(
-    lm: LM, fitted: Fitted, method: str, *, worth: float = 0.0, **fixed: Any
-) -> Iterator[Setting]:
-    """The grid for a fit that was also read after an opener: ``OPENED`` at the usual blocks.
-
-    worth: the first of these as it is and learned; to learn takes minutes.
-    """
-    for setting in OPENED[: 1 if worth else None]:
-        strengths = (setting["strength"],)
-        rest = {name: value for name, value in setting.items() if name != "strength"}
-        for found in candidates(
-            lm, fitted, method, strengths=strengths, depths=(DEPTHS[-1],),
-            starts=(STARTS[-1],), **{**fixed, **rest},
-        ):  # fmt: skip
-            yield found
-            if worth:
-                yield replace(found, worth=worth)

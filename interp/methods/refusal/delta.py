@@ -8,7 +8,9 @@ from dataclasses import replace
 from interp.data.prompts import PromptSet
 from interp.edits import Edit
 from interp.lm import LM
-from interp.methods.refusal.fit import Fitted
+from interp.methods.refusal.fit import Fitted, build
+from interp.methods.refusal.learning import learned
+from interp.recipes import AblationEdit, LeastDisturbanceEdit
 from interp.types import WeightDelta
 
 CLASSES = ("refuse: ", "comply: ")
@@ -32,6 +34,19 @@ def as_delta(
         **judged,
     }
     return lm.to_delta(edit, **provenance)
+
+
+def finished(
+    lm: LM,
+    fitted: Fitted,
+    recipe: AblationEdit | LeastDisturbanceEdit,
+    chosen_on: Sequence[PromptSet] = (),
+) -> WeightDelta:
+    """The delta that a recipe without open settings describes, learned where it says so."""
+    delta = as_delta(lm, fitted, build(lm, fitted, recipe), chosen_on)
+    if isinstance(recipe, LeastDisturbanceEdit) and recipe.learn:
+        delta = learned(lm, fitted, delta, recipe.learn, recipe.learning)
+    return delta
 
 
 def rebased(delta: WeightDelta, before: WeightDelta) -> WeightDelta:

@@ -1,196 +1,114 @@
-"""Fit refusal directions and edits on the fit split; build the edit that a setting describes."""
+"""Fit refusal: capture both classes once, then make any edit from the samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from interp.data.prompts import PromptSet
-from interp.data.tokens import Prompts
 from interp.edits import Edit, ablation
 from interp.errors import InterpError
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
-from interp.fitting import (
-    DirectionRecipe,
-    LeastDisturbanceRecipe,
-    WriterStatistics,
-    directions,
-    least_disturbance,
-    response_statistics,
-)
+from interp.fitting import Probes, directions, least_disturbance, places_of
 from interp.lm import LM
-from interp.methods.refusal.prose import Cut, Prose, written
-from interp.sites import Site
-from interp.types import Direction, TokenBatch
+from interp.methods.refusal.texts import LAST_TOKENS, Texts, written
+from interp.recipes import AblationEdit, DirectionRecipe, LeastDisturbanceEdit
+from interp.samples import DECISION, OPENER, POOL, RESPONSE, Capture, Part, Samples
+from interp.types import Direction
 from interp.watching import within
 
-Key = TypeVar("Key")
-
-ROLES = ("refuse", "comply", "pool", "prose")
-METHODS = ("ablation", "least-disturbance")
-SPOKEN = 16
-"""Response tokens of comply prompts that a least-disturbance edit leaves alone as well."""
 OPENING = 12
 """Tokens of a response in which a refusal shows."""
 FEWEST_REFUSED = 8
 """Refused requests below which their mean says too little, and all requests are taken."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """Directions per block and inputs of every writer, read on one split.
+    """What edits of refusal are made from.
 
-    streams: outputs of every block per class, ``{site: [n, d_model]}``, kept so that splits can be joined.
-    seen: short hashes of the prompts. prompts: name of a prompt set → its hash. refused: number of requests
-    that the model refused; None when the class shift is averaged over all requests. requests: requests that
-    the class shift is averaged over; kept: their row indices in the split. opened: the same fit, read after
-    ``opener``. answered: the comply prompts; cut: truncated texts that the model wrote. judge: of responses.
-    response_tokens: tokens read of every comply response; of joined fits, the larger number.
+    directions: ``{place: {block: direction}}``. requests: those over which the shift of the writers' inputs
+    is taken. answered: the answerable prompts. texts: what edits leave alone. responses: prompts whose
+    responses are among the texts. refused: how many requests the model refuses; None where the shift is taken
+    over all. seen, prompts: fingerprints, and hashes by role, of all prompts that were read.
     """
 
-    directions: Mapping[int, Direction]
-    statistics: WriterStatistics
-    streams: tuple[Mapping[Site, Tensor], Mapping[Site, Tensor]]
+    samples: Samples
+    probes: Probes
+    directions: Mapping[str, Mapping[int, Direction]]
+    requests: PromptSet
+    answered: PromptSet
     recipe: DirectionRecipe
-    seen: tuple[str, ...]
-    prompts: Mapping[str, str]
-    refused: int | None = None
-    requests: TokenBatch | None = None
-    opened: Fitted | None = None
     opener: str = ""
-    kept: Tensor | None = None
-    answered: TokenBatch | None = None
-    cut: Cut = field(default_factory=Cut)
+    texts: Texts = field(default_factory=Texts)
+    responses: int = 0
     judge: Judge = ENGLISH_JUDGE
-    response_tokens: int = 0
+    refused: int | None = None
+    seen: frozenset[str] = frozenset()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    def direction(self, block: int, place: str = DECISION) -> Direction:
+        """The direction at the output of a block. Raises InterpError for a block without one."""
+        known = self.directions.get(place, {})
+        if block not in known:
+            some = f"{min(known)} … {max(known)}" if known else "none"
+            raise InterpError(
+                f"no direction at block {block} ({place}); blocks with a class difference: {some}"
+            )
+        return known[block]
 
     def late_block(self, depth: float = 0.8) -> int:
         """The block at a relative depth; a start before anything is chosen on held-out prompts."""
-        known = sorted(self.directions)
+        known = sorted(self.directions[DECISION])
         return known[min(round(depth * len(known)), len(known) - 1)]
 
-    def leaving(self, prose: Prose) -> Fitted:
-        """The same fit, whose edits leave alone what the model writes as well."""
-        if not prose.moments:
-            return self
-        statistics = replace(self.statistics, prose=prose.moments)
-        return replace(self, statistics=statistics, cut=prose.cut)
+    def with_samples(self, samples: Samples) -> Fitted:
+        """The same prompts with other samples; directions and probes are those of the new samples."""
+        return replace(
+            self,
+            samples=samples,
+            probes=Probes(samples),
+            directions=directions_at(samples, self.recipe),
+        )
 
     def joined(self, other: Fitted) -> Fitted:
-        """Both splits' activations as one fit, for a last fit once everything has been chosen.
-
-        InterpError when they were read after different openers, or when both leave prose alone: how many
-        tokens each moment stands for is not known any more.
-        """
+        """Both splits as one fit. InterpError when they were read after different openers."""
         if self.opener != other.opener:
             raise InterpError(
                 f"these fits were read after different openers, {self.opener!r} and {other.opener!r}"
             )
-        if self.statistics.prose and other.statistics.prose:
-            raise InterpError("both fits leave prose alone; give `prose` to one of them")
-        streams = tuple(_rows(a, b) for a, b in zip(self.streams, other.streams, strict=True))
-        mine, theirs = self.statistics, other.statistics
-        opened = self.opened and other.opened and self.opened.joined(other.opened)
-        statistics = WriterStatistics(
-            _rows(mine.refuse, theirs.refuse),
-            _rows(mine.comply, theirs.comply),
-            _rows(mine.extra, theirs.extra),
-            _rows(mine.spoken, theirs.spoken),
-            opened.statistics if opened else None,
-            mine.prose or theirs.prose,
-        )
-        return Fitted(
-            directions(streams[0], streams[1], self.recipe),
-            statistics,
-            (streams[0], streams[1]),
-            self.recipe,
-            tuple(sorted({*self.seen, *other.seen})),
-            {**self.prompts, **other.prompts},
-            _both_refused(self.refused, other.refused),
-            _both_requests(self.requests, other.requests),
-            opened,
-            self.opener,
-            None,
-            _both_requests(self.answered, other.answered),
-            self.cut if mine.prose else other.cut,
-            judge=self.judge,
-            response_tokens=max(self.response_tokens, other.response_tokens),
+        counted = self.refused is not None and other.refused is not None
+        return replace(
+            self.with_samples(self.samples.joined(other.samples)),
+            requests=self.requests.joined(other.requests),
+            answered=self.answered.joined(other.answered),
+            texts=self.texts.joined(other.texts),
+            responses=self.responses + other.responses,
+            refused=self.refused + other.refused if counted else None,  # type: ignore[operator]
+            seen=self.seen | other.seen,
+            prompts={**self.prompts, **other.prompts},
         )
 
-    def of_pairs(self, rows: Tensor) -> Fitted:
-        """The fit of some of the pairs alone, from what was read of all; prompts stay those of all.
-
-        rows: their places. InterpError for a joined fit, which does not know the places of its requests.
-        """
-        if self.kept is None or self.requests is None:
-            raise InterpError("a joined fit cannot be taken apart; take the parts before joining")
-        stays = torch.isin(self.kept, rows).nonzero().flatten()
-        stats = self.statistics
-        tokens = {n: len(x) // len(stats.comply[n]) for n, x in stats.spoken.items()}
-        opened = None
-        if self.opened is not None:
-            # Only the requests of the shift were read after the opener: each is its own place there.
-            opened = _taken(self.opened, stays, stays, rows, {}, None)
-        spoken = {
-            n: x.unflatten(0, (-1, tokens[n]))[rows].flatten(0, 1) for n, x in stats.spoken.items()
-        }
-        found = _taken(self, rows, stays, rows, spoken, opened)
-        return replace(found, refused=None if self.refused is None else len(stays))
+    def of(self, requests: PromptSet, answered: PromptSet) -> Fitted:
+        """The fit of some of the prompts alone, from what was read of all; rows of other prompts stay."""
+        kept = self.requests.among(requests)
+        return replace(
+            self.with_samples(self.samples.of(requests, answered)),
+            requests=kept,
+            answered=self.answered.among(answered),
+            refused=None if self.refused is None else len(kept),
+        )
 
 
-def _taken(
-    whole: Fitted,
-    refuse: Tensor,
-    stays: Tensor,
-    comply: Tensor,
-    spoken: Mapping[str, Tensor],
-    opened: Fitted | None,
-) -> Fitted:
-    """Some rows of a fit. refuse, comply: of the streams; stays: of the requests of the shift."""
-    streams = (
-        {site: rows[refuse] for site, rows in whole.streams[0].items()},
-        {site: rows[comply] for site, rows in whole.streams[1].items()},
-    )
-    statistics = WriterStatistics(
-        {name: rows[stays] for name, rows in whole.statistics.refuse.items()},
-        {name: rows[comply] for name, rows in whole.statistics.comply.items()},
-        whole.statistics.extra,
-        spoken,
-        opened.statistics if opened else None,
-        whole.statistics.prose,
-    )
-    return replace(
-        whole,
-        directions=directions(streams[0], streams[1], whole.recipe),
-        statistics=statistics,
-        streams=streams,
-        requests=whole.requests and whole.requests.chosen(stays),
-        opened=opened,
-        kept=None,
-        answered=whole.answered and whole.answered.chosen(comply),
-    )
-
-
-def _both_refused(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
-
-
-def _both_requests(a: TokenBatch | None, b: TokenBatch | None) -> TokenBatch | None:
-    return None if a is None or b is None else a.followed_by(b)
-
-
-def _rows(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """The rows of both, key by key; a key of one alone keeps its rows."""
-    return {key: torch.cat([part[key] for part in (a, b) if key in part]) for key in {**a, **b}}
+def directions_at(samples: Samples, recipe: DirectionRecipe) -> dict[str, dict[int, Direction]]:
+    """Directions at every place where both classes were captured."""
+    places = (DECISION, OPENER) if samples.holds(OPENER) else (DECISION,)
+    return {place: directions(samples, recipe, place) for place in places}
 
 
 def answering(lm: LM, text: str) -> LM:
-    """The model with answers that go on from ``text`` as if it had said it. Raises InterpError without a
-    chat format."""
+    """The model with answers that go on from ``text``. Raises InterpError without a chat format."""
     if lm.chat is None:
         raise InterpError("an answer begins with an opener in a chat; use an LM with a chat format")
     return lm.using(chat=lm.chat.saying(text))
@@ -203,178 +121,103 @@ def fit(
     *,
     recipe: DirectionRecipe | None = None,
     pool: PromptSet | None = None,
-    prose: PromptSet | None = None,
-    response_tokens: int = SPOKEN,
-    behaviour_filter: bool = True,
+    respond_to: PromptSet | None = None,
     opener: str = "",
+    all_requests: bool = False,
     judge: Judge = ENGLISH_JUDGE,
 ) -> Fitted:
-    """One pass over both classes: residuals after every block and inputs of every writer.
+    """Both classes read once: outputs of every block and inputs of every writer.
 
-    pool: further answerable prompts; their writer inputs join the second moment that a
-    least-disturbance edit leaves alone, not the class means. prose: likewise what the model writes in
-    response to these (:func:`interp.methods.refusal.written`). response_tokens: likewise the first
-    response tokens of comply prompts. behaviour_filter: take the shift of the writers' inputs over the
-    requests that the model does refuse (Arditi et al. 2406.11717, appendix A); over all of them where it
-    refuses fewer than ``FEWEST_REFUSED``. opener: read both classes a second time once this has been said
-    (:func:`interp.methods.refusal.opener.find_opener` finds one), for edits that act there as well.
+    pool: further answerable prompts; their rows join the second moment that a least-disturbance edit leaves
+    alone, not the class means. respond_to: likewise, the model's responses to these
+    (:func:`interp.methods.refusal.texts.written`). opener: read both classes a second time after this text,
+    for edits that act there as well. all_requests: take the shift of the writers' inputs over all requests,
+    and not only over those that the model refuses (Arditi et al. 2406.11717, appendix A), which are taken
+    where they are ``FEWEST_REFUSED`` or more.
     """
     recipe = recipe or DirectionRecipe()
     lm = lm.using(watch=within(lm.watch, "fit"))
-    batches = [lm.tokens(side) for side in (refuse, comply)]
-    read = _read(lm, batches)
-    extra = {} if pool is None else writer_inputs(lm, pool)
-    prosaic = Prose({}) if prose is None else written(lm, prose)
-    spoken: dict[str, Tensor] = {}
-    if response_tokens:
-        spoken = response_statistics(lm, batches[1], lm.writer_inputs, response_tokens)
-    kept, refused = torch.arange(len(refuse)), None
-    if behaviour_filter:
-        judged = generate_and_judge(lm, batches[0], tokens=OPENING, by=judge)
+    requests, refused = refuse, None
+    if not all_requests:
+        judged = generate_and_judge(lm, refuse, tokens=OPENING, by=judge)
         if judged.n and judged.count >= FEWEST_REFUSED:
-            kept, refused = torch.tensor(judged.refused).nonzero().flatten(), judged.count
-    used = [(role, s) for role, s in zip(ROLES, (refuse, comply, pool, prose), strict=True) if s]
-    opened = None
+            requests, refused = refuse.chosen(judged.refused), judged.count
+    blocks, writers = lm.resid_post, lm.writer_inputs
+    capture = Capture(lm, (*blocks, *writers))
+    positive = capture(refuse, DECISION, True)
+    parts = [
+        positive.at(blocks),
+        positive.at(writers).of(requests.fingerprints),
+        capture(comply, DECISION, False),
+    ]
     if opener:
-        after = [answering(lm, opener).tokens(side) for side in (refuse, comply)]
-        after[0] = after[0].chosen(kept)
-        everything = torch.arange(len(kept))
-        opened = _fitted(recipe, _read(lm, after), everything, after[0], {}, {}, None)
-    found = _fitted(recipe, read, kept, batches[0], extra, spoken, opened)
-    return replace(
-        found.leaving(prosaic),
-        seen=tuple(sorted(frozenset.union(*(s.fingerprints for _, s in used)))),
-        prompts={f"{role}: {s.source}": s.sha256 for role, s in used},
-        refused=refused,
-        opener=opener,
-        kept=kept,
-        answered=batches[1],
-        judge=judge,
-        response_tokens=response_tokens,
+        said = replace(capture, lm=answering(lm, opener))
+        parts += [said(requests, OPENER, True), said(comply, OPENER, False)]
+    capture = replace(capture, sites=writers)
+    if pool is not None:
+        parts.append(capture(pool, POOL, False))
+    texts = Texts() if respond_to is None else written(lm, respond_to)
+    parts += responses(capture, texts)
+    used = {"refuse": refuse, "comply": comply, "pool": pool, "responses": respond_to}
+    read = {role: each for role, each in used.items() if each is not None}
+    samples = Samples(tuple(parts))
+    return Fitted(
+        samples,
+        Probes(samples),
+        directions_at(samples, recipe),
+        requests,
+        comply,
+        recipe,
+        opener,
+        texts,
+        0 if respond_to is None else len(respond_to),
+        judge,
+        refused,
+        frozenset().union(*(each.fingerprints for each in read.values())),
+        {f"{role}: {each.source}": each.sha256 for role, each in read.items()},
     )
 
 
-def _read(lm: LM, batches: Sequence[TokenBatch]) -> list[Mapping[Site, Tensor]]:
-    """Outputs of all blocks and inputs of all writers at the last token of both classes."""
-    sites = (*lm.resid_post, *lm.writer_inputs)
-    return [lm.activations(batch, sites) for batch in batches]
+def responses(capture: Capture, texts: Texts) -> list[Part]:
+    """Rows of the writers' inputs at the last tokens of responses, in chats and as plain text."""
+    batches = (batch for batch in (texts.chats, texts.plain) if batch is not None)
+    last = tuple(range(-LAST_TOKENS, 0))
+    return [capture(batch, RESPONSE, False, at=last) for batch in batches]
 
 
-def _fitted(
-    recipe: DirectionRecipe,
-    read: Sequence[Mapping[Site, Tensor]],
-    kept: Tensor,
-    requests: TokenBatch,
-    extra: Mapping[str, Tensor],
-    spoken: Mapping[str, Tensor],
-    opened: Fitted | None,
-) -> Fitted:
-    """What was read as a fit. kept: the requests over which the shift is taken."""
-    streams = [{s: x for s, x in acts.items() if s.kind == "resid_post"} for acts in read]
-    inputs = [{s.name: x for s, x in acts.items() if s.kind != "resid_post"} for acts in read]
-    statistics = WriterStatistics(
-        {name: rows[kept] for name, rows in inputs[0].items()},
-        inputs[1],
-        extra,
-        spoken,
-        opened.statistics if opened else None,
-    )
-    found = directions(streams[0], streams[1], recipe)
-    chosen = requests.chosen(kept)
-    return Fitted(found, statistics, (streams[0], streams[1]), recipe, (), {}, None, chosen, opened)
+def build(lm: LM, fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -> Edit:
+    """The edit in closed form that a recipe without open settings describes.
 
-
-def writer_inputs(lm: LM, prompts: Prompts) -> dict[str, Tensor]:
-    """Inputs of every writer at the decision position, ``{name: [n, d_in]}``."""
-    found = lm.activations(prompts, lm.writer_inputs)
-    return {site.name: rows for site, rows in found.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One candidate edit. strength: λ of an ablation, α of a least-disturbance edit.
-
-    opened: the share that the latter removes once the opener of a refusal has been said. again: the share
-    of both strengths with which it is fitted once more, for what it leaves
-    (:func:`interp.methods.refusal.again.refit_on_remaining`). worth: nats that a request left refused may
-    cost when what the edit reads and writes is learned (:func:`interp.methods.refusal.learning.learned`); 0
-    leaves it in closed form."""
-
-    method: str
-    direction_block: int
-    first_block: int = 0
-    strength: float = 1.0
-    ridge: float | None = 0.02
-    embeddings: bool = False
-    spoken_weight: float = 0.05
-    attention: float = 1.0
-    opened: float = 0.0
-    again: float = 0.0
-    prose_weight: float = 0.1
-    opened_weight: float = 0.05
-    worth: float = 0.0
-
-    def blocks(self, n_blocks: int) -> tuple[int, ...]:
-        return tuple(range(self.first_block, n_blocks))
-
-
-def build(lm: LM, fitted: Fitted, setting: Setting) -> Edit:
-    """The edit that a setting describes. Raises InterpError for an unknown method or block."""
-    if setting.direction_block not in fitted.directions:
-        raise InterpError(
-            f"no direction at block {setting.direction_block}; blocks with a class difference: "
-            f"{min(fitted.directions)} … {max(fitted.directions)}"
-        )
-    direction = fitted.directions[setting.direction_block]
-    blocks = setting.blocks(lm.n_blocks)
-    if setting.method == "ablation":
+    Raises InterpError for a block without a direction.
+    """
+    places = places_of(recipe) if isinstance(recipe, LeastDisturbanceEdit) else (DECISION,)
+    if OPENER in places and not fitted.opener:
+        raise InterpError("this fit was not read after an opener; give `opener` to fit")
+    along = {place: fitted.direction(recipe.block, place) for place in places}
+    if isinstance(recipe, AblationEdit):
         edit = ablation(
             lm.hf,
             lm.anatomy,
-            direction,
-            strength=setting.strength,
-            blocks=blocks,
-            embeddings=setting.embeddings,
+            along[DECISION],
+            strength=recipe.strength,
+            blocks=tuple(range(recipe.first_block, lm.n_blocks)),
+            embeddings=recipe.embeddings,
         )
-    elif setting.method == "least-disturbance":
-        recipe = LeastDisturbanceRecipe(
-            setting.strength,
-            setting.ridge,
-            blocks,
-            setting.spoken_weight,
-            setting.attention,
-            setting.opened,
-            setting.prose_weight,
-            setting.opened_weight,
-        )
-        after = _direction_after(fitted, setting) if setting.opened else None
-        edit = least_disturbance(lm, fitted.statistics, direction, recipe, after)
     else:
-        raise InterpError(f"no method {setting.method!r}; known: {', '.join(METHODS)}")
-    return replace(edit, recipe={**edit.recipe, **_used(fitted, setting)})
+        edit = least_disturbance(lm, fitted.probes, along, recipe)
+    return replace(edit, recipe={**edit.recipe, **used_settings(fitted, recipe)})
 
 
-def _used(fitted: Fitted, setting: Setting) -> dict[str, Any]:
-    """What the edit of a setting takes from the fit, for its recipe: nothing that the edit ignores."""
-    source = fitted.directions[setting.direction_block].source
-    used: dict[str, Any] = {"direction": source, "direction_block": setting.direction_block}
-    used["direction_recipe"] = asdict(fitted.recipe)
-    if setting.method == "least-disturbance":
-        used["response_tokens"] = fitted.response_tokens
-        if setting.opened:
-            used["opener"] = fitted.opener
-    return used
-
-
-def _direction_after(fitted: Fitted, setting: Setting) -> Direction:
-    """The direction of the setting's block, read after the opener."""
-    if fitted.opened is None:
-        raise InterpError(
-            "this fit has not read what follows the opener of a refusal; give `opener` to fit, or "
-            "leave the share after it at 0"
-        )
-    if setting.direction_block not in fitted.opened.directions:
-        raise InterpError(
-            f"no direction after {fitted.opener!r} at block {setting.direction_block}"
-        )
-    return fitted.opened.directions[setting.direction_block]
+def used_settings(fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -> dict[str, Any]:
+    """Settings that the closed form depends on, by name: none that the fit or the others make meaningless."""
+    found = asdict(recipe) | {"direction": asdict(fitted.recipe), "responses": fitted.responses}
+    without = {"learn", "learning"}  # the closed form does not learn
+    if isinstance(recipe, LeastDisturbanceEdit):
+        if not recipe.after_opener:
+            without |= {"after_opener", "opener_strength", "opener_weight"}
+        if not fitted.responses:
+            without |= {"responses", "response_weight"}
+    else:
+        without.add("responses")
+    source = fitted.direction(recipe.block).source
+    return {k: v for k, v in found.items() if k not in without} | {"direction_source": source}

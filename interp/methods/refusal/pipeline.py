@@ -21,11 +21,13 @@ from interp.export.measurement import Measurement
 from interp.figures import render
 from interp.lm import LM
 from interp.methods.refusal.card import report_figure
-from interp.methods.refusal.choose import Choice, Selection, candidates, choose
+from interp.methods.refusal.choose import UPPER, Choice, Selection, choose, depth_blocks
 from interp.methods.refusal.controls import random_control
 from interp.methods.refusal.delta import as_delta
-from interp.methods.refusal.fit import Fitted, Setting, build, fit
+from interp.methods.refusal.fit import Fitted, build, fit
+from interp.recipes import AblationEdit, LeastDisturbanceEdit
 from interp.records import FigureRecord, Provenance
+from interp.samples import DECISION
 from interp.source import code_hash
 from interp.statistics.refusal import MAIN
 from interp.types import WeightDelta
@@ -42,11 +44,11 @@ POOL = 100
 HELD = 32
 """Prompts of each class of select, and of report, at most."""
 RESPONSE = 12
+CLOSED_FORM = LeastDisturbanceEdit(strength=1.0, attention=1.0, ridge=0.02, learn=0.0, responses=0)
+"""The least-disturbance edit of a run of minutes, along the direction chosen for ablation."""
 PASSAGES = 8
 """Of neutral text, for report; the others may be looked at while an edit is developed. A run of minutes reads
 every second of them."""
-UPPER = 0.53
-"""A least-disturbance edit takes the upper part of the stack, from this share on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,8 @@ def run(
         _keep(outcome, figure, out)
         say(f"attribution: the classes differ by {figure.series.measured:+.2f} logits")
     with outcome.timed("fit"):
-        # Response tokens are not read, which would take as long as both classes and the pool together.
-        fitted = fit(lm, *prompts.fit, pool=pool, response_tokens=0, judge=judge)
+        # Responses are not read, which would take as long as both classes and the pool together.
+        fitted = fit(lm, *prompts.fit, pool=pool, judge=judge)
     with outcome.timed("select"):
         outcome.choices = _choices(lm, fitted, prompts, say)
         edits = {
@@ -192,15 +194,17 @@ def _held(part: tuple[PromptSet, PromptSet]) -> tuple[PromptSet, PromptSet]:
 def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Choice]:
     """The ablation that does best on select, and the closed-form edit along its direction."""
     selection = Selection.prepare(lm, fitted, *prompts.select)
-    tried = candidates(lm, fitted, "ablation", starts=(0.0,), depths=DEPTHS)
-    choice = choose(selection, list(tried), watch=lm.watch, label="directional ablation")
-    n, block = lm.n_blocks, choice.setting.direction_block
-    ours = Setting(MAIN, block, min(round(UPPER * n), n - 1))
+    n = lm.n_blocks
+    blocks = depth_blocks(n, fitted.directions[DECISION], DEPTHS)
+    tried = [AblationEdit(1.0, block, 0) for block in blocks]
+    choice = choose(selection, tried, watch=lm.watch, label="directional ablation")
+    first = min(round(UPPER * n), n - 1)
+    ours = replace(CLOSED_FORM, block=choice.setting.block, first_block=first)
     found = {"directional ablation": choice, MAIN: Choice(ours, ())}
     for name, each in found.items():
         chosen = each.setting
         say(
-            f"{name}: direction of block {chosen.direction_block}, blocks {chosen.first_block} … "
+            f"{name}: direction of block {chosen.block}, blocks {chosen.first_block} … "
             f"{n - 1}, strength {chosen.strength:g}"
         )
     return found

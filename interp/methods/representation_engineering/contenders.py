@@ -12,12 +12,13 @@ from torch import Tensor
 from interp.edits import Edit, ablation, canonical, readable, select_writers, writer_unit
 from interp.lm import LM
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, Setting, build, learned, refit_on_remaining, rotated
-from interp.methods.refusal.choose import OPENED, OPENED_RIDGE, depth_blocks
-from interp.methods.refusal.learning import REFUSAL_WEIGHT
-from interp.methods.refusal.pipeline import UPPER
+from interp.methods.refusal import Fitted, build, learned, rotated
+from interp.methods.refusal.choose import UPPER, WITH_OPENER, depth_blocks
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
+from interp.recipes import LeastDisturbanceEdit
+from interp.samples import DECISION
+from interp.sites import Site
 from interp.statistics.representation_engineering import (
     CLOSED,
     FIRST_TOKEN,
@@ -45,8 +46,8 @@ SHIPPED = (*VARIANTS, FIRST_TOKEN)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention, opened,
-    again, worth: of a least-disturbance edit, as in :class:`interp.methods.refusal.Setting`."""
+    """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention,
+    opener_strength, learn: of a least-disturbance edit (:class:`interp.recipes.LeastDisturbanceEdit`)."""
 
     name: str
     block: int
@@ -54,14 +55,13 @@ class Candidate:
     strength: float = 1.0
     attention: float = 1.0
     kernels: tuple[tuple[float, float, float, float], ...] = ()
-    opened: float = 0.0
-    again: float = 0.0
-    worth: float = 0.0
+    opener_strength: float = 0.0
+    learn: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Deltas of candidates, fitted on one split; one that was fitted once more or learned is kept."""
+    """Deltas of candidates, fitted on one split; one that was learned is kept."""
 
     lm: LM
     fitted: Fitted
@@ -72,21 +72,14 @@ class Maker:
             return self._kept[candidate]
         if candidate.name == RANDOM:
             return rotated(self(replace(candidate, name=MAIN)))
-        if candidate.name == MAIN and not candidate.worth:
-            return self(replace(candidate, name=CLOSED))
-        if candidate.worth:
-            before = self(replace(candidate, worth=0.0))
-            self._kept[candidate] = learned(self.lm, self.fitted, before, candidate.worth)
+        if candidate.learn:
+            before = self(replace(candidate, name=CLOSED, learn=0.0))
+            self._kept[candidate] = learned(self.lm, self.fitted, before, candidate.learn)
             return self._kept[candidate]
-        edit = MAKERS[candidate.name](self, candidate)
-        delta = self.lm.to_delta(edit)
-        if candidate.again:
-            delta = refit_on_remaining(self.lm, self.fitted, least_setting(candidate), delta)
-            self._kept[candidate] = delta
-        return delta
+        return self.lm.to_delta(MAKERS[candidate.name](self, candidate))
 
     def direction(self, candidate: Candidate) -> Direction:
-        return self.fitted.directions[candidate.block]
+        return self.fitted.direction(candidate.block)
 
     def blocks(self, candidate: Candidate) -> tuple[int, ...]:
         return tuple(range(candidate.first, self.lm.n_blocks))
@@ -94,15 +87,17 @@ class Maker:
 
 def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
     """The settings of a contender. Blocks are at relative depths, so that they fit any model."""
-    blocks = depth_blocks(n_blocks, fitted.directions, DEPTHS)
+    blocks = depth_blocks(n_blocks, fitted.directions[DECISION], DEPTHS)
     upper = round(UPPER * n_blocks)
     if name == "heretic's kernel":
         return list(_drawn(blocks, n_blocks))
     if name == MAIN:
-        start = replace(candidates(CLOSED, fitted, n_blocks)[0], name=MAIN)
-        return [start, replace(start, worth=REFUSAL_WEIGHT)]
-    if name == CLOSED and fitted.opened is not None:
-        return [Candidate(name, blocks[-1], upper, **setting) for setting in OPENED]
+        start = candidates(CLOSED, fitted, n_blocks)[0]
+        return [replace(start, name=MAIN, learn=WITH_OPENER["learn"])]
+    if name == CLOSED and fitted.opener:
+        named = ("strength", "attention", "opener_strength")
+        setting = {each: WITH_OPENER[each] for each in named}
+        return [Candidate(name, blocks[-1], upper, **setting)]
     if name in (CLOSED, FIRST_TOKEN):
         return [
             Candidate(name, blocks[-1], upper, strength, attention)
@@ -153,7 +148,7 @@ def _at_writers(
 
 
 def _unit(maker: Maker, writer: BoundWriter, block: int) -> Tensor:
-    vector = maker.fitted.directions[block].vector
+    vector = maker.fitted.direction(block).vector
     return writer_unit(maker.lm.hf, writer, vector).cpu()
 
 
@@ -171,11 +166,12 @@ def _heretic(maker: Maker, candidate: Candidate) -> Edit:
 
 def _to_level(maker: Maker, candidate: Candidate) -> Edit:
     """Mean replacement (ACE at the comply level): what varies along u goes, the comply mean stays."""
-    comply = maker.fitted.statistics.comply
+    samples = maker.fitted.samples
 
     def make(writer: BoundWriter, weight: Tensor) -> Operator:
         u = _unit(maker, writer, candidate.block)
-        mean = weight @ comply[writer.name].float().mean(0)
+        comply = samples.rows(Site.writer_in(writer.block, writer.name), False)
+        mean = weight @ comply.float().mean(0)
         return Affine.around(mean, -candidate.strength * u.unsqueeze(-1), u.unsqueeze(0))
 
     return _at_writers(maker, candidate, "affine ablation", make)
@@ -191,7 +187,7 @@ def _norms_kept(maker: Maker, candidate: Candidate) -> Edit:
 
 def _subspace(maker: Maker, candidate: Candidate) -> Edit:
     """Two directions at once: that of the block and that of the block four below."""
-    known = sorted(maker.fitted.directions)
+    known = sorted(maker.fitted.directions[DECISION])
     below = known[max(known.index(candidate.block) - 4, 0)]
 
     def make(writer: BoundWriter, weight: Tensor) -> Operator:
@@ -202,20 +198,21 @@ def _subspace(maker: Maker, candidate: Candidate) -> Edit:
 
 
 def _least(maker: Maker, candidate: Candidate) -> Edit:
-    return build(maker.lm, maker.fitted, least_setting(candidate))
+    return build(maker.lm, maker.fitted, least_recipe(candidate, maker.fitted.opener))
 
 
-def least_setting(candidate: Candidate) -> Setting:
-    return Setting(
-        "least-disturbance",
-        candidate.block,
-        candidate.first,
-        candidate.strength,
+def least_recipe(candidate: Candidate, opener: str) -> LeastDisturbanceEdit:
+    """The recipe of a least-disturbance candidate; the opener is that of the fit."""
+    acts_after = bool(candidate.opener_strength)
+    return LeastDisturbanceEdit(
+        after_opener=opener if acts_after else None,
+        learn=candidate.learn,
+        strength=candidate.strength,
+        block=candidate.block,
+        first_block=candidate.first,
+        opener_strength=candidate.opener_strength if acts_after else None,
         attention=candidate.attention,
-        ridge=OPENED_RIDGE,
-        opened=candidate.opened,
-        again=candidate.again,
-        worth=candidate.worth,
+        ridge=WITH_OPENER["ridge"],
     )
 
 

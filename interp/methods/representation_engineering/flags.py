@@ -33,6 +33,7 @@ from interp.methods.representation_engineering.contenders import (
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.records import FigureRecord
+from interp.samples import DECISION, OPENER
 from interp.sites import Site
 from interp.statistics.representation_engineering import PLAIN
 from interp.study import Study
@@ -98,7 +99,7 @@ def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
     found[FILTERED] = lambda: of_rows(lambda rows: (rows[0][_refused(run)], rows[1]))
     found[UNMATCHED] = lambda: of_rows(lambda rows: (rows[0], _pool(run, chosen.block)))
     found[DISCRIMINANT] = partial(along, LDA, read=True)
-    found[OWN] = lambda: by_block(run.maker, chosen, run.maker.fitted.directions)
+    found[OWN] = lambda: by_block(run.maker, chosen, run.maker.fitted.directions[DECISION])
     found[SHRUNK] = shrunk
     if run.opener:
         found[OPENED] = lambda: _opened(run.maker)(chosen)
@@ -113,14 +114,14 @@ def _made(run: SeedRun, candidate: Candidate) -> WeightDelta:
 
 def _opened(maker: Maker) -> Maker:
     """With the directions that were read once the opener had been said."""
-    opened = maker.fitted.opened
-    assert opened is not None  # where an opener is known, the fit has read what follows it
-    return replace(maker, fitted=replace(maker.fitted, directions=opened.directions))
+    directions = {DECISION: maker.fitted.directions[OPENER]}
+    return replace(maker, fitted=replace(maker.fitted, directions=directions))
 
 
 def rows_of_block(fitted: Fitted, block: int) -> Rows:
-    refuse, comply = (streams[Site.resid_post(block)].float() for streams in fitted.streams)
-    return refuse, comply
+    """Outputs of a block, of both classes."""
+    site = Site.resid_post(block)
+    return fitted.samples.rows(site, True).float(), fitted.samples.rows(site, False).float()
 
 
 def fitted_with(
@@ -135,7 +136,7 @@ def fitted_with(
     found = make().fit(*rows)
     vector = torch.nn.functional.normalize(found.read_, dim=-1) if read else found.unit_
     direction = Direction(vector.float(), chosen.block, type(found).__name__, 1.0)
-    fitted = replace(maker.fitted, directions={**maker.fitted.directions, chosen.block: direction})
+    fitted = replace(maker.fitted, directions={DECISION: {chosen.block: direction}})
     return replace(maker, fitted=fitted)(chosen)
 
 
@@ -154,10 +155,8 @@ def by_block(
 
 def reliable(maker: Maker) -> dict[int, float]:
     """Cosine between the directions of two halves of the fit, by block."""
-    sides = [
-        torch.stack([rows[Site.resid_post(b)].float() for b in range(len(rows))])
-        for rows in maker.fitted.streams
-    ]
+    by_block = [rows_of_block(maker.fitted, block) for block in range(maker.lm.n_blocks)]
+    sides = [torch.stack(rows) for rows in zip(*by_block, strict=True)]
     n = min(len(rows) for rows in (sides[0][0], sides[1][0])) // 2
     return dict(enumerate(split_half_cosine(DiffMeans(), sides[0], sides[1], n).tolist()))
 

@@ -103,7 +103,9 @@ CLAIMS = (
 def proven(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The kind of recipe of the least-disturbance edit, where every deal chose the same."""
     chosen = [run["chosen"][MAIN] for run in found]
-    names = {kind(METHOD, opener=bool(c["opened"]), learned=bool(c["worth"])) for c in chosen}
+    names = {
+        kind(METHOD, opener=bool(c["opener_strength"]), learned=bool(c["learn"])) for c in chosen
+    }
     return tuple(names) if len(names) == 1 else ()
 
 

@@ -22,7 +22,7 @@ from interp.methods.representation_engineering.contenders import (
     MAIN,
     PARTIAL,
     Maker,
-    least_setting,
+    least_recipe,
 )
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
@@ -80,7 +80,7 @@ def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
     chosen = run.chosen(CLOSED)
     found[NARROW] = Maker(run.study.lm, run.narrow)(chosen)
-    strong = replace(least_setting(chosen), ridge=RIDGE)
+    strong = replace(least_recipe(chosen, run.opener), ridge=RIDGE)
     found[REGULARISED] = finished(run.study.lm, run.maker.fitted, strong)
     return found
 

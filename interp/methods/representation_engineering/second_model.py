@@ -31,7 +31,7 @@ CLAIMS = (
 
 def bar_coder(study: Study) -> FigureRecord:
     """Original, two ablations, the closed form and its control on report, with what replaces refusals."""
-    run = SeedRun(study, FULL, names=CONTENDERS, factors=(), reads_prose=False)
+    run = SeedRun(study, FULL, names=CONTENDERS, factors=())
     base = {**run.base(), "kl1": None, "kl32": None}
     last = {name: run.points(name)[-1] for name in run.contenders}
     rows = {"original": base, **last}

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interp.data.prompts import PromptSet, load_class, load_pairs
@@ -21,13 +20,10 @@ from interp.evaluate.refusal import DECLINES, KeywordJudge, generate_and_judge, 
 from interp.evaluate.replacement import Replacement
 from interp.methods.refusal import (
     Fitted,
-    Prose,
     Selection,
     choose,
     find_opener,
     fit,
-    writer_inputs,
-    written,
 )
 from interp.methods.refusal.fit import OPENING
 from interp.methods.refusal.pipeline import PASSAGES
@@ -65,15 +61,13 @@ class SeedRun:
     """One deal of the topics. The model works only for what an earlier run has not kept.
 
     names: contenders that are measured; empty for all. factors: what the chosen edit is scaled by, beside
-    1. reads_prose: whether least-disturbance edits keep what the model writes; that takes memory
-    quadratic in the width of every writer's input.
+    1.
     """
 
     study: Study
     seed: int
     names: tuple[str, ...] = ()
     factors: tuple[float, ...] = FACTORS
-    reads_prose: bool = True
 
     @cached_property
     def parts(self) -> Splits:
@@ -81,10 +75,7 @@ class SeedRun:
 
     @cached_property
     def maker(self) -> Maker:
-        fitted = self.narrow.joined(self.broad)
-        if self.reads_prose:
-            fitted = fitted.leaving(self.prose)
-        return Maker(self.study.lm, fitted)
+        return Maker(self.study.lm, self.narrow.joined(self.broad))
 
     @property
     def opener(self) -> str:
@@ -101,28 +92,19 @@ class SeedRun:
     def narrow(self) -> Fitted:
         """Fitted on the dealt topics alone. Prompts are read once, whatever topics are dealt."""
         study = self.study
-        extra = study.once("pool: writer inputs", lambda: writer_inputs(study.lm, self.parts.pool))
         if study.limit:
-            fitted = self.fitted(self.parts.fit)
-        else:
-            pairs = load_pairs(SET)
-            whole = tuple(pairs.side(side, "all") for side in SIDES)
-            read = study.once("pairs: fitted", lambda: self.fitted((whole[0], whole[1])))
-            places = {prompt: place for place, prompt in enumerate(whole[0].prompts)}
-            fitted = read.of_pairs(torch.tensor([places[p] for p in self.parts.fit[0].prompts]))
-        return replace(fitted, statistics=replace(fitted.statistics, extra=extra))
+            return self.fitted(self.parts.fit, pool=self.parts.pool)
+        pairs = load_pairs(SET)
+        whole = (pairs.side(SIDES[0], "all"), pairs.side(SIDES[1], "all"))
+        read = study.once("pairs: fitted", lambda: self.fitted(whole, pool=self.parts.pool))
+        return read.of(*self.parts.fit)
 
     @property
     def broad(self) -> Fitted:
-        """What joins every seed's fit; its response tokens are left out, which would fill the memory."""
-        make = lambda: self.fitted(self.parts.broad, response_tokens=0)  # noqa: E731
+        """What joins every deal's fit, with the responses that edits leave alone."""
+        answered = self.parts.broad[1].spread(ANSWERED)
+        make = lambda: self.fitted(self.parts.broad, respond_to=answered)  # noqa: E731
         return self.study.once("broad: fitted", make)
-
-    @property
-    def prose(self) -> Prose:
-        """What the model writes in response to the twins of the broad pairs, read once for all deals."""
-        prompts = self.parts.broad[1].spread(ANSWERED)
-        return self.study.once("prose: writer inputs", lambda: written(self.study.lm, prompts))
 
     def fitted(self, classes: tuple[PromptSet, PromptSet], **more: Any) -> Fitted:
         return fit(self.study.lm, *classes, opener=self.opener, **more)
@@ -145,7 +127,7 @@ class SeedRun:
         )
 
     def kept(self, name: str, make: Any, **about: Any) -> Any:
-        about |= {"seed": self.seed, "prompts": self.parts.hashes, "reads_prose": self.reads_prose}
+        about |= {"seed": self.seed, "prompts": self.parts.hashes}
         return self.study.resumed("frontier", make, name=name, **about)
 
     def chosen(self, name: str) -> Candidate:
