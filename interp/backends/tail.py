@@ -54,6 +54,12 @@ class Tail:
         )
         return cls(batch, keep, before.past_key_values)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        layers = () if self.past is None else self.past.layers
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
     def logits(self, model: nn.Module) -> Tensor:
         """Logits at the last ``keep`` tokens, ``[batch, keep, vocab]``; gradients reach what hooks add."""
         places = tuple(range(-self.keep, 0))

@@ -123,8 +123,11 @@ class LeastDisturbanceEdit:
         "comply rows least", advanced=True, above=0, words=(AUTO,),
         shown="0.02; 0.01 with --after-opener",
     )  # fmt: skip
+    most_pool: int = setting(
+        512, "prompts of --pool that are read, at most", advanced=True, least=1
+    )
     responses: int = setting(
-        100, "keep what the model writes in response to so many answerable prompts, in its chat and as "
+        200, "keep what the model writes in response to so many answerable prompts, in its chat and as "
         "plain text", advanced=True, least=0,
     )  # fmt: skip
     response_weight: float = setting(

@@ -42,6 +42,7 @@ def command(**values: Any) -> None:
             "opener": _opener(recipe, given, lm, fit_r, fit_c),
         }  # fmt: skip
         pool = given.pool(fit_r, select_r, select_c)
+        pool = pool and pool.spread(recipe.most_pool)
         respond_to = None
         if recipe.responses and recipe.response_weight:
             respond_to = (pool or fit_c).spread(recipe.responses)

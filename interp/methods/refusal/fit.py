@@ -211,7 +211,8 @@ def build(lm: LM, fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -
 def used_settings(fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -> dict[str, Any]:
     """Settings that the closed form depends on, by name: none that the fit or the others make meaningless."""
     found = asdict(recipe) | {"direction": asdict(fitted.recipe), "responses": fitted.responses}
-    without = {"learn", "learning"}  # the closed form does not learn
+    # The closed form does not learn, and provenance names the prompts of the pool.
+    without = {"learn", "learning", "most_pool"}
     if isinstance(recipe, LeastDisturbanceEdit):
         if not recipe.after_opener:
             without |= {"after_opener", "opener_strength", "opener_weight"}

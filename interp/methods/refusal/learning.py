@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from interp.hooking import first_argument
 from interp.lm import LM
 from interp.methods.refusal.fit import Fitted, answering
 from interp.recipes import Learning
+from interp.samples import Memory
 from interp.sites import Site
 from interp.types import LowRank, TokenBatch, WeightDelta
 
@@ -77,6 +78,10 @@ class KeepLoss:
     weight: float
     share: float = 0.0
 
+    @property
+    def nbytes(self) -> int:
+        return self.tail.nbytes + self.base.nbytes
+
     def loss(self, logits: Tensor) -> Tensor:
         kl = self.base.exp() * (self.base - logits.float().log_softmax(-1))
         return self.weight * kl.sum()
@@ -98,6 +103,10 @@ class RefusalMarginLoss:
     weight: float
     clearance: float
     share: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return self.tail.nbytes
 
     def loss(self, logits: Tensor) -> Tensor:
         rows = torch.arange(len(logits), device=logits.device).unsqueeze(-1)
@@ -123,21 +132,33 @@ class Objective:
     KL at the first token of answers to the answerable prompts of the fit, as they are and with ``half_shift``
     of the class shift added to every writer's input; KL at later tokens of each kind of text
     (:class:`interp.methods.refusal.texts.Texts`); and :class:`RefusalMarginLoss` at the base model's own next
-    token, at the end of refused requests and after their opener. Terms are made when they are asked for and
-    only last tokens run again (:class:`interp.backends.tail.Tail`): memory does not grow with the prompts.
+    token, at the end of refused requests and after their opener. Only last tokens run again
+    (:class:`interp.backends.tail.Tail`). Terms are made when they are asked for, and kept while ``memory``
+    lasts, so that memory does not grow with the prompts.
 
-    weight: refusal_weight, in nats of KL per logit of margin.
+    weight: of the cost of refusals, in nats of KL per logit of margin.
     """
 
     lm: LM
     fitted: Fitted
     weight: float
     recipe: Learning
+    memory: Memory = field(default_factory=Memory)
+    _made: dict[int, list[Term]] = field(default_factory=dict, init=False, repr=False)
 
     @torch.no_grad()
     def terms(self, turn: int) -> list[Term]:
         """Terms of one minibatch, weighted as if it were all prompts and texts."""
-        return [*self._kept(turn), *self._removed(turn)]
+        turn %= self.recipe.minibatches
+        if turn in self._made:
+            return self._made[turn]
+        made: list[Term] = [*self._kept(turn), *self._removed(turn)]
+        # A tail and base log-probabilities that two terms share count once.
+        size = sum({id(t.tail): t.nbytes for t in made}.values())
+        if size <= self.memory.left:
+            self.memory.left -= size
+            self._made[turn] = made
+        return made
 
     def value(self, delta: WeightDelta) -> float:
         """The loss at a delta, in nats: the mean over minibatches."""

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from interp.data.prompts import PromptSet, Side, load_class, load_pairs
+from interp.recipes import LeastDisturbanceEdit
 from interp.study import Study
 
 SET = "capability"
@@ -58,7 +59,8 @@ def splits(study: Study, seed: int) -> Splits:
     # Without any prompt of the pairs, so that one pool serves every seed.
     pool = load_class("answerable", "comply", limit=study.limit)
     held = (pairs.side("comply", "all"), more[1])
-    return Splits(parts["fit"], select, parts["report"], broad, pool.without(*held))
+    pool = pool.without(*held).spread(LeastDisturbanceEdit().most_pool)
+    return Splits(parts["fit"], select, parts["report"], broad, pool)
 
 
 def _broad(split: str, limit: int | None) -> tuple[PromptSet, PromptSet]:
