@@ -132,7 +132,7 @@ class Study:
     @cached_property
     def hardware(self) -> str:
         """The accelerator or processor that this process measures on."""
-        from interp.evaluate.attributing import accelerator
+        from interp.evaluate.hardware import accelerator
 
         return accelerator(self.lm) or processor()
 

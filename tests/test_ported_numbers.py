@@ -17,11 +17,11 @@ import torch
 
 from interp.backends.opening import wrap
 from interp.data.prompts import PromptSet
-from interp.evaluate.attributing import attribution_figure, fit_openers
 from interp.evaluate.measure import Bench
 from interp.lm import LM
 from interp.methods.heretic import Kernel, components, heretic_delta, residual_directions
 from interp.methods.refusal import as_delta, build, fit
+from interp.methods.refusal.attributing import attribution_figure, fit_openers
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.models import tiny_model
 from interp.models.tiny import byte_tokenizer

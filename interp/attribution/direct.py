@@ -1,11 +1,11 @@
-"""Direct logit attribution: which component of which block writes the refusal margin.
+"""Direct logit attribution: which component of which block writes a margin of logits.
 
 Attribution of component c: ``s(x_L) · v·c``, where c is what the component adds to the stream at
 the decision position (the last prompt token), x_L the stream that enters the final norm, s(x_L) the
 norm's scale, held fixed for each prompt, and v its gain and the unembedding difference as one
 direction (see :mod:`interp.attribution.readout`). Embedding, components and a constant sum to the
 model's own margin. Compare classes: a shared prompt suffix puts a large constant into the
-embedding, which the contrast (mean over refuse − mean over comply prompts) cancels up to the
+embedding, which the contrast (mean over positive − mean over negative prompts) cancels up to the
 difference in s. A contribution is what a component writes, not what would change without it.
 """
 
@@ -53,7 +53,7 @@ SMALLEST_CLASS = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
-    """Contributions to the refusal margin, in logits, float64.
+    """Contributions to the margin, in logits, float64.
 
     contributions: ``[n, c]``, one column per component, the embedding first (block −1). measured:
     the model's own margin ``[n]``, before any soft cap. lens: see :func:`logit_lens`. constant:
@@ -97,14 +97,14 @@ class Attribution:
         steps.index_add_(1, torch.tensor(self.blocks) + 1, self.contributions)
         return steps.cumsum(1) + self.constant
 
-    def contrast(self, n_refuse: int) -> Contrast:
-        """Mean over the first ``n_refuse`` prompts − mean over the others, with standard errors.
+    def contrast(self, n_positive: int) -> Contrast:
+        """Mean over the first ``n_positive`` prompts − mean over the others, with standard errors.
 
         The constant cancels. Raises PromptError when a class has fewer than two prompts.
         """
-        values, errors = class_contrast(self.contributions, n_refuse)
-        measured, error = class_contrast(self.measured[:, None], n_refuse)
-        residual, _ = class_contrast(self.residual[:, None], n_refuse)
+        values, errors = class_contrast(self.contributions, n_positive)
+        measured, error = class_contrast(self.measured[:, None], n_positive)
+        residual, _ = class_contrast(self.residual[:, None], n_positive)
         return Contrast(
             self.labels, self.blocks, self.kinds, values, errors, measured.item(), error.item(),
             residual.item(),
@@ -131,20 +131,20 @@ class Contrast:
 
 
 def class_contrast(
-    values: Float[Tensor, "n c"], n_refuse: int
+    values: Float[Tensor, "n c"], n_positive: int
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """Difference of class means and its standard error ``√(var_r/n_r + var_c/n_c)`` (Welch).
+    """Difference of class means and its standard error ``√(var⁺/n⁺ + var⁻/n⁻)`` (Welch).
 
     The prompts of a class count as independent, which is careful for matched pairs.
     """
-    if min(n_refuse, len(values) - n_refuse) < SMALLEST_CLASS:
+    if min(n_positive, len(values) - n_positive) < SMALLEST_CLASS:
         raise PromptError(
-            f"a contrast needs at least {SMALLEST_CLASS} prompts in each class, got {n_refuse} and "
-            f"{len(values) - n_refuse}"
+            f"a contrast needs at least {SMALLEST_CLASS} prompts in each class, got {n_positive} and "
+            f"{len(values) - n_positive}"
         )
-    refuse, comply = values[:n_refuse], values[n_refuse:]
-    spread = refuse.var(0) / len(refuse) + comply.var(0) / len(comply)
-    return refuse.mean(0) - comply.mean(0), spread.sqrt()
+    pos, neg = values[:n_positive], values[n_positive:]
+    variance = pos.var(0) / len(pos) + neg.var(0) / len(neg)
+    return pos.mean(0) - neg.mean(0), variance.sqrt()
 
 
 def attribute(
@@ -154,9 +154,9 @@ def attribute(
     *,
     batch_size: int = BATCH,
 ) -> Attribution:
-    """Attribute the refusal margin of every prompt, in one forward pass each (last position only).
+    """Attribute the margin of every prompt, in one forward pass each (last position only).
 
-    batches: prompts in the order of the rows that come back; refuse before comply for ``contrast``.
+    batches: prompts in the order of the rows that come back; positive before negative ones for ``contrast``.
     To attribute an edited model, call this inside ``with backend.editing(edit)``.
     Raises InterpError when the readout that the family describes is not the model's.
     """
@@ -218,26 +218,28 @@ def logit_lens(
 
 def attribution_record(
     attribution: Attribution,
-    n_refuse: int,
+    n_positive: int,
     provenance: Provenance,
     *,
-    key: str = "refusal/attribution",
-    title: str = "What writes the refusal margin, block by block",
+    key: str,
+    title: str,
+    classes: tuple[str, str] = ("positive", "negative"),
     claims: Sequence[Claim] = (),
 ) -> FigureRecord:
     """The class contrast as a figure: bars per block and kind, running sum, measured, residual.
 
-    The logit lens is drawn beside the running sum. claims point into the series that is built here.
+    The logit lens is drawn beside the running sum. classes: names of the two classes in
+    the record. claims point into the series that is built here.
     """
     blocks = attribution.by_block()
-    contrast = blocks.contrast(n_refuse)
-    words = _words(attribution.openers)
+    contrast = blocks.contrast(n_positive)
+    words = dict(zip(classes, _words(attribution.openers), strict=True))
     series = StackedAttribution(
         unit="logits",
         positions=("embed", *(str(i) for i in range(attribution.n_blocks))),
         parts=_parts(contrast, attribution.n_blocks),
-        cumulative=_with_errors(attribution.running(), n_refuse),
-        lens=_with_errors(attribution.lens, n_refuse),
+        cumulative=_with_errors(attribution.running(), n_positive),
+        lens=_with_errors(attribution.lens, n_positive),
         measured=contrast.measured,
         residual=contrast.residual,
         beside={
@@ -252,27 +254,28 @@ def attribution_record(
         title=title,
         series=series,
         provenance=provenance,
-        n={"refuse": n_refuse, "comply": len(attribution.measured) - n_refuse},
+        n=dict(zip(classes, (n_positive, len(attribution.measured) - n_positive), strict=True)),
         intervals="± 1 standard error",
         claims=tuple(claims),
         caption=_caption(words, attribution.cap),
     )
 
 
-def _words(openers: Openers) -> dict[str, list[str]]:
+def _words(openers: Openers) -> tuple[list[str], list[str]]:
     """The openers as text, or as token ids of a model without a tokenizer."""
-    return {
-        "refuse": [str(w) for w in openers.refuse_words or openers.refuse],
-        "comply": [str(w) for w in openers.comply_words or openers.comply],
-    }
+    return (
+        [str(w) for w in openers.positive_words or openers.positive],
+        [str(w) for w in openers.negative_words or openers.negative],
+    )
 
 
 def _caption(words: dict[str, list[str]], cap: float | None) -> str:
-    refuse, comply = (", ".join(w.strip() for w in words[side]) for side in ("refuse", "comply"))
+    first, second = (", ".join(w.strip() for w in side) for side in words.values())
     capped = f", before the soft cap of {cap:g}" if cap else ""
+    classes = " − ".join(words).capitalize()
     return (
-        f"Margin: mean logit of the openers {refuse} − mean logit of {comply}{capped}. "
-        "Refuse − comply prompts, at the last prompt token; the final norm's scale is held fixed."
+        f"Margin: mean logit of the openers {first} − mean logit of {second}{capped}. "
+        f"{classes} prompts, at the last prompt token; the final norm's scale is held fixed."
     )
 
 
@@ -289,6 +292,6 @@ def _parts(contrast: Contrast, n_blocks: int) -> tuple[Contribution, ...]:
     return tuple(parts)
 
 
-def _with_errors(values: Float[Tensor, "n c"], n_refuse: int) -> Total:
-    means, errors = class_contrast(values, n_refuse)
+def _with_errors(values: Float[Tensor, "n c"], n_positive: int) -> Total:
+    means, errors = class_contrast(values, n_positive)
     return Total(tuple(means.tolist()), tuple(errors.tolist()))

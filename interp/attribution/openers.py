@@ -1,4 +1,4 @@
-"""First tokens that open a refusal or an answer: the two sets that the refusal margin compares."""
+"""First tokens of two kinds of response: the two sets whose logits a margin compares."""
 
 from __future__ import annotations
 
@@ -16,58 +16,45 @@ from interp.types import TokenBatch
 
 BATCH = 32
 """Prompts of one forward pass, by default."""
-REFUSALS = (
-    "I'm sorry",
-    "Sorry",
-    "I can't",
-    "I cannot",
-    "As an AI",
-    "Unfortunately",
-    "I am unable",
-    "I apologize",
-)
-ANSWERS = ("Sure", "Certainly", "Of course", "Absolutely", "Yes", "Here", "The", "To", "There")
 
 
 @dataclass(frozen=True, slots=True)
 class Openers:
-    """Token ids that open a refusal and an answer; words: the same as text, for people.
+    """Token ids that open positive and negative responses; words: the same as text, for people.
 
     Raises PromptError when a set is empty or the two overlap.
     """
 
-    refuse: tuple[int, ...]
-    comply: tuple[int, ...]
-    refuse_words: tuple[str, ...] = ()
-    comply_words: tuple[str, ...] = ()
+    positive: tuple[int, ...]
+    negative: tuple[int, ...]
+    positive_words: tuple[str, ...] = ()
+    negative_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.refuse or not self.comply:
-            side = "refusals" if not self.refuse else "answers"
+        if not self.positive or not self.negative:
+            side = "negative" if self.positive else "positive"
             raise PromptError(
-                f"no token opens only {side}; give other opener texts, or take them from the model "
+                f"no token opens only {side} responses; give other opener texts, or take them from the model "
                 "with openers_from_model"
             )
-        if both := sorted(set(self.refuse) & set(self.comply)):
-            raise PromptError(f"token {both[0]} opens both refusals and answers; leave it out")
+        if both := sorted(set(self.positive) & set(self.negative)):
+            raise PromptError(f"token {both[0]} opens both kinds of response; leave it out")
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Refusal tokens, then answer tokens."""
-        return self.refuse + self.comply
+        """Positive tokens, then negative ones."""
+        return self.positive + self.negative
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """``1/|R|`` for refusal tokens, ``−1/|C|`` for answer tokens: means over the two sets."""
-        plus = torch.full((len(self.refuse),), 1.0 / len(self.refuse), dtype=torch.float64)
-        minus = torch.full((len(self.comply),), -1.0 / len(self.comply), dtype=torch.float64)
+        """``1/n⁺`` for positive tokens, ``−1/n⁻`` for negative ones: means over the two sets."""
+        plus = torch.full((len(self.positive),), 1.0 / len(self.positive), dtype=torch.float64)
+        minus = torch.full((len(self.negative),), -1.0 / len(self.negative), dtype=torch.float64)
         return torch.cat([plus, minus])
 
 
-def find_openers(
-    tokenizer: Any, refuse: Sequence[str] = REFUSALS, comply: Sequence[str] = ANSWERS
-) -> Openers:
-    """The first tokens of opener texts. A token that opens both a refusal and an answer is dropped.
+def find_openers(tokenizer: Any, positive: Sequence[str], negative: Sequence[str]) -> Openers:
+    """The first tokens of opener texts. A token that opens both kinds is dropped.
 
     Raises PromptError without a tokenizer, or when nothing is left of one side.
     """
@@ -75,7 +62,7 @@ def find_openers(
         raise PromptError(
             "openers need a tokenizer; use openers_from_model for a model without one"
         )
-    sides = [_first_tokens(tokenizer, texts) for texts in (refuse, comply)]
+    sides = [_first_tokens(tokenizer, texts) for texts in (positive, negative)]
     both = set(sides[0]) & set(sides[1])
     return _named(tokenizer, *([i for i in side if i not in both] for side in sides))
 
@@ -85,24 +72,24 @@ def _first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(row[0] for row in rows if row))
 
 
-def _named(tokenizer: Any, refuse: Sequence[int], comply: Sequence[int]) -> Openers:
+def _named(tokenizer: Any, positive: Sequence[int], negative: Sequence[int]) -> Openers:
     words = [
         tuple(tokenizer.decode([i]) for i in side) if tokenizer is not None else ()
-        for side in (refuse, comply)
+        for side in (positive, negative)
     ]
-    return Openers(tuple(refuse), tuple(comply), *words)
+    return Openers(tuple(positive), tuple(negative), *words)
 
 
 def openers_from_model(
-    backend: Backend, refuse: TokenBatch, comply: TokenBatch, k: int, *, batch_size: int = BATCH
+    backend: Backend, positive: TokenBatch, negative: TokenBatch, k: int, *, batch_size: int = BATCH
 ) -> Openers:
     """The ``k`` tokens each way whose mean first-token probability differs most between classes.
 
     They come from the model's own predictions, so no list of phrases is needed; give prompts of the
     fit split. Raises PromptError when the classes do not differ.
     """
-    difference = _mean_probabilities(backend, refuse, batch_size)
-    difference -= _mean_probabilities(backend, comply, batch_size)
+    difference = _mean_probabilities(backend, positive, batch_size)
+    difference -= _mean_probabilities(backend, negative, batch_size)
     sides = []
     for sign in (1, -1):
         value, index = (sign * difference).topk(k)

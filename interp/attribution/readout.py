@@ -1,7 +1,7 @@
-"""From the stream to the refusal margin: the final norm, the unembedding, and both of them frozen.
+"""From the stream to a margin of logits: the final norm, the unembedding, and both of them frozen.
 
-``margin(x) = logit_scale · Σ_k w_k (W_k · norm(x) + β_k)``, with weights ``1/|R|`` on refusal
-openers and ``−1/|C|`` on answer openers: the model's own logit difference, before any soft cap.
+``margin(x) = logit_scale · Σ_k w_k (W_k · norm(x) + β_k)``, with weights ``1/n⁺`` on positive
+openers and ``−1/n⁻`` on negative ones: the model's own logit difference, before any soft cap.
 With the norm's scale ``s(x)`` held fixed it is linear in x, which is what attribution needs (Elhage
 et al. 2021, "A Mathematical Framework for Transformer Circuits"). Formulas run in float64.
 """
@@ -98,9 +98,9 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Readout:
-    """The refusal margin as a function of the stream that enters the final norm.
+    """The margin as a function of the stream that enters the final norm.
 
-    rows: unembedding rows of the openers, refusals first; head_bias: their biases; weights: see
+    rows: unembedding rows of the openers, positive ones first; head_bias: their biases; weights: see
     :attr:`Openers.weights`. module, device, dtype: the model's own norm, to measure with.
     """
 

@@ -46,8 +46,8 @@ def command(
     """
     from interp.cli.progress import status
     from interp.cli.tables import table
-    from interp.evaluate.attributing import attribution_figure, fit_openers
     from interp.figures import render
+    from interp.methods.refusal import attribution_figure, fit_openers, phrase_openers
     from interp.series import StackedAttribution
 
     given = Given(values)
@@ -55,7 +55,10 @@ def command(
     fit_refuse, fit_comply, refuse, comply = given.fit_and_select()
     lm = given.open()
     with status("attributing", out):
-        chosen = fit_openers(lm, fit_refuse, fit_comply) if openers == "model" else None
+        by_model = openers == "model"
+        chosen = (
+            fit_openers(lm, fit_refuse, fit_comply) if by_model else phrase_openers(lm.tokenizer)
+        )
         record = attribution_figure(lm, refuse, comply, openers=chosen, delta=delta)
     path = record.save(out)
     svg = render(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from interp.data import PromptSet
     from interp.data.prompts import Side
     from interp.lm import LM
+    from interp.methods.heretic import Asking
+    from interp.types import WeightDelta
 
 ROLES: dict[str, tuple[Side, str]] = {
     "good_prompts": ("comply", "fit"),
@@ -97,14 +100,13 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
             "--rank goes with --row-normalization full, without which it does nothing"
         )
     check_target(out, overwrite=overwrite)
-    kernels = given["kernels"]
     sets, named = _prompts(given)
     loading = {k: given[k] for k in ("dtype", "device_map", "revision", "trust_remote_code")}
     loading = {k: v for k, v in loading.items() if v}
     with status(f"opening {given['model']}"):
         lm = open_model(given["model"], **loading)
     with watching(out) as watch:
-        delta, metrics = _make(given, lm.using(watch=watch), kernels, sets, named)
+        delta, metrics = _make(given, lm.using(watch=watch), sets, named)
     receipt = export(
         delta, to="delta", base=lm.backend, base_name=given["model"], out=out, overwrite=overwrite,
         unproven=True, keep_model=False, **loading,
@@ -157,14 +159,11 @@ def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dic
 def _make(
     given: dict[str, Any],
     lm: LM,
-    kernels: tuple[str, ...],
     sets: dict[str, PromptSet],
     named: dict[str, dict[str, Any]],
-) -> tuple[Any, dict[str, Any]]:
-    from dataclasses import replace
-
+) -> tuple[WeightDelta, dict[str, Any]]:
+    """The delta, and its measures under heretic's names."""
     from interp.methods.heretic import components, heretic_delta, residual_directions
-    from interp.methods.heretic.directions import BATCH
     from interp.methods.heretic.opinion import measure
 
     reached = components(lm.anatomy)
@@ -174,7 +173,29 @@ def _make(
         lm, bad, good, system=asking.system, prefix=asking.prefix,
         orthogonalize=given["orthogonalize"], winsorization=given["winsor"],
     )  # fmt: skip
-    settings = {
+    options = {k: given[k] for k in ("direction_index", "row_normalization", "rank", "seed")}
+    recipe = {
+        "settings": _settings(given, asking),
+        "prompts": named,
+        "target_modules": sorted(w.module for ws in reached.values() for w in ws),
+    }
+    provenance = {
+        "model": given["model"],
+        "prompts_sha256": {role: entry["sha256"] for role, entry in named.items()},
+        "seen_prompts": sorted(bad.fingerprints | good.fingerprints),
+    }
+    kernels = _kernels(given["kernels"], reached)
+    delta = heretic_delta(lm, directions, kernels, recipe=recipe, provenance=provenance, **options)
+    evaluated = (sets[f"{kind}_evaluation_prompts"] for kind in ("bad", "good"))
+    metrics = measure(lm, delta, *evaluated, asking).as_heretic()
+    return replace(delta, recipe={**delta.recipe, "metrics": metrics}), metrics
+
+
+def _settings(given: dict[str, Any], asking: Asking) -> dict[str, Any]:
+    """Settings that heretic's own file of them has as well."""
+    from interp.methods.heretic.directions import BATCH
+
+    return {
         "system_prompt": asking.system,
         "response_prefix": asking.prefix,
         "batch_size": BATCH,
@@ -183,31 +204,6 @@ def _make(
         "winsorization_quantile": given["winsor"],
         "refusal_markers": list(asking.markers),
     }
-    delta = heretic_delta(
-        lm, directions, _kernels(kernels, reached),
-        direction_index=given["direction_index"], row_normalization=given["row_normalization"],
-        rank=given["rank"], seed=given["seed"],
-        recipe={
-            "settings": settings,
-            "prompts": named,
-            "target_modules": sorted(w.module for ws in reached.values() for w in ws),
-        },
-        provenance={
-            "model": given["model"],
-            "prompts_sha256": {role: entry["sha256"] for role, entry in named.items()},
-            "seen_prompts": sorted(bad.fingerprints | good.fingerprints),
-        },
-    )  # fmt: skip
-    found = measure(
-        lm, delta, sets["bad_evaluation_prompts"], sets["good_evaluation_prompts"], asking
-    )
-    metrics = {
-        "kl_divergence": found.kl,
-        "refusals": found.refusals,
-        "base_refusals": found.base_refusals,
-        "n_bad_prompts": found.n,
-    }
-    return replace(delta, recipe={**delta.recipe, "metrics": metrics}), metrics
 
 
 def _kernels(texts: tuple[str, ...], reached: Any) -> dict[str, Any]:

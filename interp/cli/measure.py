@@ -67,33 +67,30 @@ def command(
     with watching(json_file) as watch:
         lm = lm.using(watch=watch)
         bench = Bench.prepare(lm, refuse, comply, response_tokens=tokens, judge=judge)
-        rows = [bench.row("original")]
+        rows = [bench.row("original").as_json()]
         if delta is not None:
-            rows.append(bench.row("edited", delta))
-    shown = [row.as_json() for row in rows]
-    measures(f"{values['model']} on {refuse.source} and {comply.source}", shown)
-    examples(shown)
-    for row in rows:
-        if row.unscored:
-            click.echo(
-                f"note: {row.name}: {row.unscored} of {len(refuse) + len(comply)} responses are cut off "
-                "while the model is thinking and not counted; ask for more with --tokens",
-                err=True,
-            )
-    result: dict[str, Any] = {
-        "model": values["model"],
-        "rows": shown,
-        "judge": judge.as_json(),
-        "prompts": {
-            "refuse": {"source": refuse.source, "sha256": refuse.sha256},
-            "comply": {"source": comply.source, "sha256": comply.sha256},
-        },
-    }
+            rows.append(bench.row("edited", delta).as_json())
+    measures(f"{values['model']} on {refuse.source} and {comply.source}", rows)
+    examples(rows)
+    _note_unscored(rows, len(refuse) + len(comply))
+    sides = {"refuse": refuse, "comply": comply}
+    prompts = {name: {"source": s.source, "sha256": s.sha256} for name, s in sides.items()}
+    result = {"model": values["model"], "rows": rows, "judge": judge.as_json(), "prompts": prompts}
     if delta is not None and delta_dir is not None:
-        found = _measurement(given, lm, delta, shown, refuse, comply, tokens)
+        found = _measurement(given, lm, delta, rows, refuse, comply, tokens)
         result["prompts_seen_by_the_edit"] = found.seen
         result["measurement"] = _keep(found, delta, delta_dir)
     write_result(json_file, result)
+
+
+def _note_unscored(rows: list[dict[str, Any]], responses: int) -> None:
+    for row in rows:
+        if row["unscored"]:
+            click.echo(
+                f"note: {row['name']}: {row['unscored']} of {responses} responses are cut off while the "
+                "model is thinking and not counted; ask for more with --tokens",
+                err=True,
+            )
 
 
 def _measurement(
@@ -108,7 +105,7 @@ def _measurement(
     from dataclasses import asdict
 
     from interp.edits import fingerprint
-    from interp.evaluate.attributing import accelerator
+    from interp.evaluate.hardware import accelerator
     from interp.export.measurement import Measurement
     from interp.records import Provenance
 

@@ -10,7 +10,7 @@ import click
 from interp.cli.options import json_option, write_result
 
 if TYPE_CHECKING:
-    from interp.models.ruler import Row
+    from interp.models.ruler import RulerRow
 
 HEADS = (
     "site", ">hidden_states", ">persona row", ">heretic", "TransformerLens", "nnsight", ">repeng",
@@ -53,13 +53,13 @@ def command(model: str, trust_remote_code: bool, json_file: Path | None) -> None
     )
 
 
-def _numbered(rows: list[Row]) -> dict[str, int]:
+def _numbered(rows: list[RulerRow]) -> dict[str, int]:
     """Reason → its number, in the order in which a reader meets them."""
     reasons = dict.fromkeys(reason for row in rows for reason in row.why.values())
     return {reason: k for k, reason in enumerate(reasons, start=1)}
 
 
-def _cell(row: Row, column: str, notes: dict[str, int]) -> str:
+def _cell(row: RulerRow, column: str, notes: dict[str, int]) -> str:
     value = row.values[column]
     shown = "–" if value is None else str(value)
     return f"{shown} [{notes[row.why[column]]}]" if column in row.why else shown

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,9 @@ from interp.cli.options import (
     loading_values,
     write_result,
 )
+
+if TYPE_CHECKING:
+    from interp.study import FigureSpec, Paper, Study
 
 
 @click.command(epilog="Example: interp run representation_engineering --figure reading")
@@ -35,17 +39,7 @@ from interp.cli.options import (
 @loading_options
 @json_option
 def command(
-    paper: str,
-    names: tuple[str, ...],
-    model: str | None,
-    limit: int | None,
-    seeds: int,
-    batch_size: int,
-    fresh: bool,
-    use_stale: bool,
-    folder: Path,
-    json_file: Path | None,
-    **values: Any,
+    paper: str, names: tuple[str, ...], folder: Path, json_file: Path | None, **values: Any
 ) -> None:
     """Measure the figures of PAPER, write their cards and pictures, and bring its page up to date.
 
@@ -54,40 +48,44 @@ def command(
     be installed first (`interp models`) are left out.
     """
     from interp.cli.progress import watching
-    from interp.figures import render
     from interp.models.embedded import ALIAS
     from interp.pages import update_all
     from interp.papers import load_paper
-    from interp.study import Study, kept_directory, measure
+    from interp.study import Study, kept_directory
 
     chosen = load_paper(paper)
+    model, limit = values["model"], values["limit"]
     wanted = [chosen.figure(name) for name in names]
     wanted = wanted or [spec for spec in chosen.figures if model or not spec.model]
-    studies: dict[tuple[str, int | None], Study] = {}
-    kept = kept_directory(paper, fresh=fresh)
+    shared = {name: values[name] for name in ("seeds", "batch_size", "use_stale")}
+    shared |= {"kept": kept_directory(paper, fresh=values["fresh"])}
     verdicts = {}
     with watching(folder) as watch:
+
+        @cache
+        def study(name: str, limit: int | None) -> Study:
+            return Study(name, limit=limit, watch=watch, loading=loading_values(values), **shared)
+
         for spec in wanted:
-            about = (model or spec.model or ALIAS, limit or spec.limit)
-            if about not in studies:
-                studies[about] = Study(
-                    about[0],
-                    limit=about[1],
-                    seeds=seeds,
-                    batch_size=batch_size,
-                    kept=kept,
-                    use_stale=use_stale,
-                    watch=watch,
-                    loading=loading_values(values),
-                )
-            record = measure(chosen, spec.name, studies[about])
-            path = record.save(folder)
-            picture = render(path) if record.needs is None else path
-            verdicts[record.key] = record.verdict
-            watch.say(f"{record.key}: {record.verdict}")
-            if stale := record.provenance.stale:
-                watch.say(f"{record.key}: other code measured the steps {', '.join(stale)}")
-            click.echo(str(picture))
+            about = study(model or spec.model or ALIAS, limit or spec.limit)
+            verdicts |= _measure(chosen, spec, about, folder)
     for page in update_all(folder):
         click.echo(str(page))
     write_result(json_file, verdicts)
+
+
+def _measure(paper: Paper, spec: FigureSpec, study: Study, folder: Path) -> dict[str, str]:
+    """Measure one figure and save its card and picture; its key and verdict."""
+    from interp.figures import render
+    from interp.study import measure
+
+    record = measure(paper, spec.name, study)
+    path = record.save(folder)
+    picture = render(path) if record.needs is None else path
+    lines = [f"{record.key}: {record.verdict}"]
+    if stale := record.provenance.stale:
+        lines.append(f"{record.key}: other code measured the steps {', '.join(stale)}")
+    for line in lines:
+        study.watch.say(line)  # type: ignore[attr-defined]
+    click.echo(str(picture))
+    return {record.key: record.verdict}

@@ -25,7 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from interp.data.rows import SUFFIXES, Row, read_rows
+from interp.data.rows import SUFFIXES, PromptRow, read_rows
 from interp.data.turns import prompts_of
 from interp.errors import InterpWarning, PromptError
 from interp.files import sha256_text
@@ -224,7 +224,7 @@ def _from_hub(name: str) -> PromptSet:
             f"cannot load the data set {repo} ({reason}); where there is a network and access run: "
             f"hf auth login && hf download --repo-type dataset {repo}"
         ) from error
-    numbered = tuple(Row(value, f"row {i}") for i, value in enumerate(rows, 1))
+    numbered = tuple(PromptRow(value, f"row {i}") for i, value in enumerate(rows, 1))
     return _distinct(prompts_of(numbered, column, where), name)
 
 

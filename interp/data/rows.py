@@ -42,7 +42,7 @@ DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptRow:
     """One entry of a file: a string, a mapping by column, or whatever else was there. place: where it
     is, for messages (``line 3``)."""
 
@@ -54,7 +54,7 @@ class Row:
 class Content:
     """What a file holds. structured: whether it has columns, or else one prompt a line."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PromptRow, ...]
     structured: bool
 
 
@@ -87,7 +87,9 @@ def read_rows(path: Path, column: str = "") -> Content:
             "out #COLUMN, or give a CSV, JSON or Parquet file"
         )
     lines = text.split("\n")
-    return Content(tuple(Row(s, f"line {i}") for i, s in enumerate(lines, 1)), structured=False)
+    return Content(
+        tuple(PromptRow(s, f"line {i}") for i, s in enumerate(lines, 1)), structured=False
+    )
 
 
 def kind_of(path: Path) -> str:
@@ -122,7 +124,7 @@ def _decoded(data: bytes, path: Path) -> str:
     return text if "\n" in text else text.replace("\r", "\n")
 
 
-def _json(text: str, column: str, path: Path) -> tuple[Row, ...]:
+def _json(text: str, column: str, path: Path) -> tuple[PromptRow, ...]:
     """Rows of a JSON document (a list, an object of lists, one object) or of JSON lines."""
     try:
         whole = json.loads(text)
@@ -130,8 +132,8 @@ def _json(text: str, column: str, path: Path) -> tuple[Row, ...]:
         return _json_lines(text, path)
     rows = _listed(whole, column) if isinstance(whole, Mapping) else whole
     if not isinstance(rows, list):
-        return (Row(rows, "line 1"),)
-    return tuple(Row(value, f"entry {i}") for i, value in enumerate(rows, 1))
+        return (PromptRow(rows, "line 1"),)
+    return tuple(PromptRow(value, f"entry {i}") for i, value in enumerate(rows, 1))
 
 
 def _listed(whole: Mapping[str, Any], column: str) -> Any:
@@ -147,13 +149,13 @@ def _listed(whole: Mapping[str, Any], column: str) -> Any:
     return tables[0] if len(tables) == 1 and column not in whole else whole
 
 
-def _json_lines(text: str, path: Path) -> tuple[Row, ...]:
+def _json_lines(text: str, path: Path) -> tuple[PromptRow, ...]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(Row(json.loads(line), f"line {number}"))
+            rows.append(PromptRow(json.loads(line), f"line {number}"))
         except json.JSONDecodeError as error:
             raise PromptError(f"{path}, line {number} is not JSON: {error.msg}") from None
     return tuple(rows)
@@ -168,10 +170,10 @@ def _has_column(text: str, column: str) -> bool:
     return column in next(csv.reader([header], delimiter=_delimiter(header)), [])
 
 
-def _table(text: str, path: Path) -> tuple[Row, ...]:
+def _table(text: str, path: Path) -> tuple[PromptRow, ...]:
     """Rows of comma-, semicolon- or tab-separated text whose first line names the columns."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.split("\n", 1)[0]))
-    rows: list[Row] = []
+    rows: list[PromptRow] = []
     names: list[str] = []
     try:
         for cells in reader:
@@ -180,7 +182,9 @@ def _table(text: str, path: Path) -> tuple[Row, ...]:
             if not names:
                 names = [cell.strip() for cell in cells]
             elif len(cells) == len(names):
-                rows.append(Row(dict(zip(names, cells, strict=True)), f"line {reader.line_num}"))
+                rows.append(
+                    PromptRow(dict(zip(names, cells, strict=True)), f"line {reader.line_num}")
+                )
             else:
                 raise PromptError(
                     f"{path}, line {reader.line_num} has {len(cells)} fields, its first line "
@@ -195,7 +199,7 @@ def _table(text: str, path: Path) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _parquet(data: bytes, path: Path) -> tuple[Row, ...]:
+def _parquet(data: bytes, path: Path) -> tuple[PromptRow, ...]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -204,4 +208,4 @@ def _parquet(data: bytes, path: Path) -> tuple[Row, ...]:
         found = parquet.read_table(io.BytesIO(data)).to_pylist()
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise PromptError(f"{path} is a damaged Parquet file ({error}); copy it again") from None
-    return tuple(Row(value, f"row {i}") for i, value in enumerate(found, 1))
+    return tuple(PromptRow(value, f"row {i}") for i, value in enumerate(found, 1))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from interp.data.rows import Row
+from interp.data.rows import PromptRow
 from interp.errors import InterpWarning, PromptError
 
 DEFAULT_COLUMNS = (
@@ -28,7 +28,7 @@ NAMED = 3
 """Places that one message names."""
 
 
-def prompts_of(rows: Sequence[Row], column: str, where: str) -> list[str]:
+def prompts_of(rows: Sequence[PromptRow], column: str, where: str) -> list[str]:
     """The prompt of every row; an InterpWarning counts the conversations of which turns are left out.
 
     column: its name; "" for the first of :data:`DEFAULT_COLUMNS` that the rows have, in any case.
@@ -37,7 +37,7 @@ def prompts_of(rows: Sequence[Row], column: str, where: str) -> list[str]:
     if rows and all(isinstance(r.value, Mapping) and not _is_message(r.value) for r in rows):
         chosen = _column(rows, column, where)
         _note_input(rows, chosen, where)
-        values = [Row(r.value.get(chosen), r.place) for r in rows]
+        values = [PromptRow(r.value.get(chosen), r.place) for r in rows]
         return _texts(values, where, f"{chosen!r}")
     mixed = next((r for r in rows if not isinstance(r.value, str | list)), None)
     if mixed is not None or column:
@@ -49,7 +49,7 @@ def prompts_of(rows: Sequence[Row], column: str, where: str) -> list[str]:
     return _texts(rows, where, "it")
 
 
-def _note_input(rows: Sequence[Row], chosen: str, where: str) -> None:
+def _note_input(rows: Sequence[PromptRow], chosen: str, where: str) -> None:
     """An InterpWarning where an instruction goes with an input, in a column of its own, as Alpaca's do."""
     inputs = sum(bool(row.value.get(INPUT)) for row in rows)
     if chosen.lower() == INSTRUCTION and inputs:
@@ -57,7 +57,7 @@ def _note_input(rows: Sequence[Row], chosen: str, where: str) -> None:
         warnings.warn(note, InterpWarning, stacklevel=2)
 
 
-def _column(rows: Sequence[Row], column: str, where: str) -> str:
+def _column(rows: Sequence[PromptRow], column: str, where: str) -> str:
     names = list(dict.fromkeys(str(name) for row in rows for name in row.value))
     if column in names:
         return column
@@ -71,7 +71,7 @@ def _column(rows: Sequence[Row], column: str, where: str) -> str:
     return usual
 
 
-def _texts(rows: Iterable[Row], where: str, name: str) -> list[str]:
+def _texts(rows: Iterable[PromptRow], where: str, name: str) -> list[str]:
     texts: list[str] = []
     left_out: Counter[str] = Counter()
     wrong: list[tuple[str, str]] = []

@@ -48,7 +48,7 @@ ROUND_OFF = 1e-5
 
 def metric_of(logits: Float[Tensor, "n vocab"], openers: Openers) -> Float[Tensor, " n"]:
     """Log-odds ``log p − log (1 − p)`` of the refusal openers, ``p = Σ_{t∈R} p_t``, in float64."""
-    p = logits.double().softmax(-1)[:, list(openers.refuse)].sum(-1)
+    p = logits.double().softmax(-1)[:, list(openers.positive)].sum(-1)
     return torch.log(p + EPSILON) - torch.log(1 - p + EPSILON)
 
 

@@ -27,7 +27,7 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BenchRow:
     """Measures of one edit. Counts with Wilson 95 % intervals; KL and NLL in nats per token.
 
     refusals of n_refuse: refused requests; over_refusals of n_comply: refused answerable twins. Both counts
@@ -93,7 +93,7 @@ class Bench:
         neutral = neutral_batch(lm, passages)
         return cls(lm, (refuse, comply), r, c, neutral, ref, base, response_tokens, judge)
 
-    def row(self, name: str, edit: AnyEdit = None) -> Row:
+    def row(self, name: str, edit: AnyEdit = None) -> BenchRow:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
         lm = self.lm.using(watch=within(self.lm.watch, name))
         d = Divergence(0.0, 0.0, 0.0, 0.0)
@@ -102,7 +102,7 @@ class Bench:
         new, answers = self.responses(edit, d.agreed, name)
         refused, over = self.judged(new), self._judged(self.comply, answers)
         nll = neutral_nll(lm, self.neutral, edit)
-        return Row(
+        return BenchRow(
             name,
             refused.count,
             refused.n,

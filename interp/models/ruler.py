@@ -61,7 +61,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RulerRow:
     """One line of the ruler. values: tool → its name for the place, None where it has none; why:
     the reason for each None, and what to know about a name that is there."""
 
@@ -134,7 +134,7 @@ class Ruler:
         return self._site(place - self.shift)
 
     def persona(self, site: Site) -> int:
-        """Row of a persona vector file, which is stacked from ``hidden_states`` as they come."""
+        """RulerRow of a persona vector file, which is stacked from ``hidden_states`` as they come."""
         return self.transformers(site)
 
     def from_persona(self, row: int) -> Site:
@@ -243,11 +243,11 @@ class Ruler:
         """``embed`` and every ``resid_post``."""
         return [self._site(block) for block in range(-1, self.n_blocks)]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RulerRow]:
         """``embed``, every block, and the final norm, which is no site but has names all the same."""
         return [*(self._row(site) for site in self.sites()), self._norm_row()]
 
-    def _row(self, site: Site) -> Row:
+    def _row(self, site: Site) -> RulerRow:
         values: dict[str, Any] = {}
         why: dict[str, str] = {}
         for column in COLUMNS:
@@ -258,7 +258,9 @@ class Ruler:
                 values[column], why[column] = None, str(error)
         if site.block >= 0:
             why |= self._repeng_reads(site.block)
-        return Row("embed" if site.kind == "embed" else f"resid_post[{site.block}]", values, why)
+        return RulerRow(
+            "embed" if site.kind == "embed" else f"resid_post[{site.block}]", values, why
+        )
 
     def _repeng_reads(self, block: int) -> dict[str, str]:
         """repeng reads entry ``layer + 1`` and acts on the block ``layer``, which may differ."""
@@ -268,7 +270,7 @@ class Ruler:
             return {"repeng": "added after the block, but read after the next one"}
         return {}
 
-    def _norm_row(self) -> Row:
+    def _norm_row(self) -> RulerRow:
         values: dict[str, Any] = dict.fromkeys(COLUMNS)
         values |= {
             "transformers": self.n_blocks,
@@ -280,7 +282,7 @@ class Ruler:
         after = "nothing is added after the final norm"
         why: dict[str, str] = {"repeng": after, "gguf": after}
         why |= {"heretic": self.no_heretic} if self.no_heretic else {}
-        return Row(FINAL_NORM, values, why)
+        return RulerRow(FINAL_NORM, values, why)
 
     def _site(self, block: int) -> Site:
         return Site.embed() if block < 0 else Site.resid_post(block)

@@ -17,7 +17,6 @@ from interp.attribution.direct import (
     attribute,
     attribution_record,
     class_contrast,
-    find_openers,
     logit_lens,
 )
 from interp.attribution.readout import bind_readout
@@ -28,6 +27,7 @@ from interp.edits import ablation, canonical
 from interp.errors import InterpError, PromptError
 from interp.figures import draw
 from interp.maths import unit
+from interp.methods.refusal.attributing import phrase_openers
 from interp.models import tiny_model
 from interp.records import Claim, FigureRecord, Provenance
 from interp.sites import Site
@@ -50,7 +50,7 @@ def true_margin(backend: Backend, batch: TokenBatch, openers: Openers = OPENERS)
     logits = backend.logits(batch).double()
     if cap := backend.anatomy.logit_cap:
         logits = cap * torch.atanh(logits / cap)
-    refuse, comply = list(openers.refuse), list(openers.comply)
+    refuse, comply = list(openers.positive), list(openers.negative)
     return logits[:, refuse].mean(1) - logits[:, comply].mean(1)
 
 
@@ -160,7 +160,7 @@ def test_half_precision_is_attributed_with_a_residual_of_its_round_off() -> None
 # --- planted truth -----------------------------------------------------------------------------
 
 
-def plant(model: nn.Module, component: int, batch: TokenBatch, n_refuse: int) -> str:
+def plant(model: nn.Module, component: int, batch: TokenBatch, n_positive: int) -> str:
     """Make one writer write the margin where the classes differ; the component's label."""
     backend = wrap(model)
     target = backend.anatomy.components[component]
@@ -169,7 +169,7 @@ def plant(model: nn.Module, component: int, batch: TokenBatch, n_refuse: int) ->
     last = Site.resid_post(backend.anatomy.n_blocks - 1)
     found = backend.capture(batch, [site, last])
     inputs, size = found[site].double(), 3 * found[last].double().norm(dim=-1).mean()
-    gap = inputs[:n_refuse].mean(0) - inputs[n_refuse:].mean(0)
+    gap = inputs[:n_positive].mean(0) - inputs[n_positive:].mean(0)
     along = unit(bind_readout(backend, OPENERS).direction)
     with torch.no_grad():
         weight = canonical(model.get_parameter(writer.weight), writer.axes)
@@ -211,10 +211,10 @@ def test_the_standard_error_covers_the_spread_of_repeated_samples() -> None:
     assert expected == pytest.approx(spread, rel=0.06)
 
 
-@pytest.mark.parametrize("n_refuse", [0, 1, 5, 6])
-def test_a_contrast_needs_two_prompts_in_each_class(n_refuse: int) -> None:
+@pytest.mark.parametrize("n_positive", [0, 1, 5, 6])
+def test_a_contrast_needs_two_prompts_in_each_class(n_positive: int) -> None:
     with pytest.raises(PromptError, match="at least 2 prompts in each class"):
-        attribute(wrap(tiny_model("gpt2")), prompts(), OPENERS).contrast(n_refuse)
+        attribute(wrap(tiny_model("gpt2")), prompts(), OPENERS).contrast(n_positive)
 
 
 def test_what_every_prompt_shares_cancels() -> None:
@@ -299,7 +299,9 @@ def test_no_prompts_are_no_attribution() -> None:
 
 def made(model_type: str = "jamba", **options: Any) -> tuple[Attribution, FigureRecord]:
     found = attribute(wrap(tiny_model(model_type)), prompts(8), OPENERS)
-    return found, attribution_record(found, 4, Provenance(model_type), **options)
+    return found, attribution_record(
+        found, 4, Provenance(model_type), **{"key": "paper/attribution", "title": "t", **options}
+    )
 
 
 def test_the_figures_bars_sum_to_what_it_calls_measured() -> None:
@@ -314,7 +316,7 @@ def test_the_figures_bars_sum_to_what_it_calls_measured() -> None:
     assert series.beside["largest_residual"] == found.residual.abs().max().item()
     kinds = [part.kind for part in series.parts]
     assert sorted(kinds) == ["attention", "embedding", "expert", "mlp", "ssm"]
-    assert record.n == {"refuse": 4, "comply": 4}
+    assert record.n == {"positive": 4, "negative": 4}
     assert record.verdict == "measured"
 
 
@@ -340,7 +342,7 @@ def test_on_the_embedded_model_late_blocks_write_the_refusal_margin() -> None:
         encode(backend.tokenizer, load_class("capability", side, limit=12).prompts)
         for side in ("refuse", "comply")
     ]
-    found = attribute(backend, sides, find_openers(backend.tokenizer))
+    found = attribute(backend, sides, phrase_openers(backend.tokenizer))
     contrast = found.by_block().contrast(12)
     late = sum(v for b, v in zip(contrast.blocks, contrast.values.tolist(), strict=True) if b >= 15)
     assert found.residual.abs().max() < ROUND_OFF

@@ -10,6 +10,7 @@ import torch
 from interp.attribution.openers import Openers, find_openers, openers_from_model
 from interp.backends.opening import wrap
 from interp.errors import PromptError
+from interp.methods.refusal.attributing import phrase_openers
 from interp.models import tiny_model
 from interp.types import TokenBatch
 
@@ -35,25 +36,25 @@ class Words:
 
 def test_openers_are_first_tokens_once_each() -> None:
     found = find_openers(Words(), ["I 'm", "I", "Sorry"], ["Sure", "The", "unknown"])
-    assert (found.refuse, found.comply) == ((0, 2), (3, 4))
-    assert (found.refuse_words, found.comply_words) == (("I", "Sorry"), ("Sure", "The"))
+    assert (found.positive, found.negative) == ((0, 2), (3, 4))
+    assert (found.positive_words, found.negative_words) == (("I", "Sorry"), ("Sure", "The"))
     assert found.weights.tolist() == [0.5, 0.5, -0.5, -0.5]
 
 
 def test_a_token_that_opens_both_is_dropped() -> None:
     found = find_openers(Words(), ["I 'm", "Sorry"], ["I", "Sure"])
-    assert (found.refuse, found.comply) == ((2,), (3,))
+    assert (found.positive, found.negative) == ((2,), (3,))
 
 
 def test_the_default_openers_suit_a_tokenizer_of_words() -> None:
-    found = find_openers(Words())
-    assert set(found.refuse_words) == {"I", "Sorry", "As"}
-    assert set(found.comply_words) == {"Sure", "The"}
+    found = phrase_openers(Words())
+    assert set(found.positive_words) == {"I", "Sorry", "As"}
+    assert set(found.negative_words) == {"Sure", "The"}
 
 
 @pytest.mark.parametrize(
     ("refuse", "comply", "message"),
-    [(["I"], ["I", "Sure"], "only refusals"), (["Sorry"], ["unknown"], "only answers")],
+    [(["I"], ["I", "Sure"], "only positive"), (["Sorry"], ["unknown"], "only negative")],
 )
 def test_an_empty_side_says_what_to_do(refuse: list[str], comply: list[str], message: str) -> None:
     with pytest.raises(PromptError, match=message):
@@ -64,7 +65,7 @@ def test_openers_must_differ_and_need_a_tokenizer() -> None:
     with pytest.raises(PromptError, match="token 7 opens both"):
         Openers((5, 7), (7,))
     with pytest.raises(PromptError, match="use openers_from_model"):
-        find_openers(None)
+        phrase_openers(None)
 
 
 def test_openers_from_the_model_are_its_largest_probability_differences() -> None:
@@ -73,11 +74,11 @@ def test_openers_from_the_model_are_its_largest_probability_differences() -> Non
     found = openers_from_model(backend, refuse, comply, 3, batch_size=2)
     mean = [backend.logits(b).double().softmax(-1).mean(0) for b in (refuse, comply)]
     ranked = (mean[0] - mean[1]).argsort().tolist()
-    assert list(found.comply) == ranked[:3]
-    assert list(found.refuse) == ranked[::-1][:3]
-    assert found.refuse_words == ()
+    assert list(found.negative) == ranked[:3]
+    assert list(found.positive) == ranked[::-1][:3]
+    assert found.positive_words == ()
 
 
 def test_classes_that_do_not_differ_have_no_openers() -> None:
-    with pytest.raises(PromptError, match="no token opens only refusals"):
+    with pytest.raises(PromptError, match="no token opens only positive"):
         openers_from_model(wrap(tiny_model("gpt2")), prompts(), prompts(), 3)

@@ -154,7 +154,7 @@ def test_the_least_bypass_within_the_limits_is_chosen() -> None:
 
 def test_a_direction_that_breaks_the_model_loses_to_one_that_does_not(lm, prompts) -> None:
     """The refusal openers' own unembedding ends refusals best, and disturbs all else."""
-    rows = lm.hf.lm_head.weight.detach()[list(OPENERS.refuse)]
+    rows = lm.hf.lm_head.weight.detach()[list(OPENERS.positive)]
     trial = Trial.prepare(lm, *prompts, OPENERS)
     d = lm.anatomy.d_model
     vectors = [unit(rows.mean(0)), *(random_direction(d, seed).vector for seed in range(3))]

@@ -78,14 +78,15 @@ def heretic_delta(
             f"give one kernel for each of {', '.join(reached)}; got {', '.join(kernels) or 'none'}"
         )
     one = None if direction_index is None else _between(directions, direction_index)
+    weighted = (
+        (writer, kernels[name].weight(writer.block or 0))
+        for name, writers in reached.items()
+        for writer in writers
+    )
     updates: dict[str, LowRank] = {}
-    for name, writers in reached.items():
-        for writer in writers:
-            assert writer.block is not None
-            weight = kernels[name].weight(writer.block)
-            if weight is None:
-                continue
-            unit = directions[writer.block + 1] if one is None else one
+    for writer, weight in weighted:
+        if weight is not None:
+            unit = directions[(writer.block or 0) + 1] if one is None else one
             matrix = readable(model, writer.weight)
             b, a = factors(matrix, unit.to(matrix.device), weight, row_normalization, rank, seed)
             updates[writer.weight] = LowRank(b.cpu(), a.cpu(), writer.axes)

@@ -60,6 +60,11 @@ class Measures:
     n: int
     kl: float
 
+    def as_heretic(self) -> dict[str, Any]:
+        """The same under the names of heretic's ``reproduce.json``."""
+        counts = {"refusals": self.refusals, "base_refusals": self.base_refusals}
+        return {"kl_divergence": self.kl, **counts, "n_bad_prompts": self.n}
+
 
 @dataclass(frozen=True, slots=True)
 class Opinion:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interp.claims import Claim
-from interp.evaluate.measure import Row
+from interp.evaluate.measure import BenchRow
 from interp.records import FigureRecord, Provenance
-from interp.series import Axis, Rows
-from interp.series import Row as FigureRow
+from interp.series import Axis, Row, Rows
 
 CLAIMS = (
     Claim(
@@ -59,7 +58,7 @@ CLAIMS = (
 
 
 def report_figure(
-    rows: Sequence[Row], provenance: Provenance, proves: Sequence[str] = ()
+    rows: Sequence[BenchRow], provenance: Provenance, proves: Sequence[str] = ()
 ) -> FigureRecord:
     """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs.
 
@@ -86,9 +85,9 @@ def report_figure(
     )
 
 
-def _figure_row(row: Row) -> FigureRow:
+def _figure_row(row: BenchRow) -> Row:
     refused, over = row.refusals / row.n_refuse, row.over_refusals / row.n_comply
-    return FigureRow(
+    return Row(
         row.name,
         [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
         low=[

@@ -12,14 +12,15 @@ from typing import Any
 from interp.data.prompts import PromptSet
 from interp.data.text import neutral_passages
 from interp.edits import fingerprint
-from interp.evaluate.attributing import accelerator, attribution_figure, fit_openers
-from interp.evaluate.measure import Bench, Row
+from interp.evaluate.hardware import accelerator
+from interp.evaluate.measure import Bench, BenchRow
 from interp.evaluate.refusal import ENGLISH_JUDGE, Judge
 from interp.export import export
 from interp.export.gate import PASSING, kinds
 from interp.export.measurement import Measurement
 from interp.figures import render
 from interp.lm import LM
+from interp.methods.refusal.attributing import attribution_figure, fit_openers
 from interp.methods.refusal.card import report_figure
 from interp.methods.refusal.choose import UPPER, Choice, Selection, choose, depth_blocks
 from interp.methods.refusal.controls import random_control
@@ -35,7 +36,7 @@ from interp.types import WeightDelta
 Say = Callable[[str], None]
 SEED = 0
 MADE_BY = f"{__name__}:run"
-DEPTHS = (0.8, 0.87)
+DEMO_DEPTHS = (0.8, 0.87)
 """Where a run of minutes can afford to try directions; `interp edit` tries more, and several strengths."""
 OPENERS = 48
 """Prompts of each class from which first tokens are taken, at most."""
@@ -62,10 +63,10 @@ class Prompts:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RunResult:
     """What a run produced: rows of measures, choices, files, and the seconds that each stage took."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BenchRow] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     exports: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -99,7 +100,7 @@ def run(
     judge: Judge = ENGLISH_JUDGE,
     loading: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
-) -> Outcome:
+) -> RunResult:
     """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
 
     Edits are fitted on *fit*. Where the direction is taken is chosen on *select*, by what ablation along it
@@ -108,73 +109,76 @@ def run(
     choices.
     """
     prompts = replace(prompts, select=_held(prompts.select), report=_held(prompts.report))
-    outcome = Outcome(base=fingerprint(lm.hf, lm.anatomy))
-    for split in ("fit", "select", "report"):
-        for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True):
-            outcome.prompts[f"{split}:{side}"] = part.sha256
     pool = prompts.pool and prompts.pool.spread(POOL)
-    if pool:
-        outcome.prompts["pool"] = pool.sha256
-    with outcome.timed("attribute"):
+    result = RunResult(base=fingerprint(lm.hf, lm.anatomy), prompts=_hashes(prompts, pool))
+    with result.timed("attribute"):
         some = [part.spread(OPENERS) for part in prompts.fit]
         figure = attribution_figure(lm, *prompts.select, openers=fit_openers(lm, *some))
-        _keep(outcome, figure, out)
+        _keep(result, figure, out)
         say(f"attribution: the classes differ by {figure.series.measured:+.2f} logits")
-    with outcome.timed("fit"):
+    with result.timed("fit"):
         # Responses are not read, which would take as long as both classes and the pool together.
         fitted = fit(lm, *prompts.fit, pool=pool, judge=judge)
-    with outcome.timed("select"):
-        outcome.choices = _choices(lm, fitted, prompts, say)
-        edits = {
-            name: build(lm, fitted, choice.setting) for name, choice in outcome.choices.items()
-        }
+    with result.timed("select"):
+        result.choices = _choices(lm, fitted, prompts, say)
+        edits = {name: build(lm, fitted, choice.setting) for name, choice in result.choices.items()}
         edits["random direction"] = random_control(edits[MAIN], seed=SEED)
-    with outcome.timed("report"):
-        bench = Bench.prepare(
-            lm,
-            *prompts.report,
-            response_tokens=RESPONSE,
-            passages=neutral_passages()[:PASSAGES:2],
-            judge=judge,
-        )
-        outcome.rows.append(bench.row("original"))
+    with result.timed("report"):
         deltas = {name: as_delta(lm, fitted, edit, prompts.select) for name, edit in edits.items()}
-        for name, delta in deltas.items():
-            outcome.rows.append(bench.row(name, delta))
-    about = frozenset.union(*(kinds(deltas[name].recipe) for name in outcome.choices))
-    card = report_figure(outcome.rows, _provenance(outcome, lm), sorted(about))
-    _keep(outcome, card, out)
+        result.rows = _rows(lm, prompts, deltas, judge)
+    about = frozenset.union(*(kinds(deltas[name].recipe) for name in result.choices))
+    card = report_figure(result.rows, _provenance(result, lm), sorted(about))
+    _keep(result, card, out)
     if card.verdict not in PASSING:
         say(f"the report figure says {card.verdict!r}: what is exported is marked as unproven")
-    with outcome.timed("export"):
+    with result.timed("export"):
         asked = {"response_tokens": RESPONSE, "judge": judge.as_json()}
-        measured = _measurement(outcome.rows, deltas[MAIN], prompts, card.provenance, asked)
-        for kind in ("delta", "peft"):
-            target = out / {"delta": "delta", "peft": "adapter"}[kind]
-            receipt = export(
-                deltas[MAIN],
-                to=kind,
-                base=lm.backend,
-                base_name=lm.backend.source,
-                out=target,
-                cards=[card],
-                measured=measured,
-                unproven=True,
-                **(loading or {}),
-            )
-            outcome.paths[target.name] = target
-            outcome.exports[kind] = {
-                "verdict": receipt.verdict,
-                "difference": receipt.difference,
-                "effect": receipt.effect,
-                "missing": list(receipt.missing),
-            }
-            say(f"{kind}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
-    return outcome
+        measured = _measurement(result.rows, deltas[MAIN], prompts, card.provenance, asked)
+        options = {"cards": [card], "measured": measured, **(loading or {})}
+        for kind, name in (("delta", "delta"), ("peft", "adapter")):
+            result.paths[name] = out / name
+            result.exports[kind] = _export(lm, deltas[MAIN], kind, out / name, options, say)
+    return result
+
+
+def _hashes(prompts: Prompts, pool: PromptSet | None) -> dict[str, str]:
+    """Name of a prompt set → its hash."""
+    found = {
+        f"{split}:{side}": part.sha256
+        for split in ("fit", "select", "report")
+        for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True)
+    }
+    return found | ({"pool": pool.sha256} if pool else {})
+
+
+def _rows(
+    lm: LM, prompts: Prompts, deltas: Mapping[str, WeightDelta], judge: Judge
+) -> list[BenchRow]:
+    """The report table: the unedited model, then every edit."""
+    passages = neutral_passages()[:PASSAGES:2]
+    bench = Bench.prepare(
+        lm, *prompts.report, response_tokens=RESPONSE, passages=passages, judge=judge
+    )
+    return [bench.row("original"), *(bench.row(name, delta) for name, delta in deltas.items())]
+
+
+def _export(
+    lm: LM, delta: WeightDelta, kind: str, out: Path, options: Mapping[str, Any], say: Say
+) -> dict[str, Any]:
+    """Export a delta in one format; what its receipt says."""
+    base = {"base": lm.backend, "base_name": lm.backend.source}
+    receipt = export(delta, to=kind, out=out, unproven=True, **base, **options)
+    say(f"{kind}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
+    return {
+        "verdict": receipt.verdict,
+        "difference": receipt.difference,
+        "effect": receipt.effect,
+        "missing": list(receipt.missing),
+    }
 
 
 def _measurement(
-    rows: Sequence[Row],
+    rows: Sequence[BenchRow],
     delta: WeightDelta,
     prompts: Prompts,
     provenance: Provenance,
@@ -195,7 +199,7 @@ def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Ch
     """The ablation that does best on select, and the closed-form edit along its direction."""
     selection = Selection.prepare(lm, fitted, *prompts.select)
     n = lm.n_blocks
-    blocks = depth_blocks(n, fitted.directions[DECISION], DEPTHS)
+    blocks = depth_blocks(n, fitted.directions[DECISION], DEMO_DEPTHS)
     tried = [AblationEdit(1.0, block, 0) for block in blocks]
     choice = choose(selection, tried, watch=lm.watch, label="directional ablation")
     first = min(round(UPPER * n), n - 1)
@@ -210,21 +214,21 @@ def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Ch
     return found
 
 
-def _keep(outcome: Outcome, record: FigureRecord, out: Path) -> None:
+def _keep(result: RunResult, record: FigureRecord, out: Path) -> None:
     """Save a figure's data and its picture under ``out/figures``."""
     path = record.save(out / "figures")
-    outcome.paths[record.key] = path
-    outcome.paths[f"{record.key} (picture)"] = render(path)
+    result.paths[record.key] = path
+    result.paths[f"{record.key} (picture)"] = render(path)
 
 
-def _provenance(outcome: Outcome, lm: LM) -> Provenance:
+def _provenance(result: RunResult, lm: LM) -> Provenance:
     return Provenance.collect(
         lm.backend.source,
         device=accelerator(lm),
-        fingerprint=outcome.base,
-        prompts=outcome.prompts,
+        fingerprint=result.base,
+        prompts=result.prompts,
         seed=SEED,
-        seconds=sum(outcome.seconds.values()),
+        seconds=sum(result.seconds.values()),
         made_by=MADE_BY,
         code=code_hash(MADE_BY),
     )

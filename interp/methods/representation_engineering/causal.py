@@ -11,7 +11,6 @@ import torch
 from interp.attribution.openers import Openers
 from interp.claims import Claim
 from interp.data.prompts import PromptSet, load_class
-from interp.evaluate.attributing import OPENERS, fit_openers
 from interp.evaluate.causal import (
     DEPTH_LIMIT,
     INDUCE_AT_LEAST,
@@ -26,6 +25,7 @@ from interp.evaluate.causal import (
 from interp.evaluate.geometry import auroc
 from interp.evaluate.refusal import generate_and_judge
 from interp.maths import unit
+from interp.methods.refusal.attributing import OPENERS, fit_openers
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.sites import Site
@@ -120,7 +120,7 @@ def causal(study: Study) -> FigureRecord:
     aurocs = _aurocs(trial, found)
     series = _series(scores, trial, aurocs, _words(trial, found)) | {
         "filter": {"fit": fitted.counts, "select": held.counts},
-        "openers": list(openers.refuse_words),
+        "openers": list(openers.positive_words),
         "comparisons": _comparisons(scores, chosen, controls, trial, aurocs),
     }
     hashes = {"fit refuse": fitted.refuse, "fit comply": fitted.comply}

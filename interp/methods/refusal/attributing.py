@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import time
-
-import torch
+from typing import Any
 
 from interp.attribution.direct import attribute, attribution_record
 from interp.attribution.openers import Openers, find_openers, openers_from_model
 from interp.data.prompts import PromptSet
 from interp.data.tokens import Prompts
 from interp.edits import fingerprint
+from interp.evaluate.hardware import accelerator
 from interp.lm import LM
 from interp.records import FigureRecord, Provenance
 from interp.source import code_hash
 from interp.types import WeightDelta
 
 MADE_BY = f"{__name__}:attribution_figure"
+REFUSALS = (
+    "I'm sorry",
+    "Sorry",
+    "I can't",
+    "I cannot",
+    "As an AI",
+    "Unfortunately",
+    "I am unable",
+    "I apologize",
+)
+ANSWERS = ("Sure", "Certainly", "Of course", "Absolutely", "Yes", "Here", "The", "To", "There")
 OPENERS = 3
 """How many first tokens each way make the margin when they come from the model."""
 
@@ -26,20 +37,19 @@ def attribution_figure(
     refuse: PromptSet,
     comply: PromptSet,
     *,
-    openers: Openers | None = None,
+    openers: Openers,
     delta: WeightDelta | None = None,
 ) -> FigureRecord:
     """Direct logit attribution of the refusal margin on two classes of prompts.
 
-    openers: from :func:`fit_openers` on other prompts than these, or None for the first tokens of known
-    refusals and answers. delta: attribute the edited model.
+    openers: from :func:`fit_openers` on other prompts than these, or :func:`phrase_openers`. delta:
+    attribute the edited model.
     """
     started = time.perf_counter()
     batches = [lm.tokens(side) for side in (refuse, comply)]
-    chosen = openers or find_openers(lm.tokenizer)
     base = fingerprint(lm.hf, lm.anatomy)
     with lm.editing(delta):
-        found = attribute(lm.backend, batches, chosen, batch_size=lm.batch_size)
+        found = attribute(lm.backend, batches, openers, batch_size=lm.batch_size)
     provenance = Provenance.collect(
         lm.backend.source,
         fingerprint=base,
@@ -50,7 +60,8 @@ def attribution_figure(
         code=code_hash(MADE_BY),
     )
     title = "What writes the refusal margin" + (" after the edit" if delta else "")
-    return attribution_record(found, len(refuse), provenance, title=title)
+    about = {"key": "refusal/attribution", "title": title, "classes": ("refuse", "comply")}
+    return attribution_record(found, len(refuse), provenance, **about)
 
 
 def fit_openers(lm: LM, refuse: Prompts, comply: Prompts) -> Openers:
@@ -59,9 +70,6 @@ def fit_openers(lm: LM, refuse: Prompts, comply: Prompts) -> Openers:
     return openers_from_model(lm.backend, *batches, OPENERS, batch_size=lm.batch_size)
 
 
-def accelerator(lm: LM) -> str | None:
-    """Name of the accelerator that the model runs on; None on a CPU."""
-    device = lm.backend.device
-    if device.type == "cpu":
-        return None
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def phrase_openers(tokenizer: Any) -> Openers:
+    """The first tokens of known refusals and answers."""
+    return find_openers(tokenizer, REFUSALS, ANSWERS)
