@@ -171,14 +171,19 @@ def bar(rows: Sequence[Row]) -> dict[str, float]:
 
 @statistics("bar_coder")
 def bar_coder(rows: Sequence[Row]) -> dict[str, float]:
-    """The closed form and its control beside the unedited model and two ablations."""
+    """The closed form, the learned edit and its control beside the unedited model and two ablations."""
     values = _values(rows)
-    ours, refused = values[CLOSED], max(values[ORIGINAL][0], 1e-7)
+    closed, learned, refused = values[CLOSED], values.get(MAIN), max(values[ORIGINAL][0], 1e-7)
     ablations = [values[name] for name in WHOLE_STACK]
-    return {
-        "refused_share_left": ours[0] / refused,
-        "refused_beyond_best_ablation": (ours[0] - min(row[0] for row in ablations)) / 100,
-        "kl1_share_of_least_ablation": ours[3] / min(row[3] for row in ablations),
+    cheapest = min(row[3] for row in ablations)
+    found = {}
+    if learned is not None:
+        found["learned_share_left"] = learned[0] / refused
+        found["learned_kl1_share_of_least_ablation"] = learned[3] / cheapest
+    return found | {
+        "refused_share_left": closed[0] / refused,
+        "refused_beyond_best_ablation": (closed[0] - min(row[0] for row in ablations)) / 100,
+        "kl1_share_of_least_ablation": closed[3] / cheapest,
         "random_share_left": values[RANDOM][0] / refused,
     }
 
