@@ -32,7 +32,7 @@ CLAIMS = (
 
 
 def bar_coder(study: Study) -> FigureRecord:
-    """Original, two ablations, the closed form, the learned edit and its control on report, with what replaces refusals."""
+    """Original, two ablations, least disturbance closed and learned, and its control, on report."""
     run = SeedRun(study, FULL, names=CONTENDERS, factors=())
     base = {**run.base(), "kl1": None, "kl32": None}
     last = {name: run.points(name)[-1] for name in run.contenders}
