@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from interp.attribution import Attribution, Openers, attribute
 from interp.backends.protocol import AnyEdit, Backend, all_sites
 from interp.backends.steps import Decided, Draws, Sampling, Steps, Until
+from interp.batches import each, repeated
 from interp.data.chat import ChatFormat
 from interp.data.tokens import Prompts, followed, needed, prompt_tokens, token_id
 from interp.edits import Edit, to_delta
 from interp.errors import InterpError, PromptError, SiteError
+from interp.export import export_on
 from interp.interventions import Interventions, Place, SitePart
 from interp.readings import (
     At,
@@ -97,14 +100,6 @@ class LM(SiteNames):
         batch = prompt_tokens(self.tokenizer, prompts, self.chat)
         return batch if responses is None else followed(self.tokenizer, batch, responses)
 
-    def _chunks(self, batch: TokenBatch, label: str) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """Rows and their tokens, a batch at a time; prompts of like length share one."""
-        order = batch.lengths.argsort(stable=True)
-        progress = self.watch(label, len(batch))
-        for rows in order.split(self.batch_size):
-            yield rows, batch.chosen(rows)
-            progress(len(rows))
-
     def _each(
         self,
         batch: TokenBatch,
@@ -112,16 +107,9 @@ class LM(SiteNames):
         label: str,
         call: Callable[[Tensor, TokenBatch], T],
     ) -> list[tuple[Tensor, T]]:
-        """Rows and what ``call(rows, tokens)`` gives for them, a batch at a time, with the edit in place."""
-        by_row = edit if isinstance(edit, Interventions) else None
-        if by_row is not None:
-            by_row.check_prompts(len(batch))
-        found = []
-        with self.backend.editing(None if by_row else edit):
-            for rows, chunk in self._chunks(batch, label):
-                with self.backend.editing(by_row.rows(rows) if by_row else None):
-                    found.append((rows, call(rows, chunk)))
-        return found
+        """Row numbers and results of ``call(rows, tokens)``, a batch at a time, with the edit in place."""
+        progress = self.watch(label, len(batch))
+        return each(self.backend, batch, edit, call, size=self.batch_size, progress=progress)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -228,7 +216,7 @@ class LM(SiteNames):
         # From the last token, be it of a prompt or of a response.
         check_offsets(TokenBatch(batch.ids, batch.mask), offsets_of(at))
         several = edit.strengths if isinstance(edit, Interventions) else 1
-        whole, edit = _repeated(batch, edit)
+        whole, edit = repeated(batch, edit)
         parts = self._each(
             whole, edit, "logits", lambda _, chunk: self.backend.logits(chunk, None, offsets)
         )
@@ -243,10 +231,10 @@ class LM(SiteNames):
         batch = self.tokens(prompts, responses)
         assert batch.response is not None
         parts = self._each(batch, edit, "logprobs", lambda _, chunk: self._response_logprobs(chunk))
-        each = {
+        by_row = {
             int(row): value for rows, found in parts for row, value in zip(rows, found, strict=True)
         }
-        return LogProbs(tuple(each[row] for row in range(len(batch))))
+        return LogProbs(tuple(by_row[row] for row in range(len(batch))))
 
     def _response_logprobs(self, chunk: TokenBatch) -> list[Tensor]:
         """Log-probabilities ``[token]`` of the response of every row."""
@@ -254,8 +242,8 @@ class LM(SiteNames):
         longest = int(chunk.response.max())
         logits = self.backend.logits(chunk, None, tuple(range(-longest - 1, 0)))[:, :-1]
         ids = chunk.ids[:, -longest:].unsqueeze(-1)
-        each = logits.float().log_softmax(-1).gather(-1, ids).squeeze(-1)
-        return [value[-n:] for value, n in zip(each, chunk.response.tolist(), strict=True)]
+        found = logits.float().log_softmax(-1).gather(-1, ids).squeeze(-1)
+        return [value[-n:] for value, n in zip(found, chunk.response.tolist(), strict=True)]
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -278,16 +266,16 @@ class LM(SiteNames):
         batch, draws = self.tokens(prompts), sampling or Sampling(temperature=0.0)
         samples = draws.samples
         several = edit.strengths if isinstance(edit, Interventions) else 1
-        each = torch.arange(len(batch)).repeat_interleave(samples)
+        copies = torch.arange(len(batch)).repeat_interleave(samples)
         own = edit
         if isinstance(edit, Interventions):
             edit.check_prompts(len(batch))
-            own = edit.rows(each)
-        whole, own = _repeated(batch.chosen(each), own)
+            own = edit.rows(copies)
+        whole, own = repeated(batch.chosen(copies), own)
         ids = torch.zeros(len(whole), tokens, dtype=torch.long)
 
         def write(rows: Tensor, chunk: TokenBatch) -> None:
-            keys = [divmod(row % len(each), samples) for row in rows.tolist()]
+            keys = [divmod(row % len(copies), samples) for row in rows.tolist()]
             steps = self._steps(draws, until, keys, chunk)
             ids[rows] = self.backend.generate(chunk, tokens=tokens, steps=steps)
 
@@ -319,12 +307,21 @@ class LM(SiteNames):
         return self.backend.editing(edit)
 
     def to_delta(self, edit: Interventions | Edit, **provenance: Any) -> WeightDelta:
-        """The same edit as a difference of weights. NotExpressible says why there is none."""
-        about = {"model": getattr(self.backend, "source", ""), **provenance}
-        return to_delta(self.hf, self.anatomy, edit, provenance=about)
+        """The same edit as a difference of weights; ``delta.export`` writes it for other tools.
+
+        Raises NotExpressible with the reason where an edit has no exact weight form.
+        """
+        about = {"model": self.backend.source, **provenance}
+        made = to_delta(self.hf, self.anatomy, edit, provenance=about)
+        return replace(made, exported_by=partial(export_on, self.backend))
 
     def forward(self, prompts: Prompts, edit: AnyEdit = None) -> Tensor:
-        """Logits ``[prompt, seq, vocab]`` of all prompts in one batch with gradients, for training."""
+        """Logits ``[prompt, seq, vocab]`` with gradients, on the model's device, of all prompts in one batch.
+
+        For training and learned edits: gradients reach the parameters of ``lm.hf`` and tensors of the edit
+        that require them. Left padding is in ``lm.tokens(prompts).mask``. For gradients with respect to
+        activations see :meth:`run_with_cache`.
+        """
         batch = self.tokens(prompts)
         if isinstance(edit, Interventions):
             edit.check_prompts(len(batch))
@@ -386,12 +383,3 @@ class LM(SiteNames):
 
 def _site(place: Place) -> Site:
     return place.site if isinstance(place, SitePart) else place
-
-
-def _repeated(batch: TokenBatch, edit: AnyEdit) -> tuple[TokenBatch, AnyEdit]:
-    """The batch once for every strength of the edit, and the edit with one strength per row."""
-    if not isinstance(edit, Interventions):
-        return batch, edit
-    edit.check_prompts(len(batch))
-    rows = torch.arange(edit.strengths * len(batch)) % len(batch)
-    return batch.chosen(rows), edit.expanded(len(batch))

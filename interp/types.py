@@ -6,8 +6,9 @@ Orientation is canonical everywhere in memory: a writer is a matrix ``W [d_model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -163,6 +164,8 @@ class WeightDelta:
     recipe: what was done, in plain JSON values. exactness: in one sentence, what the weight form equals.
     checkpoint: runtime name → names under which the tensor is saved (several for fused experts).
     untied: the edit reaches a tied embedding, so the unembedding is cloned before it is applied.
+    exported_by: called by :meth:`export` with the delta, the directory, the format and the options; None for
+    a delta that does not know its model.
     """
 
     updates: Mapping[str, Update]
@@ -173,6 +176,9 @@ class WeightDelta:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     untied: bool = False
+    exported_by: Callable[[WeightDelta, Path | str, str, dict[str, Any]], Any] | None = field(
+        default=None, repr=False
+    )
 
     def __post_init__(self) -> None:
         if not self.updates:
@@ -209,6 +215,23 @@ class WeightDelta:
         updates = {k: u.scaled(factor) for k, u in self.updates.items()}
         return replace(self, updates=updates, recipe={"scale": factor, "of": dict(self.recipe)})
 
+    def export(self, out: Path | str, *, to: str = "delta", **options: Any) -> Any:
+        """Receipt of the edit as files at ``out``, verified in a fresh process.
+
+        to: a format of ``interp export``, such as ``peft`` or ``merged``. options: of
+        :func:`interp.export.export`; ``base_name`` is a directory or hub id of the model, where it was opened
+        under another name. An edit that is not proven is written as unproven, and ``receipt.missing`` says
+        what is missing.
+
+        Raises DeltaError for a delta that does not know its model, else as :func:`interp.export.export`.
+        """
+        if self.exported_by is None:
+            raise DeltaError(
+                "this delta does not know its model; make it with lm.to_delta, read it with "
+                "interp.load_delta, or give the model to interp.export.export"
+            )
+        return self.exported_by(self, out, to, options)
+
     def compose(self, other: WeightDelta) -> WeightDelta:
         """The sum of two deltas of one base: ``W + Δ₁ + Δ₂`` (not one edit after the other)."""
         if self.base != other.base:
@@ -229,6 +252,7 @@ class WeightDelta:
             provenance=_both(self.provenance, other.provenance),
             checkpoint={**self.checkpoint, **other.checkpoint},
             untied=self.untied or other.untied,
+            exported_by=self.exported_by or other.exported_by,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +101,40 @@ def test_every_command_is_shown() -> None:
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def run_first_example(opening: str, to: str = "peft", blocks: Mapping[str, str] = {}) -> str:
+    """The verdict of the export in the example, run with another model, format and blocks."""
+    code = EXAMPLES[0].replace('"smollm2"', opening).replace('"peft"', repr(to))
+    for place, other in blocks.items():
+        code = code.replace(place, other)
+    made: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), made)
+    return made["receipt"].verdict
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model", ["llama", "mamba", "jamba", "qwen3_moe"])
 def test_the_first_example_runs_on_every_backend(
-    model: str, backend: str, capsys: pytest.CaptureFixture[str]
+    model: str,
+    backend: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On tiny models, which have three blocks or four."""
-    code = EXAMPLES[0].replace('"smollm2"', f'"tiny:{model}", backend="{backend}"')
-    code = code.replace("[12]", "[1]").replace("[13", "[2")
-    exec(compile(code, "README.md", "exec"), {})
+    """On tiny models, which have three blocks or four. PEFT cannot hold an edit of a pure Mamba."""
+    monkeypatch.chdir(tmp_path)
+    opening, to = f'"tiny:{model}", backend="{backend}"', "merged" if model == "mamba" else "peft"
+    assert run_first_example(opening, to, {"[12]": "[1]", "[13": "[2"}) == "verified"
     assert "('strength', 'prompt', 'sample')" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_first_example_runs_as_written(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_first_example(f'"smollm2", backend="{backend}"') == "verified"
 
 
 @pytest.mark.slow

@@ -36,10 +36,16 @@ def open_model(name: str = "smollm2", *, backend: str = "hooks", **options: Any)
     """
     make = backend_class(backend)
     model, tokenizer = load(name, **options)
-    return make(model, tokenizer, describe(model), name)
+    opened = make(model, tokenizer, describe(model), name)
+    opened.loading = {key: value for key, value in options.items() if value is not None}
+    return opened
 
 
 def wrap(model: Any, tokenizer: Any = None, *, backend: str = "hooks", source: str = "") -> Backend:
-    """A backend around a model that is already loaded."""
+    """A backend around a model that is already loaded.
+
+    source: directory or hub id of the model; by default the one that transformers loaded it from.
+    """
     make = backend_class(backend)
-    return make(model, tokenizer, describe(model), source or model.config.model_type)
+    named = source or getattr(model, "name_or_path", "") or model.config.model_type
+    return make(model, tokenizer, describe(model), named)

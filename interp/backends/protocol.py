@@ -39,8 +39,8 @@ class Backend(Protocol):
     ``generate`` is greedy and gives new ids only, ``[batch, tokens]``, padded after the end.
     ``forward`` gives logits ``[batch, seq, vocab]`` of ``model`` with gradients, on its device.
     ``editing`` keeps an edit in place for every call inside it, calls of ``model`` included. ``model`` is
-    the transformers model: :func:`interp.edits.applied` on it edits the backend as well. ``source`` is the
-    name that it was opened under, ``device`` where token ids go.
+    the transformers model: :func:`interp.edits.applied` on it edits the backend as well. ``source`` and
+    ``loading`` are the name and the options that open the model again, ``device`` is where token ids go.
     """
 
     name: ClassVar[str]
@@ -48,6 +48,7 @@ class Backend(Protocol):
     tokenizer: Any
     anatomy: Anatomy
     source: str
+    loading: Mapping[str, Any]
 
     @property
     def device(self) -> torch.device: ...
@@ -173,6 +174,7 @@ class SharedBackend(ABC):
         self.tokenizer = tokenizer
         self.anatomy = anatomy
         self.source = source
+        self.loading: Mapping[str, Any] = {}
         self._runs: list[Run] = []
 
     @abstractmethod

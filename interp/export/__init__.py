@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from interp.export.delta import load_delta, save_delta
 from interp.export.gate import shipped_cards
 from interp.export.receipt import Receipt
-from interp.export.verify import export, verify_export
+from interp.export.verify import export, export_on, verify_export
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ __all__ = [
     "EXPORTERS",
     "Receipt",
     "export",
+    "export_on",
     "load_delta",
     "save_delta",
     "shipped_cards",

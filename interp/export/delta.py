@@ -145,7 +145,10 @@ def _parts(name: str, update: Update, saved: tuple[str, ...]) -> dict[str, Tenso
 
 
 def load_delta(path: Path | str) -> WeightDelta:
-    """Read a delta directory. Raises DeltaError unless it is exactly what was written."""
+    """The delta in a directory; its ``export`` opens the model that the manifest names.
+
+    Raises DeltaError unless the directory is exactly what was written.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise DeltaError(f"{folder} is no delta directory; give the directory that `export` wrote")
@@ -199,7 +202,14 @@ def _assemble(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> Weight
         provenance=manifest["provenance"],
         checkpoint=checkpoint,
         untied=manifest["untied"],
+        exported_by=_export_by_name,
     )
+
+
+def _export_by_name(delta: WeightDelta, out: Path | str, to: str, options: dict[str, Any]) -> Any:
+    from interp.export.verify import export_by_name  # which imports the formats
+
+    return export_by_name(delta, out, to, options)
 
 
 def _read_update(

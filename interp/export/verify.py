@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.backends.opening import open_model
 from interp.backends.protocol import Backend
 from interp.edits import check_base, fingerprint
-from interp.errors import ExportError, NotFinite
+from interp.errors import DeltaError, ExportError, ModelNotFound, NotFinite
 from interp.export import exchange, gate
 from interp.export.exchange import Reply, Request
 from interp.export.exporter import (
@@ -35,6 +36,8 @@ from interp.models.loading import resolve
 from interp.records import FigureRecord
 from interp.types import TokenBatch, WeightDelta
 
+LOADING = ("dtype", "device_map", "quantize", "revision", "trust_remote_code")
+"""Options of :func:`export` that say how a model is opened."""
 ROOM = 1.2
 """Memory of an accelerator that a reload takes, as a multiple of the model's bytes."""
 Opened = Backend | tuple[nn.Module, Any, Anatomy]
@@ -97,6 +100,32 @@ def export(
         found.save(stage)
         publish(stage, target, overwrite=overwrite)
     return found
+
+
+def export_on(
+    backend: Backend, delta: WeightDelta, out: Path | str, to: str, options: Mapping[str, Any]
+) -> Receipt:
+    """:func:`export` on the model behind a backend, as unproven where a proof is missing."""
+    known = {"base_name": backend.source, **backend.loading}
+    proof = {"cards": gate.shipped_cards(), "unproven": True}
+    try:
+        return export(delta, to=to, base=backend, out=out, **{**known, **proof, **options})
+    except ModelNotFound as error:
+        raise ModelNotFound(
+            f"{error}; a fresh process opens the model by name: give base_name=DIRECTORY or a hub id"
+        ) from None
+
+
+def export_by_name(
+    delta: WeightDelta, out: Path | str, to: str, options: Mapping[str, Any]
+) -> Receipt:
+    """:func:`export_on` the model whose name the delta carries, opened with the loading options given."""
+    name = options.get("base_name") or delta.provenance.get("model")
+    if not name:
+        raise DeltaError("this delta names no model; give base_name=DIRECTORY or a hub id")
+    loading = {key: value for key, value in options.items() if key in LOADING}
+    backend = open_model(str(name), **loading)
+    return export_on(backend, delta, out, to, {"keep_model": False, **options})
 
 
 def _opened(base: Opened, name: str, options: Mapping[str, Any]) -> Base:

@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toolbox import card
 
-from interp.errors import DeltaError, ExportError, InterpError
+import interp
+from interp import ablate
+from interp.errors import DeltaError, ExportError, InterpError, ModelNotFound
 from interp.export import load_delta, save_delta
 from interp.export.tensors import sealed
 from interp.files import sha256_file
+from interp.models import tiny_model
 from interp.types import LowRank, Shift, WeightDelta
 
 
@@ -285,3 +288,34 @@ def test_save_does_not_replace_what_is_not_an_export(tmp_path, written) -> None:
     save_delta(edit, tmp_path / "delta")
     save_delta(edit, tmp_path / "delta")
     assert load_delta(tmp_path / "delta").updates.keys() == edit.updates.keys()
+
+
+# --- from the delta itself
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_delta_knows_its_model(saved, tmp_path) -> None:
+    """Made by an LM, changed, and read from a directory; one that was made by hand says so."""
+    base = saved("llama", tokenizer=True)
+    lm = interp.open_model(str(base.path), dtype="float32")
+    delta = lm.to_delta(ablate(lm.writers[0], torch.ones(lm.d_model)))
+    receipt = delta.export(tmp_path / "adapter", to="peft")
+    assert (receipt.verdict, receipt.base) == ("verified", str(base.path))
+    assert "no figure card" in receipt.missing[0]
+    twice = delta.scale(0.5).compose(delta)
+    assert twice.export(tmp_path / "delta").verdict == "verified"
+    assert load_delta(tmp_path / "delta").export(tmp_path / "merged", to="merged").unproven
+    with pytest.raises(DeltaError, match="does not know its model; make it with"):
+        base.ablated().export(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_model_that_was_not_opened_by_name_asks_for_one(saved, tmp_path) -> None:
+    base = saved("llama", tokenizer=True)
+    lm = interp.LM(interp.wrap(tiny_model("llama"), base.tokenizer))
+    delta = lm.to_delta(ablate(lm.writers[0], torch.ones(lm.d_model)))
+    with pytest.raises(ModelNotFound, match="give base_name=DIRECTORY"):
+        delta.export(tmp_path / "out")
+    assert delta.export(tmp_path / "out", base_name=str(base.path)).verdict == "verified"
+    loaded = interp.LM(interp.wrap(base.model, base.tokenizer))
+    assert loaded.backend.source == str(base.path)
