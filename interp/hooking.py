@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from interp.errors import NotExpressible, SiteError
 from interp.interventions import Intervention, Interventions, Where
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
-from interp.operators import HookOnly, Operator
+from interp.operators import HookOnly, Operator, at_columns
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -154,12 +154,14 @@ class Run:
     """Which columns of a batch the current forward pass computes; counted at the token embedding.
 
     offsets: those at which interventions act. prompt_end: column after the last prompt token of every row;
-    None outside calls that know the prompts. start, shape: first column and shape ``[row, position]`` of the
-    current pass. With a cache of keys and values a pass computes the new columns alone.
+    None outside calls that know the prompts. width: columns of the batch. start, shape: first column and
+    shape ``[row, position]`` of the current pass. With a cache of keys and values a pass computes the new
+    columns alone.
     """
 
     offsets: tuple[int, ...] = ()
     prompt_end: Tensor | None = None
+    width: int = 0
     start: int = 0
     shape: tuple[int, ...] = (0, 0)
 
@@ -170,7 +172,8 @@ class Run:
             raise SiteError(
                 f"where={first} lies before a prompt of {shortest} tokens; −1 is the last prompt token"
             )
-        self.prompt_end, self.start, self.shape = batch.prompt_end, 0, (0, 0)
+        self.prompt_end, self.width = batch.prompt_end, batch.ids.shape[1]
+        self.start, self.shape = 0, (0, 0)
 
     def end(self) -> None:
         """Forget the batch: what runs next may be another."""
@@ -208,9 +211,13 @@ def acting(part: Intervention, operator: Operator, run: Run, scale: float = 1.0)
         selected = run.selected(part.where, value.device)
         if selected is not None and not selected.any():
             return value
+        width = run.width if run.prompt_end is not None else run.shape[1]
+        own = at_columns(operator, run.start, run.start + run.shape[1], width)
+        if own is None:
+            return value
         whole = _with_rows(value, run) * scale
         given = _with_rows(inputs, run) if inputs is not None and operator.needs_input else None
-        edited = _acted(part, operator, whole, given)
+        edited = _acted(part, own, whole, given)
         if selected is not None:
             edited = torch.where(selected.unsqueeze(-1), edited, whole)
         return (edited / scale).reshape(value.shape)
@@ -241,6 +248,33 @@ def _acted(part: Intervention, operator: Operator, value: Tensor, inputs: Tensor
 
 
 def intervened(
+    model: nn.Module, anatomy: Anatomy, edit: Interventions, run: Run
+) -> list[tuple[Site, Location, Act]]:
+    """Sites, where they lie, and functions to put there, in that order.
+
+    What acts on hidden units of the same experts is one function, and comes first: each such function adds
+    what it changes to the output of the experts.
+    """
+    places, inside = [], {}
+    for part in edit:
+        at, act = _intervened(model, anatomy, part, run)
+        if at.inside_experts:
+            inside.setdefault(part.site, (at, []))[1].append(act)
+        else:
+            places.append((part.site, at, act))
+    return [(site, at, _in_turn(acts)) for site, (at, acts) in inside.items()] + places
+
+
+def _in_turn(acts: Sequence[Act]) -> Act:
+    def act(value: Tensor, inputs: Tensor | None = None) -> Tensor:
+        for each in acts:
+            value = each(value, inputs)
+        return value
+
+    return act
+
+
+def _intervened(
     model: nn.Module, anatomy: Anatomy, part: Intervention, run: Run
 ) -> tuple[Location, Act]:
     """Where an intervention acts, and how.
@@ -274,10 +308,36 @@ def intervening(
 ) -> Iterator[nn.Module]:
     """The model running interventions as forward hooks; hooks go even after an error."""
     with counting(model, anatomy, run), ExitStack() as stack:
-        for part in edit:
-            at, act = intervened(model, anatomy, part, run)
+        for _, at, act in intervened(model, anatomy, edit, run):
             stack.callback(place(model, at, act).remove)
         yield model
+
+
+# --- reading with gradients ----------------------------------------------------------------------
+
+
+@contextmanager
+def recording(
+    model: nn.Module, anatomy: Anatomy, sites: Sequence[Site], shape: Sequence[int]
+) -> Iterator[dict[Site, Tensor]]:
+    """Activations ``[row, position, d]`` by site of the pass that runs inside, as inputs of what follows.
+
+    Gradients of the output with respect to them exist.
+
+    shape: ``[row, position]`` of the pass.
+    """
+    found: dict[Site, Tensor] = {}
+
+    def record(at: Location, site: Site, value: Tensor, inputs: Tensor | None = None) -> Tensor:
+        whole = value.reshape(*shape, -1) * at.scale
+        found[site] = whole if whole.requires_grad else whole.requires_grad_()
+        return (found[site] / at.scale).reshape(value.shape)
+
+    with ExitStack() as stack:
+        for site in sites:
+            at = locate(anatomy, site)
+            stack.callback(place(model, at, partial(record, at, site)).remove)
+        yield found
 
 
 # --- putting a function at a location ------------------------------------------------------------

@@ -181,12 +181,21 @@ class LM(SiteNames):
         prompts: Prompts,
         names_filter: Given | Callable[[str], bool] | None = None,
         edit: AnyEdit = None,
+        *,
+        gradients: bool = False,
     ) -> tuple[Tensor, Cache]:
         """Logits ``[prompt, seq, vocab]`` and activations ``[prompt, seq, d]``, in one forward pass.
 
         names_filter: TransformerLens names, sites, or a predicate on names; None for the stream and all
         components. The cache answers ``cache["blocks.5.hook_resid_post"]`` and ``cache["resid_post", 5]``;
         ``cache.mask`` says which positions are real. All prompts are one batch.
+
+        gradients: the logits have gradients with respect to the cached activations, as attribution patching
+        needs; both are on the model's device::
+
+            logits, cache = lm.run_with_cache(prompts, lm.resid_post[5], gradients=True)
+            margin = (logits[:, -1, good] - logits[:, -1, bad]).sum()
+            (slope,) = torch.autograd.grad(margin, cache["resid_post", 5])  # [prompt, seq, d_model]
         """
         batch = self.tokens(prompts)
         if isinstance(edit, Interventions):
@@ -200,7 +209,7 @@ class LM(SiteNames):
             raise SiteError(
                 "no site matches names_filter; None keeps the stream and all components"
             )
-        logits, found = self.backend.run(batch, sites, edit)
+        logits, found = self.backend.run(batch, sites, edit, gradients=gradients)
         return logits, Cache({s: found[s] for s in sites}, batch.mask.bool())
 
     def logits(

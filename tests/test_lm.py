@@ -17,7 +17,7 @@ from interp.data.prompts import PromptSet
 from interp.errors import InterpError, NotExpressible, PromptError, SiteError
 from interp.interventions import ablate, add, intervene, replace, scale
 from interp.lm import LM
-from interp.operators import Scale
+from interp.operators import Replace, Scale
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -224,6 +224,55 @@ def test_several_strengths_run_in_one_batch(lm: LM) -> None:
         assert many.texts[place] == alone.texts
     assert many.texts[1] == lm.generate(TEXTS, tokens=6).texts
     assert lm.logits(TEXTS, edit).shape == (3, len(TEXTS), lm.hf.config.vocab_size)
+
+
+def test_values_of_every_position_go_to_their_tokens(lm: LM) -> None:
+    """Whatever padding a batch drops, for heads and strengths too; generated tokens have no value."""
+    site, head = lm.resid_post[1], lm.head(0, 1)
+    for texts in (TEXTS, TEXTS[:1]):
+        values = 3 * torch.randn(len(texts), lm.tokens(texts).ids.shape[1], lm.d_model)
+        edit = replace(site, values) + intervene(site, Replace(-values), [0.5])
+        parts = replace(head, values[..., : head.stop - head.start])
+        for call in (lm.logits, lambda *given: lm.generate(*given, tokens=4).ids):
+            for row, (text, edited) in enumerate(
+                zip(texts, call(texts, edit + parts), strict=True)
+            ):
+                n = lm.tokens(text).ids.shape[1]
+                own, z = (
+                    values[row : row + 1, -n:],
+                    values[row : row + 1, -n:, : head.stop - head.start],
+                )
+                alone = (
+                    replace(site, own) + intervene(site, Replace(-own), [0.5]) + replace(head, z)
+                )
+                assert relative(edited.float(), call(text, alone)[0].float()) < 1e-5
+    with pytest.raises(SiteError, match="values for 2 positions, and a prompt has"):
+        lm.logits(TEXTS, replace(site, torch.zeros(len(TEXTS), 2, lm.d_model)))
+    _, cache = lm.run_with_cache(TEXTS, site)
+    same = lm.logits(TEXTS, replace(site, cache[site]))
+    assert relative(same, lm.logits(TEXTS)) < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model_type", ["llama", "jamba", "qwen3_moe"])
+def test_gradients_reach_activations(model_type: str, backend: str, batch: TokenBatch) -> None:
+    """To first order a small step at a site moves the logits as its gradient says."""
+    lm = LM(opened(model_type, backend))
+    plain = next(w for w in lm.anatomy.block_writers if not w.fused)
+    sites = [lm.resid_pre[1], lm.resid_post[0], *lm.components()[:2]]
+    sites.append(Site.writer_in(plain.block, plain.name))
+    logits, cache = lm.run_with_cache(batch, sites, gradients=True)
+    slopes = torch.autograd.grad(logits[:, -1, 3].sum(), [cache[s] for s in sites])
+    for site, slope in zip(sites, slopes, strict=True):
+        assert slope.shape == cache[site].shape
+        step = 1e-2 * slope[:1, -1] / slope[0, -1].norm() ** 2
+        moved = lm.logits(
+            batch, intervene(site, Scale(torch.tensor(1.0))) + add(site, step[0], where=-1)
+        )
+        change = (moved - lm.logits(batch))[0, 3]
+        assert change.item() == pytest.approx(1e-2, rel=0.05)
+    with lm.editing(None), torch.no_grad():
+        assert not lm.run_with_cache(batch, sites)[0].requires_grad
 
 
 def test_no_call_ignores_strengths(lm: LM) -> None:

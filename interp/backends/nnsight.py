@@ -149,8 +149,7 @@ class NNsightBackend(SharedBackend):
             self._rewritten(),
             ExitStack() as stack,
         ):
-            for part in edit:
-                at, act = intervened(self.model, self.anatomy, part, run)
+            for _, at, act in intervened(self.model, self.anatomy, edit, run):
                 self.lm = _with_act(self.lm, at, act)
                 stack.callback(place(self.model, at, act, alone=True).remove)
             yield

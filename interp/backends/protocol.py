@@ -17,7 +17,7 @@ from interp.backends.limits import admitted, vocabulary
 from interp.backends.steps import Steps
 from interp.edits import Edit, applied
 from interp.errors import InterpError, NotFinite, SiteError
-from interp.hooking import Run, hooked, intervening
+from interp.hooking import Run, hooked, intervening, recording
 from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy
 from interp.sites import Site
@@ -66,7 +66,12 @@ class Backend(Protocol):
     ) -> Ids: ...
 
     def run(
-        self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit = None
+        self,
+        batch: TokenBatch,
+        sites: Sequence[Site],
+        edit: AnyEdit = None,
+        *,
+        gradients: bool = ...,
     ) -> tuple[Tensor, dict[Site, Tensor]]: ...
 
     def forward(self, batch: TokenBatch, edit: AnyEdit = None) -> Tensor: ...
@@ -228,13 +233,21 @@ class SharedBackend(ABC):
 
     @torch.no_grad()
     def run(
-        self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit = None
+        self,
+        batch: TokenBatch,
+        sites: Sequence[Site],
+        edit: AnyEdit = None,
+        *,
+        gradients: bool = False,
     ) -> tuple[Tensor, dict[Site, Tensor]]:
         """Logits ``[batch, seq, vocab]`` and activations ``[batch, seq, d]`` at ``sites``, in one pass.
 
+        gradients: logits depend on the activations, and both are on the model's device.
         Raises as :meth:`capture` does.
         """
         check_sites(self.anatomy, sites)
+        if gradients:
+            return self._with_gradients(batch, sites, edit)
         with self.editing(edit), self._passes(batch) as batch:
             logits, found = self._both(batch, tuple(dict.fromkeys(sites)))
             if not all_finite(logits, batch.mask):
@@ -258,6 +271,14 @@ class SharedBackend(ABC):
             except ScoresNotFinite as found:
                 more = found.ids[:, batch.ids.shape[1] :]
                 raise self._not_finite(batch.extended(more)) from None
+
+    def _with_gradients(
+        self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        with torch.enable_grad(), self.editing(edit), self._passes(batch) as batch:
+            with recording(self.model, self.anatomy, sites, batch.ids.shape) as found:
+                logits = self.model(**model_inputs(self.model, batch), use_cache=False).logits
+            return logits, in_order(found, dict.fromkeys(sites))
 
     def forward(self, batch: TokenBatch, edit: AnyEdit = None) -> Tensor:
         """Logits ``[batch, seq, vocab]`` of the transformers model with gradients, on its device.

@@ -148,16 +148,19 @@ class TransformerLensBackend(SharedBackend):
 
     @contextmanager
     def _intervening(self, edit: Interventions) -> Iterator[None]:
-        """Interventions at inputs as hooks of the bridge, the others as hooks of the transformers model."""
+        """Interventions at inputs and components as hooks of the bridge, the others as hooks of transformers.
+
+        The bridge calls modules of writers, and not always those of components.
+        """
         with (
             self._running(edit) as run,
             counting(self.model, self.anatomy, run),
             ExitStack() as stack,
         ):
-            for part in edit:
-                at, act = intervened(self.model, self.anatomy, part, run)
-                if at.before and not at.inside_experts and self._has_point(part.site):
-                    stack.enter_context(self.bridge.hooks(fwd_hooks=[self._acting(part.site, act)]))
+            for site, at, act in intervened(self.model, self.anatomy, edit, run):
+                bridged = at.before or site.kind == "component"
+                if bridged and not at.inside_experts and self._has_point(site):
+                    stack.enter_context(self.bridge.hooks(fwd_hooks=[self._acting(site, act)]))
                     stack.callback(place(self.model, at, act, alone=True).remove)
                 else:
                     stack.callback(place(self.model, at, act).remove)

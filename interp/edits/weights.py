@@ -13,7 +13,7 @@ from interp.edits.edit import Edit, bound, canonical, readable_parameter
 from interp.errors import DeltaError, NotExpressible
 from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy, BoundWriter
-from interp.operators import Addition, HookOnly, Operator, linear_form, row_count
+from interp.operators import Addition, Composed, HookOnly, Operator, linear_form, row_count
 from interp.sites import Site
 from interp.types import Coverage, LowRank, Shift, Update, WeightDelta
 
@@ -128,8 +128,14 @@ def _expert_input_update(
     return LowRank(b, a, "expert out in")
 
 
-def _site_as_writer(anatomy: Anatomy, site: Site, operator: Operator) -> tuple[str, Operator]:
-    """The writer whose bias is the same edit as an addition at ``site``; NotExpressible otherwise."""
+def _site_as_writer(
+    anatomy: Anatomy, site: Site, operator: Operator
+) -> Iterator[tuple[str, Operator]]:
+    """Writers whose biases are the same edit as additions at ``site``; NotExpressible otherwise."""
+    if isinstance(operator, Composed):
+        for part in operator.parts:
+            yield from _site_as_writer(anatomy, site, part)
+        return
     if isinstance(operator, HookOnly):
         operator.refuse()
     if site.kind == "component":
@@ -153,13 +159,14 @@ def _site_as_writer(anatomy: Anatomy, site: Site, operator: Operator) -> tuple[s
             f"addition at {site} has no exact weight form: a norm, a gate or routing weights follow "
             f"{writer.name}; use it as a hook"
         )
-    return writer.weight, Addition(operator.vector, operator.coefficient / writer.scale)
+    yield writer.weight, Addition(operator.vector, operator.coefficient / writer.scale)
 
 
 def as_edit(model: nn.Module, anatomy: Anatomy, given: Interventions) -> Edit:
     """Interventions as an edit of every position and every row.
 
-    Raises NotExpressible where an intervention acts at some positions or rows alone, and where two meet.
+    Operators at one site act one after the other (:class:`interp.operators.Composed`). Raises NotExpressible
+    where an intervention acts at some positions or rows alone.
     """
     found: dict[str, dict[Any, Operator]] = {"writers": {}, "sites": {}, "inputs": {}}
     writers = {w.name: w for w in anatomy.writers}
@@ -179,11 +186,9 @@ def as_edit(model: nn.Module, anatomy: Anatomy, given: Interventions) -> Edit:
         kind = {"writer_out": "writers", "writer_in": "inputs"}.get(part.site.kind, "sites")
         writer = writers.get(part.site.name)
         key = part.site if writer is None else writer.weight
-        if key in found[kind]:
-            raise NotExpressible(
-                f"two operators meet at {part.site}; make a delta of each and compose them"
-            )
-        found[kind][key] = bound(model, writer, part.operator)
+        operator = bound(model, writer, part.operator)
+        before = found[kind].get(key)
+        found[kind][key] = operator if before is None else Composed((before, operator))
     return Edit(**found, recipe=given.recipe)
 
 
@@ -206,12 +211,9 @@ def to_delta(
             f"{sorted(unknown)[0]} writes no stream; `interp inspect MODEL` lists what does"
         )
     for site, operator in edit.sites.items():
-        name, moved = _site_as_writer(anatomy, site, operator)
-        if name in placed:
-            raise NotExpressible(
-                f"two operators meet at {name}; make a delta of each and compose them"
-            )
-        placed[name] = moved
+        for name, moved in _site_as_writer(anatomy, site, operator):
+            # The stream after a block comes after everything that acts at the output of its last writer.
+            placed[name] = Composed((placed[name], moved)) if name in placed else moved
     updates: dict[str, Update] = {}
     edited: list[str] = []
     for writer in anatomy.writers:

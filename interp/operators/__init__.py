@@ -12,6 +12,7 @@ from interp.operators.addition import Addition
 from interp.operators.affine import Affine
 from interp.operators.angular import Angular
 from interp.operators.clamp import Clamp
+from interp.operators.composed import Composed
 from interp.operators.gated import Gated
 from interp.operators.graded import Graded
 from interp.operators.least_disturbance import LeastDisturbance
@@ -19,7 +20,7 @@ from interp.operators.linear import linear_form
 from interp.operators.norm_kept import NormKept
 from interp.operators.norm_preserving import NormPreserving, norm_restored, share_left
 from interp.operators.part import Part
-from interp.operators.protocol import HookOnly, Operator, row_count
+from interp.operators.protocol import HookOnly, Operator, at_columns, row_count
 from interp.operators.replace import Replace
 from interp.operators.scale import Scale
 from interp.operators.subspace import SubspaceAblation
@@ -31,6 +32,7 @@ __all__ = [
     "Affine",
     "Angular",
     "Clamp",
+    "Composed",
     "Gated",
     "Graded",
     "HookOnly",
@@ -43,6 +45,7 @@ __all__ = [
     "Scale",
     "SubspaceAblation",
     "Total",
+    "at_columns",
     "linear_form",
     "norm_restored",
     "row_count",

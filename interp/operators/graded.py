@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.errors import NotExpressible
 from interp.operators.linear import linear_form
-from interp.operators.protocol import Operator, row_count
+from interp.operators.protocol import Operator, at_columns, row_count
 from interp.types import LowRank, Vector, Weight
 
 
@@ -54,6 +54,11 @@ class Graded:
         if len(chosen) > 1:
             chosen = chosen[index.to(chosen.device)]
         return Graded(own(index) if own else self.operator, chosen)
+
+    def columns(self, start: int, stop: int, width: int) -> Graded | None:
+        """The same for some columns of the batch; None where nothing is done there."""
+        own = at_columns(self.operator, start, stop, width)
+        return None if own is None else Graded(own, self.coefficients)
 
     def linear_form(self, width: int) -> tuple[Tensor, Tensor, Vector | None]:
         """The operator's linear form, times the coefficient. Raises NotExpressible for several."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.operators.linear import linear_form
-from interp.operators.protocol import Operator, row_count
+from interp.operators.protocol import Operator, at_columns, row_count
 from interp.types import LowRank, Vector, Weight
 
 
@@ -46,6 +46,11 @@ class Part:
         if (rows := getattr(self.operator, "rows", None)) is None:
             return self
         return Part(rows(index), self.start, self.stop)
+
+    def columns(self, start: int, stop: int, width: int) -> Part | None:
+        """The same for some columns of the batch; None where nothing is done there."""
+        own = at_columns(self.operator, start, stop, width)
+        return None if own is None else Part(own, self.start, self.stop)
 
     def linear_form(self, width: int) -> tuple[Tensor, Tensor, Vector | None]:
         """The operator's linear form, with zeros at the other of ``width`` coordinates."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn, Protocol, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,6 +70,12 @@ class HookOnly:
 def row_count(operator: object) -> int | None:
     """Rows of the batch that an operator is made for; None for any number."""
     return getattr(operator, "row_count", None)
+
+
+def at_columns(operator: Any, start: int, stop: int, width: int) -> Any:
+    """The operator for columns ``start:stop`` of a batch of ``width``; None where it does nothing there."""
+    columns = getattr(operator, "columns", None)
+    return operator if columns is None else columns(start, stop, width)
 
 
 def widened(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from interp.errors import SiteError
 from interp.operators.protocol import HookOnly
 
 
@@ -15,7 +16,8 @@ class Replace(HookOnly):
     """``y ← values``, whatever y is. A hook only.
 
     values: a number or ``[d]`` for every row and position, ``[row, d]`` for every position of a row, or
-    ``[row, position, d]``; one row of values is for all rows.
+    ``[row, position, d]``, whose last position is the last of the batch (left padding may be longer or
+    missing); one row of values is for all rows, one position for all positions.
     """
 
     values: Tensor
@@ -35,6 +37,22 @@ class Replace(HookOnly):
         """Rows that the values are for; None for any number."""
         many = self.values.ndim > 1 and len(self.values) > 1
         return len(self.values) if many else None
+
+    def columns(self, start: int, stop: int, width: int) -> Replace | None:
+        """The same for columns ``start:stop`` of a batch of ``width``; None after its end.
+
+        Raises SiteError for values of fewer positions than the longest row has.
+        """
+        if self.values.ndim < 3 or (given := self.values.shape[1]) == 1:
+            return self
+        if given < width:
+            raise SiteError(
+                f"there are values for {given} positions, and a prompt has {width} tokens; give a value for "
+                "each, or choose offsets with where"
+            )
+        if start >= width:
+            return None
+        return Replace(self.values[:, given - width + start : given - width + stop])
 
     def rows(self, index: Tensor) -> Replace:
         """The same for some rows of the batch."""

@@ -95,6 +95,27 @@ def test_every_linear_operator_at_what_a_writer_reads(plain: Backend, batch: Tok
             assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4
 
 
+def test_operators_at_one_place_are_composed(plain: Backend, batch: TokenBatch) -> None:
+    """At what writers read and at what they write, with a constant in the stream after both."""
+    some = random_vector(2 * plain.anatomy.d_model).view(2, -1)
+    whole = None
+    for writer, read, wrote in zip(
+        plain.anatomy.block_writers, inputs(plain), outputs(plain), strict=True
+    ):
+        made = scale(SitePart(read, 0, 2), 0.0) + scale(SitePart(read, 1, 3), 2.0)
+        if not writer.fused:
+            made += ablate(read, random_vector(width(writer)))
+        made += ablate(wrote, some[0], 0.5) + ablate(wrote, some[1])
+        whole = made if whole is None else whole + made
+    last = plain.anatomy.in_block(0)[-1].writers[-1]
+    if last.scale is not None and not last.fused:
+        whole += add(Site.resid_post(0), some[0], 0.1) + add(Site.resid_pre(1), some[1], 0.1)
+    hook = real(plain.logits(batch, whole, None), batch)
+    delta = to_delta(plain.model, plain.anatomy, whole)
+    assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4
+    assert relative(hook, real(plain.logits(batch, None, None), batch)) > EFFECT
+
+
 def test_ablation_at_writers_is_that_of_the_edit(plain: Backend, batch: TokenBatch) -> None:
     """Seen through a post-norm's gain where there is one."""
     edit = ablate(outputs(plain), random_vector(plain.anatomy.d_model))
@@ -137,9 +158,13 @@ def test_a_cache_does_not_move_what_is_edited(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_site_is_edited_where_it_is_read(backend: str, batch: TokenBatch) -> None:
-    """A replaced value is the value that is captured, at every kind of site of a model with all of them."""
-    lm = opened("jamba", backend)
+@pytest.mark.parametrize("model_type", ["jamba", "llama"])
+def test_every_site_is_edited_where_it_is_read(
+    model_type: str, backend: str, batch: TokenBatch
+) -> None:
+    """A replaced value is the value that is captured and changes the logits, at every kind of site."""
+    lm = opened(model_type, backend)
+    unedited = lm.logits(batch)
     sites = [*all_sites(lm.anatomy), *writer_sites(lm.anatomy.block_writers)]
     sites += [Site.writer_out(w.block, w.name) for w in lm.anatomy.block_writers]
     fused = {w.name for w in lm.anatomy.block_writers if w.fused}
@@ -150,6 +175,8 @@ def test_every_site_is_edited_where_it_is_read(backend: str, batch: TokenBatch) 
             after = lm.capture(batch, [site], None)[site]
         assert relative(after[:, -2], values.expand_as(after[:, -2])) < TOLERANCE
         assert relative(after[:, :-2], before[:, :-2]) < TOLERANCE
+        changed = lm.logits(batch, replace(site, values, where=-1))
+        assert relative(changed, unedited) > EFFECT, site
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mamba", "jamba", "qwen3_moe", "gpt2"])

@@ -21,6 +21,7 @@ from interp.operators import (
     Affine,
     Angular,
     Clamp,
+    Composed,
     Gated,
     HookOnly,
     LeastDisturbance,
@@ -29,6 +30,7 @@ from interp.operators import (
     Operator,
     SubspaceAblation,
     Total,
+    linear_form,
     norm_restored,
     share_left,
 )
@@ -69,6 +71,13 @@ def expressible(weight: Tensor, strength: float, seed: int) -> list[Operator]:
         LeastDisturbance(u, normal(d_in, seed=seed), strength),
         NormPreserving.of(u, weight, "columns", strength),
         NormPreserving.of(u, weight, "rows", strength),
+        Composed(
+            (
+                Affine.ace(u, strength),
+                LeastDisturbance(u, normal(d_in, seed=seed), strength),
+                Ablation(direction(d, seed + 1), strength),
+            )
+        ),
         Total((Affine.ace(u, strength), LeastDisturbance(u, normal(d_in, seed=seed), strength))),
     ]
 
@@ -549,6 +558,23 @@ def test_a_total_is_the_sum_of_changes_in_any_order(seed: int, strength: float) 
     alone = Total(parts[:1])
     assert not alone.needs_input
     assert alone.homogeneous
+
+
+def test_a_composition_acts_in_its_order() -> None:
+    u, v = direction(seed=1), normal(D, seed=2)
+    both = Composed((Addition(v), Ablation(u)))
+    y, weight = normal(4, D, seed=3), normal(D, 5)
+    assert relative(both.act(y), Ablation(u).act(y + v)) < 1e-12
+    left, right, shift = linear_form(both, D)
+    assert relative(y + y @ right.T @ left.T + shift, both.act(y)) < 1e-9
+    assert relative(both.bias_update(None, weight), Ablation(u).act(v)) < 1e-9
+    idle = Composed((LeastDisturbance(u, normal(5), 0.0),))
+    assert idle.weight_update(weight) is None
+    assert idle.bias_update(None, weight) is None
+    with pytest.raises(NotExpressible, match="no weight form"):
+        Composed((Ablation(u), Clamp(u, -1.0, 1.0))).weight_update(weight)
+    with pytest.raises(ValueError, match="at least one"):
+        Composed(())
 
 
 def test_a_total_has_weights_where_all_parts_have_them() -> None:
