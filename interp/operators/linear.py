@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from interp.errors import NotExpressible
@@ -26,7 +25,7 @@ def linear_form(operator: Operator, width: int) -> tuple[Tensor, Tensor, Vector 
     if isinstance(operator, Affine):
         return operator.left, operator.right, operator.shift
     if isinstance(operator, Addition):
-        nothing = torch.zeros(width, 0)
+        nothing = operator.vector.new_zeros(width, 0)
         return nothing, nothing.T, operator.coefficient * operator.vector
     if (own := getattr(operator, "linear_form", None)) is not None:
         return own(width)
