@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from interp.data import PromptSet
     from interp.data.prompts import Side
-    from interp.evaluate.refusal import KeywordJudge
+    from interp.judges.keywords import KeywordJudge
     from interp.lm import LM
     from interp.methods.heretic import Asking
     from interp.methods.refusal.pipeline import Prompts
@@ -312,7 +312,7 @@ def asking_of(values: dict[str, Any], **more: Any) -> Asking:
 def judge_of(values: dict[str, Any]) -> KeywordJudge:
     """The judge that ``--markers`` describes. Raises PromptError for markers that are not there."""
     from interp.data.markers import load_markers
-    from interp.evaluate.refusal import KeywordJudge
+    from interp.judges.keywords import KeywordJudge
 
     name = values["markers"]
     return KeywordJudge(load_markers(name), name=Path(name).name)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from interp.backends.protocol import AnyEdit
 from interp.data.prompts import PromptSet
+from interp.data.thinking import response_texts
 from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
 from interp.evaluate.neutral import neutral_batch, neutral_nll
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, Judged, generate_ids, judge
+from interp.evaluate.refusal import Judged, generate_ids, judge
 from interp.evaluate.replacement import Replacement, measured, replaced
-from interp.evaluate.thinking import response_texts
+from interp.judges.keywords import ENGLISH_JUDGE
+from interp.judges.protocol import Judge
 from interp.lm import LM
 from interp.types import Ids, TokenBatch
 from interp.watching import within

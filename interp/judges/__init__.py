@@ -10,14 +10,17 @@ from interp.judges.agreement import Agreement, agreement
 from interp.judges.caching import CachedJudge, cached
 from interp.judges.chat import ChatJudge
 from interp.judges.endpoint import EndpointJudge
+from interp.judges.keywords import DECLINE_JUDGE, ENGLISH_JUDGE, KeywordJudge
 from interp.judges.likelihood import LikelihoodRatio
-from interp.judges.naming import SPELLINGS, named
+from interp.judges.naming import SPELLINGS, named, spelled
 from interp.judges.protocol import Judge
 from interp.judges.rubric import COHERENCE, Rubric
 from interp.judges.traits import TRAITS, TraitJudge
 
 __all__ = [
     "COHERENCE",
+    "DECLINE_JUDGE",
+    "ENGLISH_JUDGE",
     "SPELLINGS",
     "TRAITS",
     "Agreement",
@@ -25,10 +28,12 @@ __all__ = [
     "ChatJudge",
     "EndpointJudge",
     "Judge",
+    "KeywordJudge",
     "LikelihoodRatio",
     "Rubric",
     "TraitJudge",
     "agreement",
     "cached",
     "named",
+    "spelled",
 ]

@@ -10,7 +10,7 @@ import torch
 
 from interp.judges.likelihood import model_json
 from interp.judges.numbers import number_probabilities
-from interp.judges.protocol import HALFWAY, check_prompts, spread
+from interp.judges.protocol import HALFWAY, answers, check_prompts, spread
 from interp.judges.rubric import HIGHEST, LEAST_MASS, LOWEST, Rubric
 from interp.lm import LM
 
@@ -20,9 +20,10 @@ class ChatJudge:
     """Expected score ``Σ k p(k) / Σ p(k)`` over the numbers 0 to 100 as the model's reply to a rubric.
 
     Numbers of several tokens are followed token by token (:mod:`interp.judges.numbers`). A response has no
-    score where it is empty, or where numbers have less than ``least_mass`` of the probability. lm: the
-    judging model without an edit; for one that thinks first, ``lm.using(chat=ChatFormat(thinking=False))``,
-    for one that does not begin with the number, ``ChatFormat(prefill="Score:")``.
+    score where it is empty or still thinking, or where numbers have less than ``least_mass`` of the
+    probability. lm: the judging model without an edit; for one that thinks first,
+    ``lm.using(chat=ChatFormat(thinking=False))``, for one that does not begin with the number,
+    ``ChatFormat(prefill="Score:")``.
     """
 
     lm: LM
@@ -37,10 +38,10 @@ class ChatJudge:
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         """See :class:`interp.judges.Judge`; needs prompts where the rubric shows them."""
         check_prompts(prompts, responses, self.name if self.rubric.needs_prompt else None)
-        rows = [i for i, text in enumerate(responses) if text.strip()]
+        rows = answers(responses)
         if not rows:
             return [None] * len(responses)
-        texts = [self.rubric.filled(prompts[i] if prompts else "", responses[i]) for i in rows]
+        texts = [self.rubric.filled(prompts[i] if prompts else "", t) for i, t in rows.items()]
         chances = number_probabilities(self.lm, self.lm.tokens(texts))
         mass = chances.sum(-1)
         means = chances @ torch.arange(LOWEST, HIGHEST + 1, dtype=chances.dtype) / mass

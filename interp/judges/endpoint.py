@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from interp.data.thinking import answer
 from interp.errors import JudgeError
-from interp.judges.protocol import HALFWAY, check_prompts, spread
+from interp.judges.protocol import HALFWAY, answers, check_prompts, spread
 from interp.judges.rubric import HIGHEST, LEAST_MASS, LOWEST, Rubric, number_in
 
 KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
@@ -72,10 +73,10 @@ class EndpointJudge:
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         """See :class:`interp.judges.Judge`; needs prompts where the rubric shows them."""
         check_prompts(prompts, responses, self.name if self.rubric.needs_prompt else None)
-        rows = [i for i, text in enumerate(responses) if text.strip()]
+        rows = answers(responses)
         if not rows:
             return [None] * len(responses)
-        texts = [self.rubric.filled(prompts[i] if prompts else "", responses[i]) for i in rows]
+        texts = [self.rubric.filled(prompts[i] if prompts else "", t) for i, t in rows.items()]
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as pool:
             refused: set[str] = set()
             waiting = [pool.submit(self._scored, client, text, refused) for text in texts]
@@ -163,7 +164,7 @@ class EndpointJudge:
                 mean = sum(k * p for k, p in found) / mass if mass else 0.0
                 return mean if mass >= self.least_mass else None
         cut = choice.finish_reason == "length" and reply[-1:].isdigit()
-        return None if cut else number_in(reply)
+        return None if cut else number_in(answer(reply) or "")
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -35,36 +35,13 @@ class LikelihoodRatio:
 
     def __post_init__(self) -> None:
         for side in ("positive", "negative"):
-            given = getattr(self, side)
-            object.__setattr__(self, side, (given,) if isinstance(given, str) else tuple(given))
-        pairs = len(self.positive), len(self.negative)
-        if pairs[0] != pairs[1] or not pairs[0]:
-            raise JudgeError(
-                f"a likelihood ratio needs pairs of system texts, got {pairs[0]} positive and {pairs[1]} "
-                "negative"
-            )
+            object.__setattr__(self, side, tuple(_listed(getattr(self, side))))
+        check_pairs(self.positive, self.negative)
 
     @classmethod
     def load(cls, lm: LM, path: Path) -> LikelihoodRatio:
-        """The pairs of a JSON file: ``{"positive": […], "negative": […]}`` or ``{"instruction": [{"pos": …,
-        "neg": …}, …]}``. Raises JudgeError."""
-        try:
-            content = json.loads(path.expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise JudgeError(f"the file of system texts {path} cannot be read: {error}") from None
-        try:
-            if "instruction" in content:
-                sides = [[pair[side] for pair in content["instruction"]] for side in ("pos", "neg")]
-            else:
-                sides = [_listed(content[side]) for side in ("positive", "negative")]
-        except (KeyError, TypeError):
-            sides = [[None]]
-        if not all(isinstance(text, str) for side in sides for text in side):
-            raise JudgeError(
-                f'{path} must hold {{"positive": [texts], "negative": [texts]}}, or pairs of "pos" and "neg" '
-                'under "instruction"'
-            )
-        return cls(lm, tuple(sides[0]), tuple(sides[1]), path.stem)
+        """The ratio of the pairs in a file (:func:`load_pairs`)."""
+        return cls(lm, *load_pairs(path), path.stem)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         """See :class:`interp.judges.Judge`; needs prompts."""
@@ -90,6 +67,41 @@ class LikelihoodRatio:
             "negative": list(self.negative),
             **model_json(self.lm),
         }
+
+
+def load_pairs(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Positive and negative system texts of a JSON file.
+
+    The file is ``{"positive": […], "negative": […]}`` or ``{"instruction": [{"pos": …, "neg": …}, …]}``.
+    Raises JudgeError for any other, and for sides of other lengths.
+    """
+    try:
+        content = json.loads(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JudgeError(f"the file of system texts {path} cannot be read: {error}") from None
+    try:
+        if "instruction" in content:
+            sides = [[pair[side] for pair in content["instruction"]] for side in ("pos", "neg")]
+        else:
+            sides = [_listed(content[side]) for side in ("positive", "negative")]
+    except (KeyError, TypeError):
+        sides = [[None]]
+    if not all(isinstance(text, str) for side in sides for text in side):
+        raise JudgeError(
+            f'{path} must hold {{"positive": [texts], "negative": [texts]}}, or pairs of "pos" and "neg" '
+            'under "instruction"'
+        )
+    check_pairs(*sides)
+    return tuple(sides[0]), tuple(sides[1])
+
+
+def check_pairs(positive: Sequence[str], negative: Sequence[str]) -> None:
+    """Raise JudgeError unless there are as many positive texts as negative ones, and any."""
+    if len(positive) != len(negative) or not positive:
+        raise JudgeError(
+            f"a likelihood ratio needs pairs of system texts, got {len(positive)} positive and "
+            f"{len(negative)} negative"
+        )
 
 
 def _listed(value: Any) -> list[Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from interp.errors import JudgeError
 from interp.judges.chat import ChatJudge
 from interp.judges.endpoint import EndpointJudge
-from interp.judges.likelihood import LikelihoodRatio
+from interp.judges.keywords import DECLINE_JUDGE, ENGLISH_JUDGE
+from interp.judges.likelihood import LikelihoodRatio, load_pairs
 from interp.judges.protocol import Judge
 from interp.judges.rubric import COHERENCE, Rubric
 from interp.judges.traits import TRAITS, TraitJudge
@@ -17,27 +19,37 @@ from interp.lm import LM
 from interp.opening import open_model
 
 SPELLINGS = {
+    "refusal": "English refusal markers, 0 or 1",
+    "declines": "the same with wider markers, which find requests turned down in other words, too",
     "trait:NAME": f"a programmatic trait, 0 to 100: {', '.join(TRAITS)}",
-    "llr:FILE": "log-likelihood ratio under the unedited model; FILE is JSON with lists 'positive' and "
-    "'negative' of system texts",
-    "model:MODEL:RUBRIC": "a local chat model's expected score, 0 to 100; RUBRIC is a text file with "
+    "llr:FILE": "log-likelihood ratio in nats per token under the unedited model; FILE is JSON with lists "
+    "'positive' and 'negative' of system texts",
+    "model:MODEL:RUBRIC": "the expected score, 0 to 100, of a local chat model; RUBRIC is a text file with "
     "{question} and {answer}, or 'coherence'",
-    "openai:MODEL@URL:RUBRIC": "the same of a model behind an OpenAI-compatible server (without @URL: "
-    "OPENAI_BASE_URL); a key is read from OPENAI_API_KEY",
+    "openai:MODEL@URL:RUBRIC": "the score of a model behind an OpenAI-compatible server (without @URL: "
+    "OPENAI_BASE_URL, or OpenAI's own); the key comes from OPENAI_API_KEY",
 }
 """How each kind of judge is spelled, and what it is."""
+Maker: TypeAlias = Callable[[LM], Judge]
 _SERVED = re.compile(r"(?P<model>.+?)(?:@(?P<url>https?://.+))?")
 
 
-def named(spelling: str, lm: LM | None = None) -> Judge:
+def named(spelling: str, lm: LM) -> Judge:
     """The judge that a name of :data:`SPELLINGS` means. Raises JudgeError for a name that means none.
 
-    lm: the unedited model of ``llr:``.
+    lm: the unedited model, which ``llr:`` reads.
     """
+    return spelled(spelling)(lm)
+
+
+def spelled(spelling: str) -> Maker:
+    """What makes the judge of a name once the model is open; files are read, and names checked, before."""
+    if spelling in (judges := {"refusal": ENGLISH_JUDGE, "declines": DECLINE_JUDGE}):
+        return lambda _: judges[spelling]
     kind, _, rest = spelling.partition(":")
-    makers: dict[str, Callable[[str], Judge]] = {
-        "trait": TraitJudge,
-        "llr": lambda name: LikelihoodRatio.load(_needed(lm), Path(name)),
+    makers: dict[str, Callable[[str], Maker]] = {
+        "trait": _trait,
+        "llr": _ratio,
         "model": _local,
         "openai": _served,
     }
@@ -46,22 +58,28 @@ def named(spelling: str, lm: LM | None = None) -> Judge:
     return makers[kind](rest)
 
 
-def _needed(lm: LM | None) -> LM:
-    if lm is None:
-        raise JudgeError("llr: needs a model; give lm=")
-    return lm
+def _trait(name: str) -> Maker:
+    judge = TraitJudge(name)
+    return lambda _: judge
 
 
-def _local(rest: str) -> Judge:
+def _ratio(name: str) -> Maker:
+    path = Path(name)
+    positive, negative = load_pairs(path)
+    return lambda lm: LikelihoodRatio(lm, positive, negative, path.stem)
+
+
+def _local(rest: str) -> Maker:
     model, rubric = _split(rest, "model:MODEL:RUBRIC")
-    return ChatJudge(open_model(model), rubric)
+    return lambda lm: ChatJudge(open_model(model, watch=lm.watch), rubric)
 
 
-def _served(rest: str) -> Judge:
+def _served(rest: str) -> Maker:
     head, rubric = _split(rest, "openai:MODEL@URL:RUBRIC")
     found = _SERVED.fullmatch(head)
     assert found is not None
-    return EndpointJudge(found["model"], rubric, found["url"])
+    judge = EndpointJudge(found["model"], rubric, found["url"])
+    return lambda _: judge
 
 
 def _split(rest: str, spelling: str) -> tuple[str, Rubric]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from interp.data.thinking import answer
 from interp.errors import JudgeError
 
 PERCENT = 100.0
@@ -54,12 +55,18 @@ def check_prompts(
     raise JudgeError(f"{len(prompts)} prompts for {len(responses)} responses: give one each{hint}")
 
 
+def answers(responses: Sequence[str]) -> dict[int, str]:
+    """Row → response without its thinking; rows that are empty or still thinking are left out."""
+    found = ((row, (answer(text) or "").strip()) for row, text in enumerate(responses))
+    return {row: text for row, text in found if text}
+
+
 def finite(score: float | None) -> float | None:
     """The score; None for one that is NaN or infinite."""
     return None if score is None or not math.isfinite(score) else float(score)
 
 
-def spread(found: Sequence[float | None], rows: Sequence[int], count: int) -> list[float | None]:
+def spread(found: Sequence[float | None], rows: Iterable[int], count: int) -> list[float | None]:
     """Scores of some rows as a list of all ``count`` rows, None for the others."""
     scores: list[float | None] = [None] * count
     for row, score in zip(rows, found, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import JudgeError
-from interp.judges.protocol import HALFWAY, PERCENT, check_prompts
+from interp.judges.protocol import HALFWAY, PERCENT, answers, check_prompts, spread
 from interp.source import code_hash
 
 Measure = Callable[[str], float | None]
@@ -150,7 +150,7 @@ TRAITS: dict[str, Measure] = {
 class TraitJudge:
     """Score of one of :data:`TRAITS`, or of ``measure``: a text → 0 to 100, None for no score.
 
-    An empty response has no score. Raises JudgeError for a name that is no trait.
+    Thinking is not judged; an empty response has no score. Raises JudgeError for a name that is no trait.
     """
 
     name: str
@@ -168,8 +168,9 @@ class TraitJudge:
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         """See :class:`interp.judges.Judge`; prompts are not read."""
         check_prompts(prompts, responses)
-        plain = (text.replace("’", "'").strip() for text in responses)
-        return [self._measure(text) if text else None for text in plain]
+        rows = answers(responses)
+        found = [self._measure(text.replace("’", "'")) for text in rows.values()]
+        return spread(found, rows, len(responses))
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": "trait", "name": self.name, "code": code_hash(self._measure)}

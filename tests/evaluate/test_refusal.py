@@ -11,9 +11,11 @@ import torch
 from tokenizers import AddedToken
 
 from interp.data.markers import languages, load_markers
+from interp.data.thinking import answer, response_texts
 from interp.errors import InterpError, PromptError
-from interp.evaluate.refusal import DECLINES, MARKERS, KeywordJudge, is_refusal, judge, wilson
-from interp.evaluate.thinking import answer, response_texts
+from interp.evaluate.refusal import judge
+from interp.judges.agreement import wilson
+from interp.judges.keywords import DECLINES, MARKERS, KeywordJudge, is_refusal
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from interp.errors import JudgeError
-from interp.judges import COHERENCE, EndpointJudge, Judge, Rubric, cached, named
+from interp.judges import COHERENCE, EndpointJudge, Judge, Rubric, cached, spelled
 
 pytest.importorskip("openai", reason="the extra `judge` is not installed: no endpoint is tested")
 
@@ -109,6 +109,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
         (said("85", ("8", 0.9), ("7", 0.1)), 85.0),  # digits: what follows decides
         (said("85"), 85.0),
         (said(" Score: **85**/100."), 85.0),
+        (said("<think>50, or 60?</think>85"), 85.0),
         (said("85%"), 85.0),
         (said("8.5"), 8.5),
         (said("100 out of 100"), 100.0),
@@ -249,10 +250,10 @@ def test_openai_itself_needs_a_key() -> None:
 
 def test_names_of_served_judges(tmp_path: Path) -> None:
     (tmp_path / "wet.txt").write_text("{answer}")
-    both = named(f"openai:llama3:8b@http://localhost:1/v1:{tmp_path / 'wet.txt'}")
+    both = spelled(f"openai:llama3:8b@http://localhost:1/v1:{tmp_path / 'wet.txt'}")(None)  # type: ignore[arg-type]
     assert isinstance(both, EndpointJudge)
     assert (both.model, both.url, both.name) == ("llama3:8b", "http://localhost:1/v1", "wet")
-    alone = named("openai:gpt-4.1-mini:coherence")
+    alone = spelled("openai:gpt-4.1-mini:coherence")(None)  # type: ignore[arg-type]
     assert isinstance(alone, EndpointJudge)
     assert (alone.model, alone.url, alone.rubric) == ("gpt-4.1-mini", None, COHERENCE)
 

@@ -15,7 +15,16 @@ from torch import Tensor
 from interp.backends.opening import wrap
 from interp.data import ChatFormat
 from interp.errors import JudgeError
-from interp.judges import COHERENCE, ChatJudge, Judge, LikelihoodRatio, Rubric, named
+from interp.judges import (
+    COHERENCE,
+    ChatJudge,
+    Judge,
+    LikelihoodRatio,
+    Rubric,
+    TraitJudge,
+    named,
+    spelled,
+)
 from interp.judges.numbers import number_paths, number_probabilities
 from interp.lm import LM
 from interp.models import tiny_model
@@ -170,6 +179,13 @@ def test_judges_that_read_prompts_need_them(lm: LM) -> None:
     assert alone.score([], ["It rises."])[0] is not None
 
 
+def test_thinking_is_not_judged(lm: LM) -> None:
+    texts = ["<think>Hm! What? Perhaps!</think>\nIt rises.", "<think>Hm! It is"]
+    for judge in (TraitJudge("exclamatory"), ChatJudge(lm, COHERENCE, least_mass=0.0)):
+        found = judge.score(PROMPTS[:2], texts)
+        assert found == [*judge.score(PROMPTS[:1], ["It rises."]), None]
+
+
 def test_descriptions_tell_judges_apart(lm: LM) -> None:
     """Another rubric, chat format or model is another description; the batch size is not."""
     judge = ChatJudge(lm, COHERENCE)
@@ -198,12 +214,15 @@ def test_descriptions_tell_judges_apart(lm: LM) -> None:
     ],
 )
 def test_names_that_mean_no_judge(wrong: str) -> None:
-    with pytest.raises(JudgeError, match=r"no judge|is spelled|cannot be read"):
-        named(wrong)
+    with pytest.raises(JudgeError, match=r"no judge|is spelled|cannot be read|no trait"):
+        spelled(wrong)
 
 
-def test_judges_by_name() -> None:
-    assert named("trait:terse").name == "terse"
-    local = named("model:tiny:llama:coherence")
+def test_judges_by_name(lm: LM) -> None:
+    assert named("trait:terse", lm).name == "terse"
+    texts = ["I'm sorry, I can't.", "I'm glad to help, but I'm not equipped to.", "Sure!"]
+    assert named("refusal", lm).score([], texts) == [1.0, 0.0, 0.0]
+    assert named("declines", lm).score([], texts) == [1.0, 1.0, 0.0]
+    local = named("model:tiny:llama:coherence", lm)
     assert isinstance(local, ChatJudge)
     assert local.as_json()["rubric"] == COHERENCE.as_json()

@@ -13,8 +13,8 @@ import pytest
 from interp import open_model
 from interp.data.prompts import PromptSet
 from interp.errors import ExportError, PromptError
-from interp.evaluate.refusal import MARKERS
 from interp.export.heretic_program import Program
+from interp.judges.keywords import MARKERS
 from interp.methods.heretic import opinion
 from interp.methods.heretic.opinion import (
     Asking,

@@ -22,9 +22,10 @@ from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
 from interp.errors import ExportError, PromptError
 from interp.evaluate.divergence import divergence, reference
-from interp.evaluate.refusal import MARKERS, KeywordJudge, judge, respond
+from interp.evaluate.refusal import judge, respond
 from interp.export.heretic_program import Program
 from interp.files import write_text
+from interp.judges.keywords import MARKERS, KeywordJudge
 from interp.lm import LM
 from interp.methods.heretic.directions import BATCH, SYSTEM, render
 

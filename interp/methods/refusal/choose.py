@@ -12,7 +12,9 @@ import torch
 from interp.data.prompts import PromptSet
 from interp.errors import InterpError
 from interp.evaluate.divergence import first_log_probs, kl_nats
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
+from interp.evaluate.refusal import generate_and_judge
+from interp.judges.keywords import ENGLISH_JUDGE
+from interp.judges.protocol import Judge
 from interp.lm import LM
 from interp.methods.refusal.fit import OPENING, Fitted, build
 from interp.recipes import AblationEdit, LeastDisturbanceEdit

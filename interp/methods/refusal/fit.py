@@ -9,8 +9,10 @@ from typing import Any
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation
 from interp.errors import InterpError
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
+from interp.evaluate.refusal import generate_and_judge
 from interp.fitting import Probes, directions, least_disturbance, places_of
+from interp.judges.keywords import ENGLISH_JUDGE
+from interp.judges.protocol import Judge
 from interp.lm import LM
 from interp.methods.refusal.texts import LAST_TOKENS, Texts, written
 from interp.recipes import AblationEdit, DirectionRecipe, LeastDisturbanceEdit

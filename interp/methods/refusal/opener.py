@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import first_log_probs
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge, generate_and_judge
+from interp.evaluate.refusal import generate_and_judge
+from interp.judges.keywords import ENGLISH_JUDGE
+from interp.judges.protocol import Judge
 from interp.lm import LM
 from interp.methods.refusal.fit import FEWEST_REFUSED, OPENING, answering
 from interp.watching import within

@@ -14,11 +14,12 @@ from interp.data.text import neutral_passages
 from interp.edits import fingerprint
 from interp.evaluate.hardware import accelerator
 from interp.evaluate.measure import Bench, BenchRow
-from interp.evaluate.refusal import ENGLISH_JUDGE, Judge
 from interp.export import export
 from interp.export.gate import PASSING, kinds
 from interp.export.measurement import Measurement
 from interp.figures import render
+from interp.judges.keywords import ENGLISH_JUDGE
+from interp.judges.protocol import Judge
 from interp.lm import LM
 from interp.methods.refusal.attributing import attribution_figure, fit_openers
 from interp.methods.refusal.card import report_figure

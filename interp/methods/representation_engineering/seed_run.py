@@ -16,8 +16,9 @@ from interp.data.text import neutral_passages
 from interp.evaluate.divergence import CONTINUATION, first_log_probs, kl_nats
 from interp.evaluate.measure import Bench
 from interp.evaluate.neutral import passage_nats
-from interp.evaluate.refusal import DECLINES, KeywordJudge, generate_and_judge, generate_ids, judge
+from interp.evaluate.refusal import generate_and_judge, generate_ids, judge
 from interp.evaluate.replacement import Replacement
+from interp.judges.keywords import DECLINES, KeywordJudge
 from interp.methods.refusal import (
     Fitted,
     Selection,
