@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from interp.cli import judging
 from interp.cli.options import (
     Given,
     delta_option,
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     from interp.types import WeightDelta
 
 
-@click.command(epilog="Example: interp measure --model smollm2 --delta my-delta --json rows.json")
+EXAMPLE = "Example: interp measure --model smollm2 --delta my-delta --json rows.json"
+
+
+@click.command(epilog=f"{EXAMPLE}\n\n{judging.HELP}")
 @model_options
 @prompt_options
 @markers_option
+@judging.judge_option
 @delta_option
 @click.option(
     "--split",
@@ -41,7 +46,12 @@ if TYPE_CHECKING:
               help="length of a response")  # fmt: skip
 @json_option
 def command(
-    delta_dir: Path | None, split: str, tokens: int, json_file: Path | None, **values: Any
+    delta_dir: Path | None,
+    judges: tuple[str, ...],
+    split: str,
+    tokens: int,
+    json_file: Path | None,
+    **values: Any,
 ) -> None:
     """Measure refusals, over-refusals, first-token and 32-token KL, neutral-text NLL, and new responses.
 
@@ -55,9 +65,10 @@ def command(
     from interp.cli.progress import watching
     from interp.cli.tables import examples, measures
     from interp.evaluate.measure import Bench
+    from interp.judges import spelled
 
     given = Given(values)
-    delta, judge = read_delta(delta_dir), given.judge
+    delta, judge, makers = read_delta(delta_dir), given.judge, [spelled(name) for name in judges]
     refuse, comply = given.classes(split)
     lm = given.open()
     if delta is not None:
@@ -66,16 +77,22 @@ def command(
         check_base(lm.hf, lm.anatomy, delta)
     with watching(json_file) as watch:
         lm = lm.using(watch=watch)
-        bench = Bench.prepare(lm, refuse, comply, response_tokens=tokens, judge=judge)
+        further = judging.made(makers, lm)
+        bench = Bench.prepare(
+            lm, refuse, comply, response_tokens=tokens, judge=judge, judges=further
+        )
         rows = [bench.row("original").as_json()]
         if delta is not None:
             rows.append(bench.row("edited", delta).as_json())
     measures(f"{values['model']} on {refuse.source} and {comply.source}", rows)
     examples(rows)
+    judging.scores(rows)
     _note_unscored(rows, len(refuse) + len(comply))
     sides = {"refuse": refuse, "comply": comply}
     prompts = {name: {"source": s.source, "sha256": s.sha256} for name, s in sides.items()}
     result = {"model": values["model"], "rows": rows, "judge": judge.as_json(), "prompts": prompts}
+    if further:
+        result["judges"] = {each.name: each.as_json() for each in further}
     if delta is not None and delta_dir is not None:
         found = _measurement(given, lm, delta, rows, refuse, comply, tokens)
         result["prompts_seen_by_the_edit"] = found.seen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, dive
 from interp.evaluate.neutral import neutral_batch, neutral_nll
 from interp.evaluate.refusal import Judged, generate_ids, judge
 from interp.evaluate.replacement import Replacement, measured, replaced
+from interp.evaluate.scores import Scores
 from interp.judges.keywords import ENGLISH_JUDGE
 from interp.judges.protocol import Judge
 from interp.lm import LM
@@ -37,6 +38,7 @@ class BenchRow:
     replacement: measures of the responses to requests that the base refused and the edit does not; for the
     base itself, of its responses to the answerable prompts, for comparison. examples: ``{prompt,
     response}`` for the first ``EXAMPLES`` requests that the base refused, the same for every edit.
+    scores: of further judges, by name and class (``refuse``, ``comply``).
     """
 
     name: str
@@ -54,9 +56,12 @@ class BenchRow:
     unscored: int = 0
     replacement: Replacement | None = None
     examples: tuple[dict[str, str], ...] = ()
+    scores: Mapping[str, Mapping[str, Scores]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; ``scores`` is left out without further judges."""
+        found = asdict(self)
+        return found if self.scores else {k: v for k, v in found.items() if k != "scores"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +77,7 @@ class Bench:
     base_ids: Ids
     response_tokens: int = RESPONSE
     judge: Judge = ENGLISH_JUDGE
+    judges: tuple[Judge, ...] = ()
 
     @classmethod
     def prepare(
@@ -84,16 +90,20 @@ class Bench:
         continuation: int = CONTINUATION,
         passages: Sequence[str] | None = None,
         judge: Judge = ENGLISH_JUDGE,
+        judges: Sequence[Judge] = (),
     ) -> Bench:
         """Tokenise both classes and run the base model once on each.
 
-        passages: neutral text; None for all that is shipped.
+        passages: neutral text; None for all that is shipped. judge: of refusals. judges: further ones, whose
+        mean scores become part of every row.
         """
         r, c = (lm.tokens(side) for side in (refuse, comply))
         ref = reference(lm, c, tokens=continuation)
         base = generate_ids(lm.using(watch=within(lm.watch, "base")), r, tokens=response_tokens)
         neutral = neutral_batch(lm, passages)
-        return cls(lm, (refuse, comply), r, c, neutral, ref, base, response_tokens, judge)
+        return cls(
+            lm, (refuse, comply), r, c, neutral, ref, base, response_tokens, judge, tuple(judges)
+        )
 
     def row(self, name: str, edit: AnyEdit = None) -> BenchRow:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
@@ -120,7 +130,22 @@ class Bench:
             refused.unscored + over.unscored,
             self.answers(answers) if edit is None else self.replacement(new),
             self.examples(new),
+            self.scores(refused.texts, over.texts),
         )
+
+    def scores(
+        self, refuse: Sequence[str], comply: Sequence[str]
+    ) -> dict[str, dict[str, Scores]] | None:
+        """Scores of the further judges by name and class, of responses to both classes; None without any."""
+        sides = dict(zip(("refuse", "comply"), (refuse, comply), strict=True))
+        prompts = [side.prompts for side in self.prompts]
+        return {
+            judge.name: {
+                side: Scores.of(judge, asked, texts)
+                for asked, (side, texts) in zip(prompts, sides.items(), strict=True)
+            }
+            for judge in self.judges
+        } or None
 
     def replacement(self, new: Ids) -> Replacement:
         """Measures of the responses ``new [n_refuse, tokens]`` of an edit that took the place of refusals."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from interp.errors import JudgeError
 from interp.judges.chat import ChatJudge
 from interp.judges.endpoint import EndpointJudge
-from interp.judges.keywords import DECLINE_JUDGE, ENGLISH_JUDGE
+from interp.judges.keywords import DECLINE_JUDGE, KeywordJudge
 from interp.judges.likelihood import LikelihoodRatio, load_pairs
 from interp.judges.protocol import Judge
 from interp.judges.rubric import COHERENCE, Rubric
@@ -30,6 +30,7 @@ SPELLINGS = {
     "OPENAI_BASE_URL, or OpenAI's own); the key comes from OPENAI_API_KEY",
 }
 """How each kind of judge is spelled, and what it is."""
+REFUSAL_JUDGE = KeywordJudge(name="refusal")
 Maker: TypeAlias = Callable[[LM], Judge]
 _SERVED = re.compile(r"(?P<model>.+?)(?:@(?P<url>https?://.+))?")
 
@@ -44,7 +45,7 @@ def named(spelling: str, lm: LM) -> Judge:
 
 def spelled(spelling: str) -> Maker:
     """What makes the judge of a name once the model is open; files are read, and names checked, before."""
-    if spelling in (judges := {"refusal": ENGLISH_JUDGE, "declines": DECLINE_JUDGE}):
+    if spelling in (judges := {j.name: j for j in (REFUSAL_JUDGE, DECLINE_JUDGE)}):
         return lambda _: judges[spelling]
     kind, _, rest = spelling.partition(":")
     makers: dict[str, Callable[[str], Maker]] = {

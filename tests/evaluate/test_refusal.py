@@ -177,6 +177,11 @@ class Odd:
 
     name = "odd"
 
+    threshold = 0.5
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name}
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         return [None, float("nan"), 0.6, 0.4]
 
