@@ -61,6 +61,7 @@ def test_a_run_is_trained_once_and_opens_like_any_model(plain: TrainedRun, runs:
     assert [p.name for p in runs.iterdir() if p.suffix == ".unfinished"] == []
 
 
+@pytest.mark.slow
 def test_what_changes_the_weights_is_another_run(plain: TrainedRun, runs: Path) -> None:
     other = small()
     with torch.no_grad():
@@ -73,6 +74,7 @@ def test_what_changes_the_weights_is_another_run(plain: TrainedRun, runs: Path) 
     assert len(keys | {plain.key}) == 4
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_trained_again(tmp_path: Path) -> None:
     first = train(small, IDS, FEW, runs=tmp_path)
     weights = first.path / "model.safetensors"
@@ -97,6 +99,7 @@ def test_a_loss_of_ones_own_reads_its_columns_and_logs_its_parts(runs: Path) -> 
     assert done.losses == pytest.approx([t + 0.5 * o for t, o in zip(tokens, own, strict=True)])
 
 
+@pytest.mark.slow
 def test_micro_batches_make_the_same_step(runs: Path, plain: TrainedRun) -> None:
     split = train(small, IDS, TrainingRecipe(steps=3, batch_size=8, micro_batch=2), runs=runs)
     assert split.losses == pytest.approx(plain.losses, rel=1e-4)
@@ -146,7 +149,12 @@ def test_conversations_learn_the_response_and_its_end(tokenizer: Any) -> None:
         ([{"labels": [1]}], FEW, PromptError),
         (iter(IDS), FEW, PromptError),
         (IDS, TrainingRecipe(steps=3, batch_size=8, schedule="unknown"), InterpError),
-        ([{"input_ids": ids, "labels": ids * 0 - 100} for ids in IDS], FEW, NotFinite),
+        pytest.param(
+            [{"input_ids": ids, "labels": ids * 0 - 100} for ids in IDS],
+            FEW,
+            NotFinite,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_trained_says_why(
