@@ -1,6 +1,6 @@
 """What an ``LM`` adds to the bare model: reading, caching, editing and several strengths, in pairs.
 
-    .venv/bin/python benchmarks/workbench.py [--model smollm2] [--rounds 3]
+    .venv/bin/python benchmarks/workbench.py [--model smollm2] [--prompts 128] [--rounds 3]
 
 Floors: reading takes one forward pass up to the last block; a cache one whole forward pass; an edit in the
 weights one copy of the edited matrices each way; a decoding step reads the weights once, however many rows
@@ -83,7 +83,7 @@ def variants(lm: LM, prompts: list[str]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     lm = open_model(given.model)

@@ -121,9 +121,12 @@ def test_the_first_example_runs_on_every_backend(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On tiny models, which have three blocks or four. PEFT cannot hold an edit of a pure Mamba."""
+    """On tiny models, which have three blocks or four. LoRA has no biases, which these Mamba layers have."""
     monkeypatch.chdir(tmp_path)
-    opening, to = f'"tiny:{model}", backend="{backend}"', "merged" if model == "mamba" else "peft"
+    opening, to = (
+        f'"tiny:{model}", backend="{backend}"',
+        "merged" if model in ("mamba", "jamba") else "peft",
+    )
     assert run_first_example(opening, to, {"[12]": "[1]", "[13": "[2"}) == "verified"
     assert "('strength', 'prompt', 'sample')" in capsys.readouterr().out
 
