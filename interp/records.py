@@ -184,12 +184,12 @@ def processor() -> str:
 class FigureRecord:
     """One figure: its data, what they were measured with, and what is claimed about them.
 
-    key: ``<folder>/<name>``, also its file. series: one of the kinds of
-    :mod:`interp.series`; its name is ``kind``. n: prompts per class. intervals: what the intervals
-    in the series are (``95 % Wilson``). paper_figure: the figure or table it stands for; None for our own.
-    needs: what is missing to measure it here, and then there is no series. proves: kinds of recipe
-    (:func:`interp.export.gate.kind`) whose edits rest on this figure where its verdict is good.
-    Raises RecordError for a bad key, for values that are not JSON, for a claim that points nowhere.
+    key: ``<folder>/<name>``, also its file. series: one of the kinds of :mod:`interp.series`. n: prompts
+    per class. intervals: what the intervals in the series are (``95 % Wilson``). paper_figure: the figure
+    or table it stands for; None for our own. needs: what is missing to measure it here, and then there is
+    no series. proves: kinds of recipe (:func:`interp.export.gate.kind`) whose edits rest on this figure
+    where its verdict is good.
+    Raises RecordError for a bad key, for a series that is not typed, for a claim that points nowhere.
     """
 
     key: str
@@ -204,30 +204,29 @@ class FigureRecord:
     needs: str | None = None
     caption: str = ""
     proves: tuple[str, ...] = ()
-    kind: str = ""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key):
             raise RecordError(f"a figure's key is folder/name in lower case, got {self.key!r}")
-        object.__setattr__(self, "series", self._typed())
+        if not isinstance(self.series, Series | None):
+            raise RecordError(
+                f"the series of {self.key} is a {type(self.series).__name__}; make one of the classes of "
+                "interp.series, or read JSON with interp.series.read_series(kind, content)"
+            )
         if (self.series is None) == (self.needs is None):
             raise RecordError(
                 f"{self.key} must have either a series or `needs`, what is missing to measure one"
             )
-        object.__setattr__(self, "kind", self.series.kind if self.series else NO_SERIES)
         object.__setattr__(self, "n", plain(self.n, "n"))
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "proves", tuple(self.proves))
         object.__setattr__(self, "claims", tuple(self.claims))
         outcomes(self)  # so that a claim which points nowhere fails here, not at its first reader
 
-    def _typed(self) -> Series | None:
-        if self.series is None or isinstance(self.series, Series):
-            return self.series
-        try:
-            return read_series(self.kind, self.series) if self.series else None
-        except RecordError as error:
-            raise RecordError(f"{self.key}: {error}") from None
+    @property
+    def kind(self) -> str:
+        """Kind of the series, ``none`` where there is none."""
+        return NO_SERIES if self.series is None else self.series.kind
 
     @property
     def verdict(self) -> str:
@@ -265,7 +264,7 @@ class FigureRecord:
             provenance = _build(Provenance, content.pop("provenance"))
             seeds, proves = (tuple(content.pop(name, ())) for name in ("seeds", "proves"))
             parts = {**content, "claims": claims, "provenance": provenance}
-            parts |= {"seeds": seeds, "proves": proves}
+            parts |= {"seeds": seeds, "proves": proves, "series": _typed(parts)}
             record = _build(cls, parts, ("format",))
         except (KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"{path} is not a whole figure record: {error}") from None
@@ -287,6 +286,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RecordError(f"{path} is not a figure record (its format should be {FORMAT!r})")
     return content
+
+
+def _typed(content: dict[str, Any]) -> Series | None:
+    """The series of a file's content, whose kind is taken out."""
+    kind, series = content.pop("kind"), content["series"]
+    try:
+        return read_series(kind, series) if series else None
+    except RecordError as error:
+        raise RecordError(f"{content['key']}: {error}") from None
 
 
 def _build(cls: type, content: Mapping[str, Any], ignored: Sequence[str] = ()) -> Any:

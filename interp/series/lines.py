@@ -23,7 +23,6 @@ class Line(Interval):
     """One line with its band. x: positions of its own, where it does not share those of the series."""
 
     x: tuple[Number, ...] | None = None
-    size: Number | None = None
 
 
 @series_kind

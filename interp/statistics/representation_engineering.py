@@ -137,7 +137,7 @@ def tone(series: Lines) -> dict[str, float]:
     """Effects of α = ±1, in the direction of α.
 
     late_least_move: over late blocks and contexts. early_greatest_move: the larger of the early blocks'
-    means. random_share: mean size over draws (``size`` of the line), over the least late mean.
+    means. random_share: mean size of the effects of random draws (``random_size``), over the least late mean.
     """
     lines = {line.label: line for line in series.lines}
     up, down = (series.x.values.index(alpha) for alpha in (1.0, -1.0))
@@ -146,7 +146,7 @@ def tone(series: Lines) -> dict[str, float]:
         return (line.values[up] - line.values[down]) / 2
 
     late, early = ([lines[label] for label in series.beside[which]] for which in ("late", "early"))
-    random, least = lines[RANDOM_LINE].size, min(map(mean, late))
+    random, least = series.beside["random_size"], min(map(mean, late))
     return {
         "late_least_move": min(min(line.low[up], -line.high[down]) for line in late),
         "early_greatest_move": max(map(mean, early)),

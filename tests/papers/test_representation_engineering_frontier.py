@@ -41,7 +41,7 @@ from interp.methods.representation_engineering.frontier import (
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.methods.representation_engineering.splits import NAMES, splits
 from interp.samples import DECISION, OPENER
-from interp.series import Axis, Group, Row, Rows, Scatter, read_series
+from interp.series import Axis, Group, Row, Rows, Scatter
 from interp.study import Study
 from interp.types import WeightDelta
 
@@ -379,7 +379,7 @@ def test_narrowness_is_judged_on_kinds_that_the_model_refuses(
     main: float, other: float, expected: list[bool]
 ) -> None:
     counts = dict.fromkeys(("as fitted", "polite", "spanish"), 32)
-    series = read_series("heatmap", narrow.drawn(table(main, other), counts))
+    series = narrow.drawn(table(main, other), counts)
     assert computed("narrowness/left", series) == pytest.approx(main / 0.5)
     assert [c.outcome(series).holds for c in narrow.CLAIMS] == expected
 
@@ -399,7 +399,7 @@ def test_each_mend_is_one_step_from_the_closed_form(
     found = table(0.05, 0.05)
     for row in found.values():
         row |= {name: [left, 0.0] for name, left in changed.items()}
-    series = read_series("heatmap", narrow.drawn(found, dict.fromkeys(found, 32)))
+    series = narrow.drawn(found, dict.fromkeys(found, 32))
     failed = [c.statistic for c in narrow.CLAIMS if not c.outcome(series).holds]
     assert [place.rsplit("/", 1)[-1] for place in sorted(failed)] == sorted(failing)
 
@@ -407,7 +407,7 @@ def test_each_mend_is_one_step_from_the_closed_form(
 def test_twins_that_are_refused_more_often_count_in_any_kind() -> None:
     worse = table(0.05, 0.05)
     worse["spanish"][MAIN][1] = 0.25
-    series = read_series("heatmap", narrow.drawn(worse, dict.fromkeys(worse, 32)))
+    series = narrow.drawn(worse, dict.fromkeys(worse, 32))
     failed = [c.statistic for c in narrow.CLAIMS if not c.outcome(series).holds]
     assert failed == ["narrowness/twins_refused_beyond_original"]
 

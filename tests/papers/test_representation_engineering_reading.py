@@ -18,7 +18,7 @@ from interp.methods.representation_engineering import (
     tone,
 )
 from interp.records import FigureRecord, Provenance, outcomes
-from interp.series import Series, read_series
+from interp.series import Axis, Line, Lines, Places
 from interp.study import Study
 
 D, ROWS = 24, 40
@@ -74,18 +74,12 @@ def planted_streams(shift: float, seed: int) -> reading.Streams:
     return {"refuse": pos, "comply": neg}
 
 
-def as_lines(lines: list[dict[str, Any]], **more: Any) -> Series:
-    places = list(range(len(lines[0]["values"])))
-    axes = {"x": {"label": "x", "values": places}, "y": {"label": "y"}}
-    return read_series("lines", {**axes, "lines": lines, **more})
-
-
-def judged(claims: Any, lines: list[dict[str, Any]]) -> dict[str, bool]:
+def judged(claims: Any, lines: list[Line]) -> dict[str, bool]:
     """Statistic → whether the claim about it holds, for these lines."""
     record = FigureRecord(
         key="representation_engineering/test",
         title="test",
-        series=as_lines(lines),
+        series=Lines(Places("block", values=range(len(lines[0].values))), Axis("y"), lines),
         provenance=Provenance(model="planted data"),
         claims=claims,
     )
@@ -145,19 +139,23 @@ def test_an_estimator_that_fails_gives_a_bad_verdict() -> None:
 # --- tone --------------------------------------------------------------------------------------
 
 
-def line(label: str, slope: float, **more: Any) -> dict[str, Any]:
+def line(label: str, slope: float) -> Line:
     values = [slope * alpha for alpha in tone.STRENGTHS]
-    return {"label": label, "values": values, "low": values, "high": values, **more}
+    return Line(label, values, values, values)
 
 
 def test_statistics_of_known_slopes() -> None:
     slopes = {10: -0.2, 14: -0.7, 18: 0.5, 22: 2.0, 26: 2.4}
     lines = [line(f"block {block}", slope) for block, slope in slopes.items()]
-    series = as_lines(
-        [line(tone.RANDOM, -0.3, size=0.3), *lines],
-        x={"label": "α", "values": list(tone.STRENGTHS)},
-        late=["block 22", "block 26"],
-        early=["block 10", "block 14"],
+    series = Lines(
+        Places("α", values=tone.STRENGTHS),
+        Axis("change"),
+        [line(tone.RANDOM, -0.3), *lines],
+        beside={
+            "late": ["block 22", "block 26"],
+            "early": ["block 10", "block 14"],
+            "random_size": 0.3,
+        },
     )
     assert computed("tone/late_least_move", series) == pytest.approx(2.0)
     assert computed("tone/early_greatest_move", series) == pytest.approx(-0.2)

@@ -28,6 +28,7 @@ from interp.maths import unit
 from interp.methods.refusal.attributing import OPENERS, fit_openers
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
+from interp.series import HeatMap, MapPanel, Names, Reference
 from interp.sites import Site
 from interp.study import Study
 from interp.types import Direction
@@ -118,18 +119,18 @@ def causal(study: Study) -> FigureRecord:
     chosen = nearest(scores, lm.n_blocks)
     controls = _controls(study, trial, found[scores.index(chosen)], about)
     aurocs = _aurocs(trial, found)
-    series = _series(scores, trial, aurocs, _words(trial, found)) | {
+    about_them = {
         "filter": {"fit": fitted.counts, "select": held.counts},
         "openers": list(openers.positive_words),
         "comparisons": _comparisons(scores, chosen, controls, trial, aurocs),
     }
+    series = _series(scores, trial, aurocs, _words(trial, found), about_them)
     hashes = {"fit refuse": fitted.refuse, "fit comply": fitted.comply}
     hashes |= {"select refuse": tried[0], "select comply": tried[1]}
     prompts = {name: s.sha256 for name, s in hashes.items()}
     return FigureRecord(
         key=f"{KEY}/bypass_induce_kl",
         title="What a direction does when it is ablated, and when it is added",
-        kind="heatmap",
         series=series,
         provenance=study.provenance(prompts),
         n={"refuse": len(tried[0]), "comply": len(tried[1])},
@@ -272,7 +273,8 @@ def _series(
     trial: Trial,
     aurocs: Mapping[tuple[int, int], float],
     words: Mapping[int, str],
-) -> dict[str, Any]:
+    beside: Mapping[str, Any],
+) -> HeatMap:
     by_place = {(s.block, s.position): s for s in scores}
     blocks = sorted({s.block for s in scores})
 
@@ -282,25 +284,37 @@ def _series(
     unedited, given = trial.unedited, "direction ablated"
     span = _span(*unedited)
     panels = [
-        _panel("bypass", "log-odds", span, f"refuse prompts, {given}", (unedited[0], "unedited"))
-        | {"values": rows(lambda at: by_place[at].bypass)},
-        _panel(
-            "induce",
+        MapPanel(
+            "bypass",
+            rows(lambda at: by_place[at].bypass),
             "log-odds",
-            span,
+            f"refuse prompts, {given}",
+            limits=span,
+            reference=Reference(unedited[0], "unedited"),
+        ),
+        MapPanel(
+            "induce",
+            rows(lambda at: by_place[at].induce),
+            "log-odds",
             "comply prompts, difference added",
-            (unedited[1], "unedited"),
-        )
-        | {"values": rows(lambda at: by_place[at].induce)},
-        _panel("KL", "nats", [0.0, MOST_KL], f"comply prompts, {given}", (KL_LIMIT, "limit"))
-        | {"values": rows(lambda at: by_place[at].kl)},
+            limits=span,
+            reference=Reference(unedited[1], "unedited"),
+        ),
+        MapPanel(
+            "KL",
+            rows(lambda at: by_place[at].kl),
+            "nats",
+            f"comply prompts, {given}",
+            limits=(0.0, MOST_KL),
+            reference=Reference(KL_LIMIT, "limit"),
+        ),
     ]
-    return {
-        "columns": {"label": "block whose output is read", "names": [str(b) for b in blocks]},
-        "rows": {"label": "position", "names": [f"{p} {word}" for p, word in words.items()]},
-        "panels": panels,
-        "auroc": rows(aurocs.get),
-    }
+    return HeatMap(
+        columns=Names("block whose output is read", [str(b) for b in blocks]),
+        rows=Names("position", [f"{p} {word}" for p, word in words.items()]),
+        panels=panels,
+        beside={"auroc": rows(aurocs.get), **beside},
+    )
 
 
 def _span(refuse: float, comply: float) -> list[float]:
@@ -309,22 +323,16 @@ def _span(refuse: float, comply: float) -> list[float]:
     return [min(refuse, comply) - gap, max(refuse, comply) + gap]
 
 
-def _panel(
-    label: str, unit: str, limits: Sequence[float], title: str, mark: tuple[float, str]
-) -> dict[str, Any]:
-    reference = {"at": mark[0], "label": mark[1]}
-    return {"label": label, "unit": unit, "limits": limits, "title": title, "reference": reference}
-
-
-def _caption(fitted: Kept, held: Kept, series: Mapping[str, Any], n_blocks: int) -> str:
-    part, found = fitted.counts, series["comparisons"]
-    place, tried = found["chosen"], len(series["columns"]["names"])
+def _caption(fitted: Kept, held: Kept, series: HeatMap, n_blocks: int) -> str:
+    part, found = fitted.counts, series.beside["comparisons"]
+    openers = ", ".join(series.beside["openers"])
+    place, tried = found["chosen"], len(series.columns.names)
     chosen = "Chosen" if found["within_limits"] else "None keeps all limits; the nearest"
     return (
         f"Fitted on {part['kept']} of {part['refuse asked']} refuse prompts of the fit split (the model "
         f"refuses {part['refused']}), tried on at most {PROMPTS} a class of the select split (it refuses "
         f"{held.counts['refused']} of {held.counts['refuse asked']}). They are benign requests that a text "
-        f"model cannot fulfil, none for harm. Log-odds of {', '.join(series['openers'])} as first token. "
+        f"model cannot fulfil, none for harm. Log-odds of {openers} as first token. "
         f"{tried} of {n_blocks} blocks. {chosen}: block {place['block']} (layer {place['block'] + 1} "
         f"in the paper), position {place['position']}. Limits: induce ≥ {INDUCE_AT_LEAST:g}, "
         f"KL ≤ {KL_LIMIT:g}, layer < {DEPTH_LIMIT:g} of the stack. Values beyond a bar have its end's "

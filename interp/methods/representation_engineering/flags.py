@@ -34,6 +34,8 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.records import FigureRecord
 from interp.samples import DECISION, OPENER
+from interp.series import Axis, Row
+from interp.series import Rows as RowSeries
 from interp.sites import Site
 from interp.statistics.representation_engineering import PLAIN
 from interp.study import Study
@@ -210,16 +212,12 @@ def flags(study: Study) -> FigureRecord:
     for name in (FIRST_TOKEN, CLOSED, MAIN):
         ours = run.points(name)[-1]
         table[name] = {measure: ours[measure] for measure in ("refused", "kl1")}
-    columns = [
-        {"label": "refused", "unit": "%", "limits": [0, 100]},
-        {"label": "KL₁", "unit": "nats", "scale": "log"},
-    ]
-    rows = [{"label": n, "values": [100 * v["refused"], v["kl1"]]} for n, v in table.items()]
+    columns = [Axis("refused", "%", limits=(0, 100)), Axis("KL₁", "nats", "log")]
+    rows = [Row(n, [100 * v["refused"], v["kl1"]]) for n, v in table.items()]
     return FigureRecord(
         key=f"{KEY}/flags",
         title="Changes to heretic's direction, one at a time",
-        kind="rows",
-        series={"columns": columns, "rows": rows},
+        series=RowSeries(columns, rows),
         claims=CLAIMS,
         provenance=study.provenance(run.parts.hashes),
         n={

@@ -23,6 +23,7 @@ from interp.methods.representation_engineering.contenders import (
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import FACTORS, FULL, SeedRun
 from interp.records import FigureRecord
+from interp.series import Axis, Group, Row, Rows, Scatter
 from interp.statistics.representation_engineering import OURS
 from interp.study import Study
 
@@ -129,27 +130,28 @@ def frontier(study: Study) -> FigureRecord:
             for m in ("kl1", "refused")
         )
         groups.append(
-            {
-                "label": name,
-                "x": [v[0] for v in kl],
-                "x_low": [max(v[1], v[0] / 10) for v in kl],
-                "x_high": [v[2] for v in kl],
-                "y": [100 * v[0] for v in refused],
-                "y_low": [max(100 * v[1], 0.0) for v in refused],
-                "y_high": [min(100 * v[2], 100.0) for v in refused],
-            }
+            Group(
+                name,
+                x=[v[0] for v in kl],
+                x_low=[max(v[1], v[0] / 10) for v in kl],
+                x_high=[v[2] for v in kl],
+                y=[100 * v[0] for v in refused],
+                y_low=[max(100 * v[1], 0.0) for v in refused],
+                y_high=[min(100 * v[2], 100.0) for v in refused],
+            )
         )
-    series = {
-        "x": {"label": "first-token KL on answerable requests", "unit": "nats", "scale": "log"},
-        "y": {"label": "requests still refused", "unit": "%", "limits": [-2, 60]},
-        "groups": groups,
-        "deals": [drawn(run) for run in found],
-        "chosen": [run["chosen"] for run in found],
-    }
+    series = Scatter(
+        x=Axis("first-token KL on answerable requests", "nats", "log"),
+        y=Axis("requests still refused", "%", limits=(-2, 60)),
+        groups=groups,
+        beside={
+            "deals": [drawn(run) for run in found],
+            "chosen": [run["chosen"] for run in found],
+        },
+    )
     return FigureRecord(
         key=f"{KEY}/frontier",
         title="What each edit leaves refused, and what it costs elsewhere",
-        kind="scatter",
         series=series,
         claims=CLAIMS,
         proves=proven(found),
@@ -180,15 +182,15 @@ BAR = (
 
 
 BAR_COLUMNS = (
-    {"label": "refused", "unit": "%", "limits": [0, 100]},
-    {"label": "declined", "unit": "%", "limits": [0, 100]},
-    {"label": "over-refused", "unit": "%", "limits": [0, 100]},
-    {"label": "KL₁", "unit": "nats", "scale": "log"},
-    {"label": "KL₃₂", "unit": "nats", "scale": "log"},
-    {"label": "neutral NLL", "unit": "nats"},
-    {"label": "new text NLL", "unit": "nats"},
-    {"label": "looping", "unit": "%", "limits": [0, 100]},
-    {"label": "on topic", "unit": "%", "limits": [0, 100]},
+    Axis("refused", "%", limits=(0, 100)),
+    Axis("declined", "%", limits=(0, 100)),
+    Axis("over-refused", "%", limits=(0, 100)),
+    Axis("KL₁", "nats", "log"),
+    Axis("KL₃₂", "nats", "log"),
+    Axis("neutral NLL", "nats"),
+    Axis("new text NLL", "nats"),
+    Axis("looping", "%", limits=(0, 100)),
+    Axis("on topic", "%", limits=(0, 100)),
 )
 NEW_TEXT = (
     "The last three columns are about the responses that replaced refusals (of the original: about its "
@@ -205,17 +207,18 @@ def bar(study: Study) -> FigureRecord:
     others = [p for n, p in last.items() if n not in OURS]
     best = min(others, key=lambda p: p["nll"])
     base = {**run["base"], "kl1": None, "kl32": None}
-    rows = [{"label": n, "values": bar_row(p)} for n, p in {"original": base, **last}.items()]
+    rows = [Row(n, bar_row(p)) for n, p in {"original": base, **last}.items()]
     return FigureRecord(
         key=f"{KEY}/bar",
         title="All contenders on the shipped report split",
-        kind="rows",
-        series={
-            "columns": BAR_COLUMNS,
-            "rows": rows,
-            "nll_interval": over_passages(ours["passages"], best["passages"]),
-            "examples": {n: p["examples"] for n, p in {"original": base, **last}.items()},
-        },
+        series=Rows(
+            BAR_COLUMNS,
+            rows,
+            beside={
+                "nll_interval": over_passages(ours["passages"], best["passages"]),
+                "examples": {n: p["examples"] for n, p in {"original": base, **last}.items()},
+            },
+        ),
         claims=BAR,
         proves=proven([run]),
         provenance=study.provenance(run["hashes"]),

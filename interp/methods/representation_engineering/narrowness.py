@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 from interp.claims import Claim
 from interp.data.chat import ChatFormat
@@ -28,6 +27,7 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import SeedRun
 from interp.methods.representation_engineering.splits import SET, SIDES
 from interp.records import FigureRecord
+from interp.series import HeatMap, MapPanel, Names
 from interp.statistics.representation_engineering import NARROW, REGULARISED
 from interp.study import Study
 from interp.types import WeightDelta
@@ -115,30 +115,24 @@ def narrowness(study: Study) -> FigureRecord:
     return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()})
 
 
-def drawn(table: dict[str, dict[str, list[float]]], counts: dict[str, int]) -> dict[str, Any]:
+def drawn(table: dict[str, dict[str, list[float]]], counts: dict[str, int]) -> HeatMap:
     """The series of the figure: kinds of request by edits, a panel for each class, in percent.
 
     table: kind → edit → shares of requests and of twins refused. counts: prompts of each kind.
     """
     names = list(next(iter(table.values())))
     panels = [
-        {
-            "label": label,
-            "values": [[100 * row[name][side] for name in names] for row in table.values()],
-            "unit": "%",
-            "limits": [0, 100],
-        }
+        MapPanel(
+            label,
+            [[100 * row[name][side] for name in names] for row in table.values()],
+            "%",
+            limits=(0, 100),
+        )
         for side, label in enumerate(("requests refused", "answerable twins refused"))
     ]
-    return {
-        "rows": {
-            "label": "",
-            "names": [f"{kind} (n = {counts[kind]})" for kind in table],
-            "n": [counts[kind] for kind in table],
-        },
-        "columns": {"label": "", "names": names},
-        "panels": panels,
-    }
+    kinds = [f"{kind} (n = {counts[kind]})" for kind in table]
+    rows = Names("", kinds, n=[counts[kind] for kind in table])
+    return HeatMap(columns=Names("", names), rows=rows, panels=panels)
 
 
 def _record(
@@ -150,7 +144,6 @@ def _record(
     return FigureRecord(
         key=f"{KEY}/narrowness",
         title="Refusals left where requests look otherwise",
-        kind="heatmap",
         series=drawn(table, counts),
         claims=CLAIMS,
         provenance=study.provenance(run.parts.hashes),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import sqrt
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +25,7 @@ from interp.estimators import (
 )
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord, Provenance
+from interp.series import Axis, Line, Lines, Mark, Places
 from interp.study import Study
 
 WIDTH = 128
@@ -38,7 +38,7 @@ NUISANCE_SHIFTS = (2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 11.0, 12.0, 14.0, 16.0)
 NUISANCE_ROWS, NUISANCE_DRAWS = 4096, 10
 """Many rows, since the transition is a statement about the limit of many pairs."""
 LEVELS = (0.025, 0.975)
-Y = {"label": "cosine with the planted direction", "limits": [-0.15, 1.05]}
+Y = Axis("cosine with the planted direction", limits=(-0.15, 1.05))
 
 Estimators = tuple[tuple[str, Callable[[], Estimator]], ...]
 ISOTROPIC: Estimators = (
@@ -90,14 +90,10 @@ def recovered(
     return (read * planted).sum(-1) / read.norm(dim=-1)
 
 
-def _line(label: str, cosines: Sequence[Tensor]) -> dict[str, Any]:
+def _line(label: str, cosines: Sequence[Tensor]) -> Line:
     """Mean over draws at every place, with the interval that holds 95 % of the draws."""
     low, high = ([torch.quantile(c, q).item() for c in cosines] for q in LEVELS)
-    return {"label": label, "values": [c.mean().item() for c in cosines], "low": low, "high": high}
-
-
-def _bare(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: line[name] for name in ("label", "values")}
+    return Line(label, [c.mean().item() for c in cosines], low, high)
 
 
 def _provenance() -> Provenance:
@@ -130,12 +126,7 @@ def planted(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/planted",
         title="Finding a planted direction in isotropic noise",
-        kind="lines",
-        series={
-            "x": {"label": "class shift ‖δ‖", "unit": "σ", "values": list(SHIFTS)},
-            "y": Y,
-            "lines": lines,
-        },
+        series=Lines(Places("class shift ‖δ‖", "σ", values=SHIFTS), Y, lines),
         claims=PLANTED_CLAIMS,
         provenance=_provenance(),
         n={"a class": ROWS},
@@ -148,7 +139,7 @@ def planted(study: Study) -> FigureRecord:
     )
 
 
-def isotropic_lines(draws: int = DRAWS, estimators: Estimators = ISOTROPIC) -> list[dict[str, Any]]:
+def isotropic_lines(draws: int = DRAWS, estimators: Estimators = ISOTROPIC) -> list[Line]:
     """One line an estimator, and the closed form (dashed)."""
     data = [plant(shift, ROWS, draws, seed=i) for i, shift in enumerate(SHIFTS)]
     lines = [
@@ -156,8 +147,8 @@ def isotropic_lines(draws: int = DRAWS, estimators: Estimators = ISOTROPIC) -> l
         for label, make in estimators
     ]
     values = [predicted_cosine(shift, WIDTH, ROWS, ROWS) for shift in SHIFTS]
-    lines = [_bare(line) if line["label"] in BANDLESS else line for line in lines]
-    return [*lines, {"label": PREDICTION, "values": values, "theirs": True}]
+    lines = [Line(line.label, line.values) if line.label in BANDLESS else line for line in lines]
+    return [*lines, Line(PREDICTION, values, theirs=True)]
 
 
 # --- a nuisance direction ----------------------------------------------------------------------
@@ -199,11 +190,9 @@ METHODS: tuple[tuple[str, Callable[[], Estimator]], ...] = (
 )
 
 
-def thresholds() -> list[dict[str, Any]]:
+def thresholds() -> list[Mark]:
     """Marks where ‖δ‖² passes each nuisance's variance in differences."""
-    return [
-        {"axis": "x", "at": threshold(sd), "label": f"threshold, sd {sd:g}"} for sd in NUISANCES
-    ]
+    return [Mark("x", threshold(sd), f"threshold, sd {sd:g}") for sd in NUISANCES]
 
 
 def planted_nuisance(study: Study) -> FigureRecord:
@@ -212,13 +201,9 @@ def planted_nuisance(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/planted_nuisance",
         title="Finding a planted direction beside a louder one",
-        kind="lines",
-        series={
-            "x": {"label": "class shift ‖δ‖", "unit": "σ", "values": list(NUISANCE_SHIFTS)},
-            "y": Y,
-            "lines": lines,
-            "marks": thresholds(),
-        },
+        series=Lines(
+            Places("class shift ‖δ‖", "σ", values=NUISANCE_SHIFTS), Y, lines, thresholds()
+        ),
         claims=NUISANCE_CLAIMS,
         provenance=_provenance(),
         n={"a class": NUISANCE_ROWS},
@@ -231,7 +216,7 @@ def planted_nuisance(study: Study) -> FigureRecord:
     )
 
 
-def nuisance_lines(draws: int = NUISANCE_DRAWS) -> list[dict[str, Any]]:
+def nuisance_lines(draws: int = NUISANCE_DRAWS) -> list[Line]:
     """Lines by method, a nuisance each; the data of a nuisance are the same for all methods."""
     found: dict[tuple[str, float], list[Tensor]] = {}
     for sd in NUISANCES:

@@ -8,7 +8,7 @@ of the report split.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from interp.estimators import (
 from interp.evaluate.geometry import auroc, interval
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
+from interp.series import Axis, Line, Lines, Mark, Places
 from interp.statistics.representation_engineering import BASELINE, FIRST_BLOCK, RANDOM_LINE
 from interp.study import Study
 
@@ -119,17 +120,15 @@ def reading(study: Study) -> FigureRecord:
     """AUROC of every estimator by block, on topics that it was not fitted on."""
     fit, report = streams(study, "fit"), streams(study, "report")
     lines = reading_lines(fit, report)
-    blocks = list(range(len(fit["refuse"])))
     return FigureRecord(
         key=f"{KEY}/reading",
         title="Reading “beyond this model” at the last prompt token",
-        kind="lines",
-        series={
-            "x": {"label": "block", "values": blocks},
-            "y": {"label": "AUROC on held-out topics"},
-            "lines": lines,
-            "marks": [{"axis": "y", "at": 0.5, "label": "chance"}],
-        },
+        series=Lines(
+            Places("block", values=range(len(fit["refuse"]))),
+            Axis("AUROC on held-out topics"),
+            lines,
+            [Mark("y", 0.5, "chance")],
+        ),
         claims=READING_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "report")),
         n={"fitted": fit["refuse"].shape[1], "read": report["refuse"].shape[1]},
@@ -142,11 +141,11 @@ def reading(study: Study) -> FigureRecord:
     )
 
 
-def reading_lines(fit: Streams, report: Streams) -> list[dict[str, Any]]:
+def reading_lines(fit: Streams, report: Streams) -> list[Line]:
     """One line an estimator. Baselines come in grey: the renderer has six colours for the others."""
     named = [_line(label, make(), fit, report) for label, make in LINES]
     baseline = _line(BASELINE, PCADiff(), fit, report)
-    return [_random_line(fit, report), *named, baseline | {"theirs": True}]
+    return [_random_line(fit, report), *named, replace(baseline, theirs=True)]
 
 
 def _scores(estimator: Estimator, fit: Streams, report: Streams) -> list[Tensor]:
@@ -154,20 +153,17 @@ def _scores(estimator: Estimator, fit: Streams, report: Streams) -> list[Tensor]
     return [fitted.score(report[side]) for side in SIDES]
 
 
-def _line(label: str, estimator: Estimator, fit: Streams, report: Streams) -> dict[str, Any]:
+def _line(label: str, estimator: Estimator, fit: Streams, report: Streams) -> Line:
     scores = _scores(estimator, fit, report)
-    line = {"label": label, "values": auroc(*scores).tolist()}
-    if label in WITH_INTERVAL:
-        low, high = interval(auroc, *scores, paired=True).unbind(-1)
-        line |= {"low": low.tolist(), "high": high.tolist()}
-    return line
+    if label not in WITH_INTERVAL:
+        return Line(label, auroc(*scores))
+    return Line(label, auroc(*scores), *interval(auroc, *scores, paired=True).unbind(-1))
 
 
-def _random_line(fit: Streams, report: Streams) -> dict[str, Any]:
+def _random_line(fit: Streams, report: Streams) -> Line:
     """Mean over draws, so that one lucky direction does not speak for all."""
     draws = torch.stack(
         [auroc(*_scores(RandomDirection(seed), fit, report)) for seed in range(RANDOM_DRAWS)]
     )
-    low, high = (torch.quantile(draws, q, dim=0).tolist() for q in (0.025, 0.975))
-    values = draws.mean(0).tolist()
-    return {"label": RANDOM, "values": values, "low": low, "high": high, "theirs": True}
+    low, high = (torch.quantile(draws, q, dim=0) for q in (0.025, 0.975))
+    return Line(RANDOM, draws.mean(0), low, high, theirs=True)

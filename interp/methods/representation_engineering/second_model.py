@@ -11,6 +11,7 @@ from interp.methods.representation_engineering.frontier import BAR_COLUMNS, NEW_
 from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import FULL, SeedRun
 from interp.records import FigureRecord
+from interp.series import Row, Rows
 from interp.statistics.representation_engineering import WHOLE_STACK
 from interp.study import Study
 
@@ -40,12 +41,11 @@ def bar_coder(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/bar_coder",
         title=f"Edits of {study.model} on the shipped report split",
-        kind="rows",
-        series={
-            "columns": BAR_COLUMNS,
-            "rows": [{"label": name, "values": bar_row(point)} for name, point in rows.items()],
-            "examples": {name: point["examples"] for name, point in rows.items()},
-        },
+        series=Rows(
+            BAR_COLUMNS,
+            [Row(name, bar_row(point)) for name, point in rows.items()],
+            beside={"examples": {name: point["examples"] for name, point in rows.items()}},
+        ),
         claims=CLAIMS,
         provenance=study.provenance(run.parts.hashes),
         n={"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},

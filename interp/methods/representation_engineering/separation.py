@@ -22,6 +22,7 @@ from interp.methods.representation_engineering.reading import (
     streams,
 )
 from interp.records import FigureRecord
+from interp.series import Axis, Group, Line, Lines, Mark, Places, Scatter
 from interp.study import Study
 
 SHOWN = 0.8
@@ -46,15 +47,16 @@ def separation(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/separation",
         title="How far apart the classes lie",
-        kind="lines",
-        series={
-            "x": {"label": "block", "values": list(range(len(fit["refuse"])))},
-            "y": {"label": "d′ on held-out topics", "unit": "standard deviations"},
-            "lines": lines,
-            "marks": [{"axis": "y", "at": 0.0, "label": "no difference"}],
-            "silhouette": apart,
-            "residual_geometry": residual_geometry(*(report[side] for side in SIDES)),
-        },
+        series=Lines(
+            Places("block", values=range(len(fit["refuse"]))),
+            Axis("d′ on held-out topics", "standard deviations"),
+            lines,
+            [Mark("y", 0.0, "no difference")],
+            beside={
+                "silhouette": apart,
+                "residual_geometry": residual_geometry(*(report[side] for side in SIDES)),
+            },
+        ),
         claims=SEPARATION_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "report")),
         n={"fitted": fit["refuse"].shape[1], "read": report["refuse"].shape[1]},
@@ -67,17 +69,11 @@ def separation(study: Study) -> FigureRecord:
     )
 
 
-def _line(label: str, estimator: Any, fit: Streams, report: Streams) -> dict[str, Any]:
+def _line(label: str, estimator: Any, fit: Streams, report: Streams) -> Line:
     fitted = estimator.fit(fit["refuse"], fit["comply"], True)
     scores = [fitted.score(report[side]) for side in SIDES]
     low, high = interval(d_prime, *scores, paired=True).unbind(-1)
-    values = d_prime(*scores)
-    return {
-        "label": label,
-        "values": known(values),
-        "low": known(low),
-        "high": known(high),
-    }
+    return Line(label, known(d_prime(*scores)), known(low), known(high))
 
 
 def known(values: Tensor) -> list[float | None]:
@@ -100,18 +96,17 @@ def projection(study: Study) -> FigureRecord:
     block = min(round(SHOWN * blocks), blocks - 1)
     points = plane(*(report[side][block] for side in SIDES))
     groups = [
-        {"label": label, "x": side[:, 0].tolist(), "y": side[:, 1].tolist()}
+        Group(label, side[:, 0], side[:, 1])
         for label, side in zip(("beyond the model", "within it"), points, strict=True)
     ]
     return FigureRecord(
         key=f"{KEY}/projection",
         title=f"Held-out prompts at block {block}",
-        kind="scatter",
-        series={
-            "x": {"label": "along the difference of means"},
-            "y": {"label": "along the first component across it"},
-            "groups": groups,
-        },
+        series=Scatter(
+            Axis("along the difference of means"),
+            Axis("along the first component across it"),
+            groups,
+        ),
         claims=PLANE_CLAIMS,
         provenance=study.provenance(hashes(study, "report")),
         n={side: len(rows) for side, rows in zip(SIDES, points, strict=True)},

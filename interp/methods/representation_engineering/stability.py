@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +19,7 @@ from interp.methods.representation_engineering.reading import (
     streams,
 )
 from interp.records import FigureRecord
+from interp.series import Axis, HeatMap, Line, Lines, MapPanel, Names, Places, Reference
 from interp.study import Study
 
 HALF = 64
@@ -65,20 +65,19 @@ def cosines_by_block(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/cosines",
         title="Cosines between the directions of different blocks",
-        kind="heatmap",
-        series={
-            "columns": {"label": "block", "names": names},
-            "rows": {"label": "block", "names": names},
-            "panels": [
-                {
-                    "label": "cosine",
-                    "values": values.tolist(),
-                    "map": "diverging",
-                    "limits": [-1, 1],
-                    "reference": {"at": normed, "label": "last two, after the final norm"},
-                }
+        series=HeatMap(
+            columns=Names("block", names),
+            rows=Names("block", names),
+            panels=[
+                MapPanel(
+                    "cosine",
+                    values,
+                    map="diverging",
+                    limits=(-1, 1),
+                    reference=Reference(normed, "last two, after the final norm"),
+                )
             ],
-        },
+        ),
         claims=COSINES_CLAIMS,
         provenance=study.provenance(hashes(study, "fit")),
         n={"fitted": fit["refuse"].shape[1]},
@@ -120,12 +119,7 @@ def stability(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/stability",
         title="How stable the difference of means is",
-        kind="lines",
-        series={
-            "x": {"label": "block", "values": list(range(len(fit["refuse"])))},
-            "y": {"label": "cosine"},
-            "lines": lines,
-        },
+        series=Lines(Places("block", values=range(len(fit["refuse"]))), Axis("cosine"), lines),
         claims=STABILITY_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "select")),
         n={"fit": fit["refuse"].shape[1], "fit and select": both["refuse"].shape[1]},
@@ -138,19 +132,14 @@ def stability(study: Study) -> FigureRecord:
     )
 
 
-def _split_half(rows: Streams, most: int, seeds: Sequence[int]) -> dict[str, Any]:
+def _split_half(rows: Streams, most: int, seeds: Sequence[int]) -> Line:
     n = min(most, rows["refuse"].shape[1] // 2)
     draws = torch.stack(
         [split_half_cosine(DiffMeans(), rows["refuse"], rows["comply"], n, seed) for seed in seeds]
     )
-    return {
-        "label": f"two samples of {n} pairs each",
-        "values": draws.mean(0).tolist(),
-        "low": draws.amin(0).tolist(),
-        "high": draws.amax(0).tolist(),
-    }
+    return Line(f"two samples of {n} pairs each", draws.mean(0), draws.amin(0), draws.amax(0))
 
 
-def _neighbours(fit: Streams) -> dict[str, Any]:
+def _neighbours(fit: Streams) -> Line:
     values = cosines(DiffMeans().fit(fit["refuse"], fit["comply"]).unit_).diagonal(1).tolist()
-    return {"label": "this block and the one before", "values": [None, *values]}
+    return Line("this block and the one before", [None, *values])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ from interp.estimators import DiffMeans, RandomDirection
 from interp.lm import LM
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
+from interp.series import Axis, Line, Lines, Places
 from interp.sites import Site
 from interp.study import Study
 from interp.types import TokenBatch
@@ -75,14 +75,16 @@ def tone(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/tone",
         title="A persona's own shift, added at one block",
-        kind="lines",
-        series={
-            "x": {"label": "α, shifts from sad to happy added", "values": list(STRENGTHS)},
-            "y": {"label": "happy minus sad next words, change", "unit": "logits"},
-            "lines": _lines(effects, places),
-            "late": [f"block {places[b]}" for b in LATE],
-            "early": [f"block {places[b]}" for b in EARLY],
-        },
+        series=Lines(
+            Places("α, shifts from sad to happy added", values=STRENGTHS),
+            Axis("happy minus sad next words, change", "logits"),
+            _lines(effects, places),
+            beside={
+                "late": [f"block {places[b]}" for b in LATE],
+                "early": [f"block {places[b]}" for b in EARLY],
+                "random_size": _moves(effects[RANDOM]).mean(0).abs().mean().item(),
+            },
+        ),
         claims=CLAIMS,
         provenance=study.provenance(
             prompts={
@@ -195,21 +197,13 @@ def next_tone(
 # --- the figure --------------------------------------------------------------------------------
 
 
-def _lines(effects: Mapping[int | str, Effects], places: Mapping[int, int]) -> list[dict[str, Any]]:
-    """The control first and in grey, with the mean size over draws of its effect at α = ±1; then a line a
-    block."""
-    size = _moves(effects[RANDOM]).mean(0).abs().mean().item()
-    named: list[Any] = [(RANDOM, effects[RANDOM], {"theirs": True, "size": size})]
-    named += [(f"block {b}", effects[b], {}) for b in sorted(set(places.values()))]
+def _lines(effects: Mapping[int | str, Effects], places: Mapping[int, int]) -> list[Line]:
+    """The control first and in grey; then a line a block."""
+    named = [(RANDOM, effects[RANDOM])]
+    named += [(f"block {b}", effects[b]) for b in sorted(set(places.values()))]
     return [
-        {
-            "label": label,
-            "values": values.mean(1).tolist(),
-            "low": values.amin(1).tolist(),
-            "high": values.amax(1).tolist(),
-            **more,
-        }
-        for label, values, more in named
+        Line(label, values.mean(1), values.amin(1), values.amax(1), theirs=label == RANDOM)
+        for label, values in named
     ]
 
 
