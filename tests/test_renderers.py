@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,30 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
 
+from interp.errors import RecordError
 from interp.figures import draw
 from interp.figures.style import COLOURS, GREY
 from interp.records import FigureRecord, Provenance
-from interp.series import Axis, Group, Panel, Scatter, SmallMultiples, read_series
+from interp.series import (
+    Axis,
+    BarGroup,
+    Bars,
+    Group,
+    Names,
+    Panel,
+    Scatter,
+    SmallMultiples,
+    read_series,
+)
+
+
+class Pie(Bars):
+    """A kind that no module draws."""
+
+    kind = "pie"
+
+    def __init__(self) -> None:
+        super().__init__(Names("", ["a"]), Axis("y"), [BarGroup("g", [1])])
 
 
 def drawn(kind: str, **changes: Any) -> Figure:
@@ -189,3 +210,18 @@ def test_small_multiples_may_share_limits_and_hold_plots_of_several_axes() -> No
     )  # fmt: skip
     assert len(figure.subfigs) == 3
     assert [len(part.axes) for part in figure.subfigs] == [2, 4, 1]
+
+
+def test_a_series_is_drawn_without_a_record(tmp_path: Path) -> None:
+    figure = draw(read_series("lines", LINES), tmp_path / "a.png", title="AUC by block")
+    assert figure.axes[0].get_title(loc="left") == "AUC by block"
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    with pytest.raises(RecordError, match="neither a record nor one of interp"):
+        draw({"x": [1]})
+
+
+def test_a_kind_without_a_renderer_says_where_to_add_one() -> None:
+    with pytest.raises(
+        RecordError, match=r"nothing draws the kind 'pie'; add interp/figures/pie\.py"
+    ):
+        draw(Pie())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import RecordError
 from interp.files import write_text
 from interp.records import FigureRecord
+from interp.series import Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,10 +23,13 @@ FORMATS = (".svg", ".png")
 __all__ = ["draw", "render"]
 
 
-def draw(record: FigureRecord, path: Path | str | None = None) -> Figure:
-    """The record's figure, which a notebook shows; with ``path`` (.svg or .png) also written there.
+def draw(
+    figure: FigureRecord | Series, path: Path | str | None = None, *, title: str | None = None
+) -> Figure:
+    """The picture of a record, or of a series alone, which a notebook shows.
 
-    Raises RecordError for a record without data.
+    path: where it is also written, as .svg or .png. title: by default that of the record.
+    Raises RecordError for a record without data, and for another suffix.
     """
     from matplotlib import rc_context
 
@@ -33,15 +37,18 @@ def draw(record: FigureRecord, path: Path | str | None = None) -> Figure:
     from interp.figures.labels import drawable, with_drawable_texts
     from interp.figures.style import STYLE, footer
 
-    if record.series is None:
-        raise RecordError(f"{record.key} has nothing to draw: {record.verdict}")
-    title = drawable(record.title)
+    record = figure if isinstance(figure, FigureRecord) else None
+    series = record.series if record else figure
+    if not isinstance(series, Series):
+        why = record.verdict if record else "it is neither a record nor one of interp.series"
+        raise RecordError(f"{record.key if record else figure!r} has nothing to draw: {why}")
+    heading = drawable(title if title is not None else record.title if record else "")
     with rc_context(STYLE):
-        figure = Card(footer(record))
-        fill(figure, with_drawable_texts(record.series), title)
+        card = Card(footer(record) if record else "")
+        fill(card, with_drawable_texts(series), heading)
         if path is not None:
-            _write(figure, Path(path), {"Title": title})
-    return figure
+            _write(card, Path(path), {"Title": heading})
+    return card
 
 
 def render(json_path: Path | str, suffix: str = ".svg") -> Path:

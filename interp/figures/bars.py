@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 WIDTH = 0.8
 """Of the distance between two categories: all bars of one category together."""
-ROOM = 75
-"""Letters that fit side by side below the bars; longer names are written slantwise."""
-SLANT = 30
 
 
 def plot(axes: Axes, series: Bars) -> None:
@@ -26,7 +23,7 @@ def plot(axes: Axes, series: Bars) -> None:
         _bars(axes, group, k, WIDTH / len(series.groups), len(series.groups))
     if series.y.scale == "linear":
         axes.axhline(0, color=style.INK, linewidth=0.8)
-    style.name_categories(axes, series.x, ROOM, SLANT)
+    style.name_categories(axes, series.x)
     draw_marks(axes, series.marks)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure, FigureBase
 
+from interp.errors import RecordError
 from interp.figures.style import GREY, SIZE, STYLE, legend_outside
 from interp.series import Series
 
@@ -25,8 +26,13 @@ class Card(Figure):
 
 
 def renderer(series: Series) -> Any:
-    """The module of this package that draws a kind of series."""
-    return importlib.import_module(f"interp.figures.{series.kind}")
+    """The module of this package that draws a kind of series. RecordError where there is none."""
+    name = f"interp.figures.{series.kind}"
+    if importlib.util.find_spec(name) is None:
+        raise RecordError(
+            f"nothing draws the kind {series.kind!r}; add interp/figures/{series.kind}.py"
+        )
+    return importlib.import_module(name)
 
 
 def size(series: Series) -> tuple[float, float]:

@@ -16,7 +16,6 @@ WIDTH = 0.56
 """Of the distance between two samples: the spread of points, which is also the width of the box."""
 GOLDEN = 0.618033988749895
 """Multiples of it modulo 1 spread points evenly, the same way every time."""
-ROOM, SLANT = 75, 30
 
 
 def plot(axes: Axes, series: Distribution) -> None:
@@ -24,7 +23,7 @@ def plot(axes: Axes, series: Distribution) -> None:
     for k, group in enumerate(series.groups):
         _sample(axes, series, group, k)
     names = tuple(f"{group.label}\nn = {len(group.values)}" for group in series.groups)
-    style.name_categories(axes, Names("", names), ROOM, SLANT)
+    style.name_categories(axes, Names("", names))
     axes.set_xlim(-0.6, len(series.groups) - 0.4)
     draw_marks(axes, series.marks)
 
@@ -38,7 +37,7 @@ def _sample(axes: Axes, series: Distribution, group: Sample, k: int) -> None:
     x = [k + WIDTH * ((i * GOLDEN + 0.5) % 1 - 0.5) for i in range(len(values))]
     axes.plot(
         x, values, style.marker(k), color=colour, linestyle="none", markersize=4, alpha=0.6,
-        markerfacecolor="white" if group.theirs else colour, markeredgewidth=0.8, zorder=2,
+        markerfacecolor="white" if group.theirs else colour, markeredgewidth=0.8, zorder=5,
     )  # fmt: skip
     low, median, high = (place(series.y, v, limits) for v in group.quartiles)
     box = (k - WIDTH / 2, low)

@@ -18,6 +18,9 @@ SIZE = (7.5, 4.2)
 """Inches; readable at the width of a notebook cell."""
 
 FOOTER_CHARACTERS = 122
+ROOM = 75
+"""Letters of category names that fit side by side below a plot; longer ones are written slantwise."""
+SLANT = 30
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 
@@ -76,11 +79,11 @@ def axis_label(axis: Any) -> str:
     return f"{axis.label} ({axis.unit})" if axis.unit else axis.label
 
 
-def name_categories(axes: Axes, names: Names, room: int, slant: int) -> None:
+def name_categories(axes: Axes, names: Names) -> None:
     """Names below their places 0, 1 …, slantwise where they are too long to stand side by side."""
-    long = sum(max(map(len, name.split("\n"))) + 2 for name in names.names) > room
+    long = sum(max(map(len, name.split("\n"))) + 2 for name in names.names) > ROOM
     axes.set_xticks(
-        range(len(names.names)), names.names, rotation=slant if long else 0,
+        range(len(names.names)), names.names, rotation=SLANT if long else 0,
         ha="right" if long else "center",
     )  # fmt: skip
     axes.set_xlabel(axis_label(names))

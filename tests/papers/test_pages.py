@@ -53,7 +53,7 @@ def record(level: float = 0.51234) -> FigureRecord:
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
     """A directory of pages beside one of cards, ``figures``."""
-    needs = {"kind": "none", "series": {}, "needs": "a GPU", "claims": ()}
+    needs = {"series": None, "needs": "a GPU", "claims": ()}
     for card in (record(), dataclasses.replace(record(), key="planned/big", **needs)):
         card.save(tmp_path / "figures")
     (tmp_path / "papers").mkdir()
