@@ -5,7 +5,7 @@ from __future__ import annotations
 from interp.errors import InterpError
 from interp.models import known_model_types
 
-NOT_BRIDGED = frozenset({"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"})
+NOT_BRIDGED = frozenset({"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "samba"})
 """Described here, but without an (exact) adapter in TransformerLens 4.3."""
 
 SUPPORT: dict[str, frozenset[str]] = {

@@ -52,6 +52,9 @@ def auto_class(config: Any) -> Any:
     """The auto class of transformers that opens models with this config."""
     import transformers
 
+    from interp.architectures import register
+
+    register(config.model_type)
     images = bool(family_of(config.model_type).image_writers)
     return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
 

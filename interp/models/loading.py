@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.architectures import register
 from interp.errors import InterpError, InterpWarning, ModelNotFound, UnknownFamily
 from interp.files import sha256_text
 from interp.models import auto_class, family_of
@@ -87,8 +88,6 @@ def _tiny_directory(model_type: str) -> Path:
 
 def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """A model's config. Raises ModelNotFound or, for a ``model_type`` without anatomy, UnknownFamily."""
-    from transformers import AutoConfig
-
     resolved = resolve(name)
     if (Path(resolved) / ADAPTER).is_file():
         warnings.warn(
@@ -99,15 +98,24 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
         )
     with explained(name), readable(name):
         try:
-            config = AutoConfig.from_pretrained(
-                resolved, trust_remote_code=trust_remote_code, revision=revision
-            )
+            config = _read_config(resolved, trust_remote_code=trust_remote_code, revision=revision)
         except ValueError as error:
             raise UnknownFamily(
                 f"transformers cannot read the config of {name}: {_first_line(str(error))}"
             ) from None
     family_of(config.model_type)
     return config
+
+
+def _read_config(name: str, **options: Any) -> Any:
+    """The config of transformers' class for it, or of one of :mod:`interp.architectures`."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **options)
+    except ValueError:  # among others, a model_type that transformers does not have
+        register()
+        return AutoConfig.from_pretrained(name, **options)
 
 
 def load(

@@ -24,8 +24,10 @@ def build(
     """A seeded random model of ``model_type`` in eval mode, fp32 unless ``dtype`` is given."""
     from transformers import AutoConfig
 
+    from interp.architectures import register
     from interp.models import auto_class
 
+    register(model_type)
     config = AutoConfig.for_model(model_type, **_sizes(family.tiny[model_type], overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
