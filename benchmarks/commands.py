@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/commands.py --model qwen2.5-coder-1.5b [--limit 32]
 
 Floor of memory: the bytes of the model (3.6 GB for 1.8 billion bf16 parameters). An edit is saved and
-verified in a second process, which holds the model, too: the peak is that of the largest process.
+verified in a second process: the peak is that of both together, sampled every ``INTERVAL`` seconds.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from timing import RESULTS, hardware
 
 SETTING = ("--block", "20", "--first-block", "15", "--strength", "1")
@@ -27,49 +28,51 @@ COMMANDS = {
     "edit ablation": ("edit", "ablation", *SETTING),
     "edit least-disturbance": ("edit", "least-disturbance", *SETTING),
     "measure": ("measure", "--tokens", "24"),
+    "edit least-disturbance, learned": ("edit", "least-disturbance", "--after-opener", "auto"),
 }
 """Name of a row → the words of the command."""
-MB = 1024
+INTERVAL = 0.2
+MB = 1 << 20
 
 
 def run(words: list[str]) -> dict[str, float]:
-    """Seconds of a command and peak memory in MB of its largest process."""
-    script = (
-        "import json, resource, sys\n"
-        "from interp.cli import main\n"
-        "try:\n    main(sys.argv[2:])\nexcept SystemExit as stop:\n    code = stop.code or 0\n"
-        "own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
-        "open(sys.argv[1], 'w').write(json.dumps([code, own, child]))\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "peaks.json"
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", script, str(told), *words], check=True)
-        seconds = time.perf_counter() - started
-        code, own, child = json.loads(told.read_text())
-    if code:
-        raise SystemExit(f"interp {' '.join(words)} ended with {code}")
-    return {"seconds": round(seconds, 1), "peak_mb": max(own, child) // MB}
+    """Seconds of a command, and peak memory in MB of its process and their children together."""
+    script = "import sys; from interp.cli import main; main(sys.argv[1:])"
+    started, peak = time.perf_counter(), 0
+    command = psutil.Popen([sys.executable, "-c", script, *words])
+    while command.poll() is None:
+        peak = max(peak, _resident(command))
+        time.sleep(INTERVAL)
+    if command.returncode:
+        raise SystemExit(f"interp {' '.join(words)} ended with {command.returncode}")
+    return {"seconds": round(time.perf_counter() - started, 1), "peak_mb": peak // MB}
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes in memory of a process and its children; pages that they share count for each."""
+    with suppress(psutil.NoSuchProcess):
+        return sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
+    return 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--limit", type=int, default=32)
+    parser.add_argument("--limit", type=int, help="prompts per class (default: all)")
     parser.add_argument("--only", nargs="*", default=list(COMMANDS))
     given = parser.parse_args()
-    rows: dict[str, Any] = {}
     path = RESULTS / f"commands_{given.model.replace('.', '_').replace('-', '_')}.json"
+    rows: dict[str, Any] = json.loads(path.read_text())["commands"] if path.exists() else {}
     for name in given.only:
         with tempfile.TemporaryDirectory() as folder:
-            words = [*COMMANDS[name], "--model", given.model, "--limit", str(given.limit)]
+            words = [*COMMANDS[name], "--model", given.model]
+            if given.limit:
+                words += ["--limit", str(given.limit)]
             if name != "measure":
                 words += ["--out", str(Path(folder) / "out")]
-            rows[name] = run(words)
+            rows[name] = run(words) | {"limit": given.limit, "load": round(os.getloadavg()[1], 1)}
         print(name, rows[name], flush=True)
-        about = {"hardware": hardware(), "model": given.model, "limit": given.limit}
-        about["load"] = round(os.getloadavg()[1], 1)
+        about = {"hardware": hardware(), "model": given.model}
         path.write_text(json.dumps(about | {"commands": rows}, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path}")
 
