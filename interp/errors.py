@@ -57,3 +57,7 @@ class NotFinite(InterpError):
 
 class JudgeError(InterpError):
     """A judge that is unknown, lacks what it needs, or whose server does not answer."""
+
+
+class PersonaError(InterpError):
+    """A trait that is not whole, or an extraction that gives no persona vector."""
