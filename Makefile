@@ -27,7 +27,7 @@ WHOLE := -m "not heretic" --cov --durations=25
 JOBS ?= auto --maxprocesses=4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format heretic notebooks env lock clean distclean
+.PHONY: help demo test test-all lint format heretic notebooks lab env lock clean distclean
 
 help: ## list the tasks
 	@echo "usage: make TASK"
@@ -69,6 +69,9 @@ notebooks: $(DEV) ## run every notebook from top to bottom
 	else \
 	  echo "no notebooks in notebooks/"; \
 	fi
+
+lab: $(DEV) ## open the notebooks in JupyterLab (INTERP_MODEL=NAME make lab for another model)
+	$(BIN)/jupyter-lab --notebook-dir=. notebooks/refusal.ipynb $(ARGS)
 
 env: $(DEV) ## make .venv with everything (PYTHON=python3.12 for another Python)
 	@echo "$(VENV) is ready: $$($(PY) --version), $(BIN)/interp"

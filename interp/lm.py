@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from interp.attribution import Attribution, Openers, attribute
+from interp.backends.attention import attention_pattern
 from interp.backends.protocol import AnyEdit, Backend, all_sites
 from interp.backends.steps import Decided, Draws, Sampling, Steps, Until
 from interp.batches import each, repeated
 from interp.data.chat import ChatFormat
-from interp.data.tokens import Prompts, followed, needed, prompt_tokens, token_id
+from interp.data.tokens import Prompts, Tokens, followed, needed, prompt_tokens
 from interp.edits import Edit, to_delta
 from interp.errors import InterpError, PromptError, SiteError
 from interp.export import export_on
@@ -32,7 +33,7 @@ from interp.readings import (
     check_offsets,
     check_reduce,
     offsets_of,
-    span,
+    read_at,
     span_mean,
 )
 from interp.site_names import Given, SiteNames
@@ -148,7 +149,7 @@ class LM(SiteNames):
         check_offsets(batch, offsets)
 
         def read(rows: Tensor, chunk: TokenBatch) -> tuple[dict[Site, Tensor], Tensor | None]:
-            found, mask = self._read(chunk, wanted, at)
+            found, mask = read_at(self.backend, chunk, wanted, at)
             if reduce is None:
                 return found, mask
             whole = torch.ones(len(chunk), len(offsets)) if mask is None else mask
@@ -156,25 +157,6 @@ class LM(SiteNames):
 
         parts = self._each(batch, edit, "activations", read)
         return Cache.joined(wanted, [(rows, *found) for rows, found in parts])
-
-    def _read(
-        self, chunk: TokenBatch, sites: tuple[Site, ...], at: At
-    ) -> tuple[dict[Site, Tensor], Tensor | None]:
-        """Activations of one batch at what ``at`` means, and the mask of a span."""
-        if isinstance(at, str):
-            mask = span(chunk, at)
-            whole = self.backend.capture(chunk, sites, None)
-            return {s: v * mask.unsqueeze(-1).to(v) for s, v in whole.items()}, mask
-        offsets, ends = offsets_of(at), chunk.prompt_end
-        if (ends == ends[0]).all():  # every row is read in the same columns: no other is kept
-            shift = int(ends[0]) - chunk.ids.shape[1]
-            columns = tuple(offset + shift for offset in offsets)
-            taken = self.backend.capture(chunk, sites, columns)
-        else:
-            whole = self.backend.capture(chunk, sites, None)
-            places = ends.unsqueeze(-1) + torch.tensor(offsets), torch.arange(len(chunk))
-            taken = {s: v[places[1].unsqueeze(-1), places[0]] for s, v in whole.items()}
-        return {s: v[:, 0] for s, v in taken.items()} if isinstance(at, int) else taken, None
 
     def run_with_cache(
         self,
@@ -342,16 +324,24 @@ class LM(SiteNames):
         """The vocabulary logit lens: what every block's stream reads out as (nostalgebraist 2020)."""
         return Lens(self.residuals(prompts, edit, at=at), self.hf, self.anatomy, self.tokenizer)
 
+    def attention(self, prompts: Prompts, block: int, edit: AnyEdit = None) -> Tensor:
+        """Attention pattern of every head of a block, ``[prompt, head, query, key]``.
+
+        All prompts are one batch; padding has weight 0. Raises SiteError for a block without attention.
+        """
+        with self.editing(edit):
+            return attention_pattern(self.backend, self.tokens(prompts), block)
+
     def attribution(
-        self, prompts: Prompts, token: str | int, other: str | int, edit: AnyEdit = None
+        self, prompts: Prompts, token: Tokens, other: Tokens, edit: AnyEdit = None
     ) -> Attribution:
         """What embedding and components write of ``logit(token) − logit(other)``, in logits.
 
-        At the last prompt token, with the final norm's scale held fixed for each prompt; contributions
-        ``[prompt, component]`` and a constant sum to the difference (:mod:`interp.attribution.direct`).
+        token, other: one token each, or several, whose mean logit counts. At the last prompt token, with the
+        final norm's scale held fixed for each prompt; contributions ``[prompt, component]`` and a constant
+        sum to the difference (:mod:`interp.attribution.direct`).
         """
-        pair = [token_id(self.tokenizer, t) for t in (token, other)]
-        openers = Openers((pair[0],), (pair[1],), (str(token),), (str(other),))
+        openers = Openers.of(self.tokenizer, token, other)
         with self.editing(edit):
             return attribute(
                 self.backend, self.tokens(prompts), openers, batch_size=self.batch_size

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.backends.protocol import Backend
 from interp.data.tokens import needed, token_id
 from interp.errors import InterpError, PromptError, SiteError
 from interp.interventions import Place, SitePart
@@ -59,6 +60,26 @@ def span_mean(values: Tensor, mask: Tensor) -> Tensor:
     if not bool((count := mask.sum(1, keepdim=True)).all()):
         raise PromptError("a response without tokens has no mean; leave out its prompt")
     return ((values.float() * mask.unsqueeze(-1)).sum(1) / count).to(values.dtype)
+
+
+def read_at(
+    backend: Backend, batch: TokenBatch, sites: tuple[Site, ...], at: At
+) -> tuple[dict[Site, Tensor], Tensor | None]:
+    """Activations of one batch at what ``at`` means, and the mask of a span."""
+    if isinstance(at, str):
+        mask = span(batch, at)
+        whole = backend.capture(batch, sites, None)
+        return {s: v * mask.unsqueeze(-1).to(v) for s, v in whole.items()}, mask
+    offsets, ends = offsets_of(at), batch.prompt_end
+    if (ends == ends[0]).all():  # every row is read in the same columns: no other is kept
+        shift = int(ends[0]) - batch.ids.shape[1]
+        columns = tuple(offset + shift for offset in offsets)
+        taken = backend.capture(batch, sites, columns)
+    else:
+        whole = backend.capture(batch, sites, None)
+        columns, rows = ends.unsqueeze(-1) + torch.tensor(offsets), torch.arange(len(batch))
+        taken = {s: v[rows.unsqueeze(-1), columns] for s, v in whole.items()}
+    return {s: v[:, 0] for s, v in taken.items()} if isinstance(at, int) else taken, None
 
 
 def check_reduce(reduce: str | None, at: At) -> None:

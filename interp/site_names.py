@@ -101,7 +101,7 @@ class SiteNames:
     def head(self, block: int, head: int) -> SitePart:
         """A head's z, before the output projection of attention."""
         site, width = self._read_by("attention", block)
-        heads = int(getattr(self.hf.config, "num_attention_heads", 0))
+        heads = int(getattr(self.hf.config.get_text_config(), "num_attention_heads", 0))
         if not heads or width % heads or not 0 <= head < heads:
             raise SiteError(f"block {block} has heads 0 … {heads - 1}, not {head}")
         size = width // heads

@@ -332,6 +332,10 @@ def test_attribution_sums_to_the_logit_difference(chat_dir: Path, backend: str) 
     without = lm.attribution(TEXTS, "A", "B", edit)
     mlp = [i for i, kind in enumerate(without.kinds) if kind == "mlp"]
     assert without.contributions[:, mlp].abs().max() < 1e-6
+    several = lm.attribution(TEXTS, ["A", "C"], b)
+    halves = (found.measured + lm.attribution(TEXTS, "C", "B").measured) / 2
+    assert relative(several.measured, halves) < 1e-6
+    assert relative(several.openers.margin(logits), halves) < 1e-4
     with pytest.raises(PromptError, match="tokens; give one token"):
         lm.attribution(TEXTS, "two tokens", "B")
 

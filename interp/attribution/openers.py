@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.backends.protocol import Backend
+from interp.data.tokens import Tokens, token_ids
 from interp.errors import PromptError
 from interp.types import TokenBatch
 
@@ -51,6 +52,17 @@ class Openers:
         plus = torch.full((len(self.positive),), 1.0 / len(self.positive), dtype=torch.float64)
         minus = torch.full((len(self.negative),), -1.0 / len(self.negative), dtype=torch.float64)
         return torch.cat([plus, minus])
+
+    @classmethod
+    def of(cls, tokenizer: Any, positive: Tokens, negative: Tokens) -> Openers:
+        """Tokens by id or text. Raises PromptError for a text of several tokens."""
+        sides = [token_ids(tokenizer, each) for each in (positive, negative)]
+        return _named(tokenizer, *sides)
+
+    def margin(self, logits: Float[Tensor, "*n vocab"]) -> Float[Tensor, " *n"]:
+        """Mean logit of the positive tokens minus that of the negative ones, float64."""
+        weights = self.weights.to(logits.device)
+        return logits[..., list(self.ids)].double() @ weights
 
 
 def find_openers(tokenizer: Any, positive: Sequence[str], negative: Sequence[str]) -> Openers:

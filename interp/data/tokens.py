@@ -16,6 +16,10 @@ Prompts: TypeAlias = str | Sequence[str] | PromptSet | TokenBatch
 """One text, several, a prompt set, or tokens. Texts go through the chat template, unless ``chat`` is None."""
 
 
+Tokens: TypeAlias = int | str | Sequence[int | str]
+"""One token or several, each as id or text."""
+
+
 def needed(tokenizer: Any) -> Any:
     """The tokenizer. PromptError for a model without one."""
     if tokenizer is None:
@@ -31,6 +35,12 @@ def token_id(tokenizer: Any, token: int | str) -> int:
     if len(ids) != 1:
         raise PromptError(f"{token!r} is {len(ids)} tokens; give one token, with its leading space")
     return ids[0]
+
+
+def token_ids(tokenizer: Any, tokens: Tokens) -> list[int]:
+    """The ids of one token or several. PromptError for a text of several tokens."""
+    several = [tokens] if isinstance(tokens, (int, str)) else tokens
+    return [token_id(tokenizer, token) for token in several]
 
 
 def prompt_tokens(tokenizer: Any, prompts: Prompts, chat: ChatFormat | None) -> TokenBatch:
