@@ -80,7 +80,7 @@ class Probes:
         return difference_of_means(pos, neg)
 
     def of(self, site: Site, recipe: LeastDisturbanceEdit) -> Tensor:
-        """Probes for the shifts at all places where the recipe acts, float64 ``[place, d_in]``.
+        """One probe for every place where the recipe acts, float64 ``[place, d_in]``.
 
         Two probes are solved together, so that neither shift moves the other.
         """
@@ -149,6 +149,6 @@ def least_disturbance(
 
 
 def _written_shift(u: Tensor, weight: Tensor, shift: Tensor) -> float:
-    """``u·WΔa``, the products in float64; fused experts sum over the expert axis."""
+    """``u·WΔa``, the product with Δa in float64; fused experts sum over the expert axis."""
     rows = torch.einsum("d,...df->...f", u, weight.to(u))
     return (rows.reshape(-1).double() @ shift.double()).item()

@@ -17,7 +17,6 @@ from torch import Tensor
 from interp.data.prompts import PromptSet, fingerprint
 from interp.errors import SiteError
 from interp.lm import LM
-from interp.readings import At
 from interp.sites import Site
 from interp.types import TokenBatch
 from interp.watching import unwatched
@@ -42,7 +41,7 @@ class Part:
     """Rows of one class at one place.
 
     rows: ``{site: [n, d]}``, each read from its file when it is asked for where the part is memory-mapped.
-    prompts: the fingerprint of the prompt of every row; empty where rows do not belong to single prompts.
+    prompts: fingerprints of prompts, one per row; empty where the prompts were given as tokens.
     """
 
     place: str
@@ -51,11 +50,11 @@ class Part:
     prompts: tuple[str, ...] = ()
 
     def at(self, sites: Sequence[Site]) -> Part:
-        """The rows of some sites alone."""
+        """A part with these sites only."""
         return replace(self, rows=_Some(self.rows, tuple(sites)))
 
     def of(self, prompts: Collection[str]) -> Part:
-        """The rows of some prompts, by fingerprint."""
+        """A part with the rows of these prompts only, by fingerprint."""
         index = torch.tensor(
             [i for i, p in enumerate(self.prompts) if p in prompts], dtype=torch.long
         )
@@ -80,14 +79,20 @@ class Samples:
         return cls((Part(place, True, positive), Part(place, False, negative)))
 
     def joined(self, *others: Samples) -> Samples:
-        """The rows of all tables."""
+        """Samples with the parts of all of them."""
         return Samples((*self.parts, *(part for each in others for part in each.parts)))
 
     def of(self, *prompts: PromptSet) -> Samples:
-        """Decision and opener rows of some prompts, and all other rows."""
+        """Samples with the decision and opener rows of these prompts only; all other rows stay.
+
+        Rows whose prompts were given as tokens stay, too.
+        """
         kept = frozenset[str]().union(*(each.fingerprints for each in prompts))
         return Samples(
-            tuple(p.of(kept) if p.place in (DECISION, OPENER) else p for p in self.parts)
+            tuple(
+                part.of(kept) if part.prompts and part.place in (DECISION, OPENER) else part
+                for part in self.parts
+            )
         )
 
     def holds(self, place: str) -> bool:
@@ -95,9 +100,17 @@ class Samples:
         return any(part.place == place for part in self.parts)
 
     def sites(self, place: str = DECISION) -> tuple[Site, ...]:
-        """Sites with rows at a place."""
-        found = (site for part in self.parts if part.place == place for site in part.rows)
-        return tuple(dict.fromkeys(found))
+        """Sites with rows of both classes at a place."""
+        pos, neg = (
+            dict.fromkeys(
+                site
+                for part in self.parts
+                if part.place == place and part.positive == positive
+                for site in part.rows
+            )
+            for positive in (True, False)
+        )
+        return tuple(site for site in pos if site in neg)
 
     def rows(self, site: Site, positive: bool, place: str = DECISION) -> Tensor:
         """Rows of a site, ``[n, d]``. Raises SiteError where nothing was captured."""
@@ -107,7 +120,7 @@ class Samples:
             if part.place == place and part.positive == positive and site in part.rows
         ]
         if not found:
-            raise SiteError(f"no {place} rows of {site.name}; capture them for all sites in use")
+            raise SiteError(f"no {place} rows of {site}; capture them for all sites in use")
         return torch.cat(found) if len(found) > 1 else found[0]
 
 
@@ -124,6 +137,9 @@ class _Some(Mapping[Site, Tensor]):
             raise KeyError(site)
         rows = self.whole[site]
         return rows if self.index is None else rows[self.index]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.sites
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -157,6 +173,9 @@ class _OnDisk(Mapping[Site, Tensor]):
         flat = torch.from_file(str(self._path(site)), shared=False, size=n * d, dtype=dtype)
         return flat.view(n, d)
 
+    def __contains__(self, site: object) -> bool:
+        return site in self.known
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self.known)
 
@@ -183,17 +202,28 @@ class Capture:
     memory: Memory = field(default_factory=Memory)
 
     def __call__(
-        self, prompts: PromptSet | TokenBatch, place: str, positive: bool, *, at: At = -1
+        self,
+        prompts: PromptSet | TokenBatch,
+        place: str,
+        positive: bool,
+        *,
+        at: int | tuple[int, ...] = -1,
     ) -> Part:
-        """Rows of prompts in their order, one for every offset of ``at``.
+        """A part with the rows of prompts in their order, one row for every offset of ``at``.
 
-        Raises SiteError for an offset outside a prompt.
+        at: offsets from the end of the prompt; −1 is its last token. Raises SiteError for an offset outside
+        a prompt.
         """
-        rows = self._kept(self._read(self.lm.tokens(prompts), at, f"fit: {place}"))
-        names = tuple(map(fingerprint, prompts.prompts)) if isinstance(prompts, PromptSet) else ()
-        return Part(place, positive, rows, names)
+        rows = self._kept(self._read(self.lm.tokens(prompts), at, place))
+        names: list[str] = []
+        if isinstance(prompts, PromptSet):
+            each = 1 if isinstance(at, int) else len(at)
+            names = [name for p in prompts.prompts for name in [fingerprint(p)] * each]
+        return Part(place, positive, rows, tuple(names))
 
-    def _read(self, batch: TokenBatch, at: At, label: str) -> Iterator[dict[Site, Tensor]]:
+    def _read(
+        self, batch: TokenBatch, at: int | tuple[int, ...], label: str
+    ) -> Iterator[dict[Site, Tensor]]:
         progress = self.lm.watch(label, len(batch))
         lm = self.lm.using(watch=unwatched)
         for some in batch.split(CAPTURED_AT_ONCE * lm.batch_size):

@@ -12,6 +12,9 @@ from interp.operators.linear import linear_form
 from interp.operators.protocol import Operator, at_columns, row_count
 from interp.types import LowRank, Vector, Weight
 
+WIDE_BYTES = 4
+"""Bytes of a float in which coefficients are applied, at least."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graded:
@@ -43,9 +46,11 @@ class Graded:
 
     def act(self, written: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The edited rows; written: ``[row, position, d]``, or any shape with one coefficient."""
-        c = self.coefficients.to(written)
+        # In half precision the difference of two large activations would lose a small change.
+        wide = written.float() if written.element_size() < WIDE_BYTES else written
+        c = self.coefficients.to(wide)
         c = c[:, None, None] if len(c) > 1 else c
-        return written + c * (self.operator.act(written, inputs) - written)
+        return (wide + c * (self.operator.act(wide, inputs) - wide)).to(written)
 
     def rows(self, index: Tensor) -> Graded:
         """The same for some rows of the batch."""

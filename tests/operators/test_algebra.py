@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from toolbox import relative
+from toolbox import random_vector, relative
 from torch import Tensor
 
 from interp.errors import DeltaError, NoDirection, NotExpressible
@@ -23,6 +23,7 @@ from interp.operators import (
     Clamp,
     Composed,
     Gated,
+    Graded,
     HookOnly,
     LeastDisturbance,
     NormKept,
@@ -586,3 +587,16 @@ def test_a_total_has_weights_where_all_parts_have_them() -> None:
         Total((Ablation(direction()), Clamp(direction(), -1.0, 1.0))).weight_update(weight)
     with pytest.raises(ValueError, match="at least one"):
         Total(())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_coefficient_per_row_moves_as_far_as_one_for_all_in_half_precision(
+    dtype: torch.dtype,
+) -> None:
+    """A small vector on a large stream: the difference of two rounded streams would lose most of it."""
+    stream = (100 * torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0))).to(dtype)
+    vector = random_vector(4096, 1) / 64
+    graded = Graded(Addition(vector, 1.0), torch.tensor([8.0]))
+    once = Addition(vector, 8.0).act(stream)
+    moved = [((out - stream).float() @ vector).item() for out in (graded.act(stream), once)]
+    assert moved[0] == pytest.approx(moved[1], rel=0.05)

@@ -1,9 +1,9 @@
 """Learn what an edit reads and writes, starting from its closed form.
 
-In closed form each probe writes along one direction, the difference of means, of which only part has to do
-with refusing. If the probe reads 0.5 on a prompt, half of the whole edit is applied to that prompt.
-Learning changes what each probe writes, and the probe itself in smaller steps, through the model: the loss
-compares the whole next-token distribution on answers, which determines a few vectors well.
+In closed form each probe writes along one direction, the difference of means, which also holds differences
+that have nothing to do with refusing. If the probe reads 0.5 on a prompt, half of the whole edit is applied
+to that prompt. Learning changes what each probe writes, and the probe itself in smaller steps, through the
+model: the loss compares the whole next-token distribution on answers, which determines a few vectors well.
 """
 
 from __future__ import annotations
@@ -30,39 +30,41 @@ from interp.types import LowRank, TokenBatch, WeightDelta
 class LearnedUpdate:
     """One writer's update as it is learned: ``out += (a (inputs + share Δ)) bᵀ``.
 
-    shift: Δ, the mean shift of the inputs between the classes, ``[d_in]``; None for embeddings, which have no
-    inputs. share: fraction of Δ that is added. reads, writes: learned changes of a and b, relative to the RMS
-    of each row of ``a [rank, d_in]`` and each column of ``b [d_out, rank]``.
+    shift: Δ, the mean shift of the inputs between the classes, ``[d_in]``. share: fraction of Δ that is added
+    to the inputs of the last ``keep`` tokens. reads, writes: learned changes of a and b, relative to the
+    RMS of each row of ``a [rank, d_in]`` and each column of ``b [d_out, rank]``.
     """
 
     a: Tensor
     b: Tensor
-    shift: Tensor | None
+    shift: Tensor
     reads: Tensor
     writes: Tensor
     share: float = 0.0
+    keep: int = 1
 
     @classmethod
-    def of(cls, update: LowRank, shift: Tensor | None, device: torch.device) -> LearnedUpdate:
-        """The update at its start: no change yet."""
+    def of(cls, update: LowRank, shift: Tensor, device: torch.device) -> LearnedUpdate:
+        """A learned update of ``update`` whose changes are zero."""
         a, b = update.a.float().to(device), update.b.float().to(device)
         changes = (torch.zeros_like(a, requires_grad=True), torch.zeros_like(b, requires_grad=True))
-        return cls(a, b, None if shift is None else shift.float().to(device), *changes)
+        return cls(a, b, shift.float().to(device), *changes)
 
     def probes(self) -> Tensor:
-        """a with what was learned, ``[rank, d_in]``."""
+        """The learned factor a, ``[rank, d_in]``."""
         return self.a + self.a.pow(2).mean(1, keepdim=True).sqrt() * self.reads
 
     def written(self) -> Tensor:
-        """b with what was learned, ``[d_out, rank]``."""
+        """The learned factor b, ``[d_out, rank]``."""
         return self.b + self.b.pow(2).mean(0).sqrt() * self.writes
 
     def act(self, module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> Tensor:
         """A forward hook: the writer's output with the update."""
         probes = self.probes()
         read = first_argument(args, kwargs).float() @ probes.T
-        if self.share and self.shift is not None:
-            read = read + self.share * (probes @ self.shift)
+        if self.share:
+            shifted = read[:, -self.keep :] + self.share * (probes @ self.shift)
+            read = torch.cat([read[:, : -self.keep], shifted], 1)
         return out + (read @ self.written().T).to(out.dtype)
 
 
@@ -94,7 +96,7 @@ class RefusalMarginLoss:
     places, tokens: positions in the tail and token ids of the opening of a refusal, ``[n, places]``. Two
     margins count half each: that of the first token, and the smallest of all tokens (a refusal needs all of
     them to win). With the latter alone, "I'm sorry" becomes "I'm glad to help, but I'm not equipped to".
-    clearance: logits by which the opening of a refusal should lose.
+    weight: of the cost of one row. clearance: logits by which the opening of a refusal should lose.
     """
 
     tail: Tail
@@ -213,7 +215,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learner:
-    """A delta whose rank-one updates are learned; all its other updates stay as they are.
+    """A delta whose low-rank updates of block writers are learned; its other updates stay as they are.
 
     updates: by weight name. rest: the other updates, as a delta; None without any.
     """
@@ -224,18 +226,16 @@ class Learner:
 
     @classmethod
     def of(cls, lm: LM, fitted: Fitted, delta: WeightDelta) -> Learner:
-        """The delta at its start. Biases and fused experts are not learned."""
+        """A learner of ``delta``, nothing learned yet. Updates of other kinds are not learned."""
         writers = {writer.weight: writer for writer in lm.anatomy.writers}
         updates, rest = {}, {}
         for name, update in delta:
-            if not isinstance(update, LowRank) or update.axes.startswith("expert"):
+            writer = writers.get(name)  # None for biases
+            low_rank = isinstance(update, LowRank) and not update.axes.startswith("expert")
+            if not low_rank or writer is None or writer.block is None:
                 rest[name] = update
                 continue
-            writer = writers[name]
-            # Embeddings have no inputs and no shift.
-            shift = None
-            if writer.block is not None:
-                shift = fitted.probes.shift(Site.writer_in(writer.block, writer.name))
+            shift = fitted.probes.shift(Site.writer_in(writer.block, writer.name))
             device = next(lm.hf.get_submodule(writer.module).parameters()).device
             updates[name] = LearnedUpdate.of(update, shift, device)
         return cls(lm, updates, replace(delta, updates=rest) if rest else None)
@@ -255,17 +255,18 @@ class Learner:
     def loss(self, term: Term) -> Tensor:
         """The value of one term, while :meth:`editing` is in place."""
         for update in self.updates.values():
-            update.share = term.share
+            update.share, update.keep = term.share, term.tail.keep
         return term.loss(term.tail.logits(self.lm.hf))
 
     def optimizer(self, recipe: Learning) -> tuple[Any, Any]:
-        """Adam over what is written and what is read, and its falling step sizes."""
+        """Adam with a step size for writes and one for probes, and the scheduler that lets both fall."""
         groups = [
             {"params": [u.writes for u in self.updates.values()], "lr": recipe.write_step},
             {"params": [u.reads for u in self.updates.values()], "lr": recipe.probe_step},
         ]
         adam = torch.optim.Adam(groups)
-        return adam, torch.optim.lr_scheduler.LinearLR(adam, 1.0, FINAL_STEP_SHARE, recipe.steps)
+        last = max(recipe.steps - 1, 1)
+        return adam, torch.optim.lr_scheduler.LinearLR(adam, 1.0, FINAL_STEP_SHARE, last)
 
     def delta(self, before: WeightDelta) -> WeightDelta:
         """``before`` with what was learned."""
@@ -284,7 +285,7 @@ def learned(
     weight: float,
     recipe: Learning | None = None,
 ) -> WeightDelta:
-    """``delta`` with what every rank-one update reads and writes learned on the prompts of ``fitted``.
+    """``delta`` with both factors of every low-rank update learned on the prompts of ``fitted``.
 
     The loss is :class:`Objective`; one step of Adam uses one minibatch. weight: nats of KL that a logit of
     refusal margin may cost. The loss does not see refusals in other words: count refusals of the result with
@@ -295,7 +296,7 @@ def learned(
     if not learner.updates:
         return delta
     objective = Objective(lm, fitted, weight, recipe)
-    optimizer, slower = learner.optimizer(recipe)
+    optimizer, scheduler = learner.optimizer(recipe)
     progress = lm.watch("fit: learning", recipe.steps)
     with frozen(lm.hf):
         for step in range(recipe.steps):
@@ -305,7 +306,7 @@ def learned(
                 for term in terms:
                     learner.loss(term).backward()
             optimizer.step()
-            slower.step()
+            scheduler.step()
             progress(1)
     about = {"learn": weight, "learning": asdict(recipe), "of": dict(delta.recipe)}
     return replace(
