@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp.errors import RecordError
 from interp.files import sha256_text, write_json
-from interp.records import FigureRecord, Provenance, git_commit, package_versions, processor
+from interp.records import (
+    FigureRecord,
+    Provenance,
+    git_commit,
+    package_versions,
+    processor,
+    without_folders,
+)
 from interp.source import code_hash
 from interp.watching import Watch, unwatched
 
@@ -114,6 +121,14 @@ class Study:
         default_factory=dict, init=False, repr=False
     )
     _parts: set[KeptPart] = field(default_factory=set, init=False, repr=False)
+
+    @classmethod
+    def of(cls, lm: LM, **options: Any) -> Study:
+        """A study of a model that is open already. options: the other fields."""
+        own = {"batch_size": lm.batch_size, "watch": lm.watch}
+        made = cls(without_folders(lm.backend.source), **own | options)
+        made.__dict__["lm"] = lm  # the value of the cached property
+        return made
 
     @cached_property
     def lm(self) -> LM:

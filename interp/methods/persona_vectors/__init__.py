@@ -1,7 +1,7 @@
 """Persona vectors (arXiv 2507.21509): from a sentence that names a trait to a vector for every block.
 
-A :class:`Trait` says what is contrasted, a :class:`PersonaVector` holds what was extracted.
-Names are imported on first use, so that papers can be listed without torch.
+:class:`PersonaVectorExtractor` makes a :class:`PersonaVector` of a :class:`Trait`. Names are imported
+on first use, so that papers can be listed without torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "ExtractionRecipe": "recipe",
     "PersonaVector": "vectors",
+    "PersonaVectorExtractor": "extraction",
     "Trait": "traits",
     "cosines": "vectors",
     "projection": "vectors",
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from interp.methods.persona_vectors.edits import removal as removal
     from interp.methods.persona_vectors.edits import steering as steering
     from interp.methods.persona_vectors.edits import steering_increments as steering_increments
+    from interp.methods.persona_vectors.extraction import (
+        PersonaVectorExtractor as PersonaVectorExtractor,
+    )
     from interp.methods.persona_vectors.recipe import ExtractionRecipe as ExtractionRecipe
     from interp.methods.persona_vectors.traits import Trait as Trait
     from interp.methods.persona_vectors.traits import shipped_trait as shipped_trait
