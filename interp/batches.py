@@ -34,11 +34,11 @@ def each(
 ) -> list[tuple[Tensor, T]]:
     """Row numbers and results of ``call(rows, tokens)``, a batch at a time, with the edit in place.
 
-    Raises SiteError for an edit that has values for another number of prompts.
+    Raises SiteError for an edit that has values for other prompts (another number, or of other lengths).
     """
     by_row = edit if isinstance(edit, Interventions) else None
     if by_row is not None:
-        by_row.check_prompts(len(batch))
+        by_row.check_prompts(batch)
     found = []
     with backend.editing(None if by_row else edit):
         for rows, chunk in chunks(batch, size, progress):
@@ -51,6 +51,6 @@ def repeated(batch: TokenBatch, edit: AnyEdit) -> tuple[TokenBatch, AnyEdit]:
     """The batch once for every strength of the edit, and the edit with one strength per row."""
     if not isinstance(edit, Interventions):
         return batch, edit
-    edit.check_prompts(len(batch))
+    edit.check_prompts(batch)
     rows = torch.arange(edit.strengths * len(batch)) % len(batch)
     return batch.chosen(rows), edit.expanded(len(batch))

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from interp.edits import Edit, bound, canonical
 from interp.errors import NotExpressible, SiteError
-from interp.interventions import Intervention, Interventions, Where
+from interp.interventions import Intervention, Interventions, Where, at_offsets
 from interp.models.anatomy import Anatomy, BoundWriter
 from interp.models.experts import expert_inputs, routed_arguments
 from interp.operators import HookOnly, Operator, at_columns
+from interp.places import Place, site_of
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -196,12 +197,7 @@ class Run:
             )
         columns = torch.arange(self.start, self.start + self.shape[1], device=device)
         offsets = columns - self.prompt_end.to(device).unsqueeze(-1)
-        if where == "prompt":
-            return offsets < 0
-        if where == "response":
-            return offsets >= 0
-        wanted = torch.as_tensor(where, device=device).reshape(-1)
-        return torch.isin(offsets, wanted)
+        return at_offsets(where, offsets)
 
 
 def acting(part: Intervention, operator: Operator, run: Run, scale: float = 1.0) -> Act:
@@ -318,25 +314,28 @@ def intervening(
 
 @contextmanager
 def recording(
-    model: nn.Module, anatomy: Anatomy, sites: Sequence[Site], shape: Sequence[int]
-) -> Iterator[dict[Site, Tensor]]:
-    """Activations ``[row, position, d]`` by site of the pass that runs inside, as inputs of what follows.
+    model: nn.Module, anatomy: Anatomy, places: Sequence[Place], shape: Sequence[int]
+) -> Iterator[dict[Place, Tensor]]:
+    """Activations by place of the pass that runs inside, ``[row, position, …]``.
 
-    Gradients of the output with respect to them exist.
+    The rest of the pass is computed from them, so that gradients of the output with respect to each exist.
 
     shape: ``[row, position]`` of the pass.
     """
-    found: dict[Site, Tensor] = {}
+    found: dict[Place, Tensor] = {}
 
-    def record(at: Location, site: Site, value: Tensor, inputs: Tensor | None = None) -> Tensor:
+    def record(at: Location, given: Place, value: Tensor, inputs: Tensor | None = None) -> Tensor:
         whole = value.reshape(*shape, -1) * at.scale
-        found[site] = whole if whole.requires_grad else whole.requires_grad_()
-        return (found[site] / at.scale).reshape(value.shape)
+        own = whole if isinstance(given, Site) else given.take(whole)
+        found[given] = own if own.requires_grad else own.requires_grad_()
+        if not isinstance(given, Site):
+            own = given.put(whole, own)
+        return (own / at.scale).reshape(value.shape)
 
     with ExitStack() as stack:
-        for site in sites:
-            at = locate(anatomy, site)
-            stack.callback(place(model, at, partial(record, at, site)).remove)
+        for given in places:
+            at = locate(anatomy, site_of(given))
+            stack.callback(place(model, at, partial(record, at, given)).remove)
         yield found
 
 

@@ -7,7 +7,7 @@ on what the ones before left. :func:`interp.edits.to_delta` gives the weight for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Any, TypeAlias
@@ -28,8 +28,9 @@ from interp.operators import (
     SubspaceAblation,
     row_count,
 )
+from interp.places import Heads, Place, Places, SitePart, in_a_row
 from interp.sites import Site
-from interp.types import Direction
+from interp.types import Direction, TokenBatch
 
 Where: TypeAlias = str | int | Sequence[int]
 """``"all"``; ``"prompt"`` or ``"response"``; offsets from the end of the prompt (−1: its last token, 0: the
@@ -38,17 +39,15 @@ first token of the response)."""
 SPANS = ("all", "prompt", "response")
 
 
-@dataclass(frozen=True, slots=True)
-class SitePart:
-    """Some coordinates of a site: a head of ``z``, a neuron, a channel."""
+def at_offsets(where: Where, offsets: Tensor) -> Tensor:
+    """Which of ``offsets``, counted from the end of the prompt, ``where`` means."""
+    if where == "all":
+        return torch.ones_like(offsets, dtype=torch.bool)
+    if isinstance(where, str):
+        return offsets < 0 if where == "prompt" else offsets >= 0
+    return torch.isin(offsets, torch.as_tensor(where, device=offsets.device).reshape(-1))
 
-    site: Site
-    start: int
-    stop: int
 
-
-Place: TypeAlias = Site | SitePart
-Places: TypeAlias = Place | Sequence[Place]
 Strengths: TypeAlias = int | float | Sequence[int | float] | Tensor
 """A number; a list, which runs every prompt once for each; a tensor ``[prompt]``, one per prompt. A list or a
 tensor of one is a number."""
@@ -131,14 +130,16 @@ class Interventions:
         counts = [n for part in self.parts if (n := row_count(part.operator)) is not None]
         return max(counts, default=None)
 
-    def check_prompts(self, prompts: int) -> None:
-        """Raise SiteError where an intervention has values for another number of prompts."""
+    def check_prompts(self, batch: TokenBatch) -> None:
+        """Raise SiteError where an intervention has values for prompts of another number or length."""
         for part in self.parts:
-            if (count := row_count(part.operator)) not in (None, prompts):
+            if (count := row_count(part.operator)) not in (None, len(batch)):
                 raise SiteError(
                     f"the intervention at {part.site} has one value for each of {count} prompts, and "
-                    f"{_count(prompts)} given; for several strengths of every prompt give a list"
+                    f"{_count(len(batch))} given; for several strengths of every prompt give a list"
                 )
+            for given in _replacements(part.operator):
+                _check_lengths(part, given, batch)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -176,6 +177,34 @@ class Interventions:
         )
 
 
+def _replacements(operator: object) -> Iterator[Replace]:
+    """Replacements by values of several positions inside an operator."""
+    if isinstance(operator, Replace) and operator.values.ndim == 3 and operator.values.shape[1] > 1:
+        yield operator
+    for inner in (getattr(operator, "operator", None), *getattr(operator, "parts", ())):
+        if inner is not None:
+            yield from _replacements(inner)
+
+
+def _check_lengths(part: Intervention, given: Replace, batch: TokenBatch) -> None:
+    """Raise SiteError where values are of prompts that are longer or shorter than those of the batch."""
+    width = batch.ids.shape[1]
+    offsets = torch.arange(width) - batch.prompt_end.unsqueeze(-1)
+    real = given.real[:, -width:]
+    if real.shape[1] < width:  # the operator says that there are too few
+        return
+    wrong = (at_offsets(part.where, offsets) & batch.mask.bool() & ~real).any(-1)
+    if part.where == "all" and given.mask is not None:
+        wrong |= given.mask.sum(-1) != batch.lengths
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise SiteError(
+            f"the values at {part.site} are of a prompt of another length than prompt {row + 1}, which has "
+            f"{int(batch.lengths[row])} tokens: padding would go to tokens. Patch prompts of equal length, "
+            "or choose offsets with where (-1: the last prompt token); for zeros give 0.0"
+        )
+
+
 def _described(operator: Operator | StreamAblation) -> dict[str, Any]:
     """An operator's name and numbers, in JSON values."""
     if isinstance(operator, Part):
@@ -201,7 +230,8 @@ def intervene(
 ) -> Interventions:
     """Any operator at one site or several.
 
-    strengths: factor of what the operator changes (:data:`Strengths`).
+    strengths: factor of what the operator changes (:data:`Strengths`). At :class:`Heads` the operator acts on
+    all heads in a row, ``[…, d]``.
     """
     amount = _strengths(strengths)
     several = amount if isinstance(amount, tuple) else ()
@@ -212,6 +242,8 @@ def intervene(
         site, own = place, operator
         if isinstance(place, SitePart):
             site, own = place.site, Part(operator, place.start, place.stop)  # type: ignore[arg-type]
+        elif isinstance(place, Heads):
+            site = place.site
         parts.append(Intervention(site, own, where, several))  # type: ignore[arg-type]
     return Interventions(tuple(parts))
 
@@ -225,12 +257,14 @@ def add(
 ) -> Interventions:
     """``y ← y + coefficient · vector`` (steering).
 
-    vector: ``[d]``, or ``[site, d]`` with one for every site. coefficient: see :data:`Strengths`.
+    vector: ``[d]``, or ``[site, d]`` with one for every site; at :class:`Heads` also ``[head, d_head]`` and
+    ``[site, head, d_head]``. coefficient: see :data:`Strengths`.
     """
     vectors = vector.vector if isinstance(vector, Direction) else vector
     places = _places(sites)
     amount = _strengths(coefficient)
     graded = 1.0 if isinstance(amount, float) else amount
+    vectors = in_a_row(places[0], vectors)
     each = vectors if vectors.ndim == 2 else vectors.expand(len(places), -1)
     if len(each) != len(places):
         raise SiteError(f"{len(each)} vectors for {len(places)} sites; give one, or one for each")
@@ -250,8 +284,9 @@ def ablate(
 ) -> Interventions:
     """Remove the share ``strength`` of what lies along a direction, or in the span of several.
 
-    direction: ``[d]`` of any length, or ``[k, d]``. At a writer's output one direction is a direction of the
-    stream: behind a post-norm the writer is edited so that nothing of it is left after the norm.
+    direction: ``[d]`` of any length, or ``[k, d]``; at :class:`Heads` also ``[head, d_head]``. At a writer's
+    output one direction is a direction of the stream: behind a post-norm the writer is edited so that nothing
+    of it is left after the norm.
     """
     vector = direction.vector if isinstance(direction, Direction) else direction
     amount = _strengths(strength)
@@ -259,36 +294,55 @@ def ablate(
     whole: list[Intervention] = []
     for place in _places(sites):
         operator: Operator | StreamAblation
-        if vector.ndim == 2:
-            operator = SubspaceAblation(vector.float(), fixed)
+        own = in_a_row(place, vector).float()
+        if own.ndim == 2:
+            operator = SubspaceAblation(own, fixed)
         elif isinstance(place, Site) and place.kind == "writer_out":
-            operator = StreamAblation(unit(vector.float()), fixed)
+            operator = StreamAblation(unit(own), fixed)
         else:
-            operator = Ablation(unit(vector.float()), fixed)
+            operator = Ablation(unit(own), fixed)
         whole += intervene(place, operator, graded, where=where).parts
     return Interventions(tuple(whole))
 
 
-def replace(sites: Places, values: float | Tensor, *, where: Where = "all") -> Interventions:
+def replace(
+    sites: Places, values: float | Tensor | Mapping[Any, Tensor], *, where: Where = "all"
+) -> Interventions:
     """``y ← values`` (activation patching; zeros or a mean ablate the whole site).
 
-    values: a number; ``[d]``; ``[prompt, d]``; or, at offsets, ``[prompt, offset, d]``.
+    values: a number; ``[d]``; ``[prompt, d]``; ``[prompt, position, d]``, of left-padded prompts; or, at
+    offsets, ``[prompt, offset, d]``. At :class:`Heads` ``d`` may be two axes, ``head, d_head``. A cache
+    (:class:`interp.readings.Cache`) gives each site its own values.
+
+    Values of several positions have to be of prompts of the same lengths. The call that runs the edit checks
+    it, by the mask of a cache, and in a tensor by the zeros that stand for padding. Raises SiteError where
+    values and offsets differ in number.
     """
-    values = torch.as_tensor(values)
-    if isinstance(where, Sequence) and not isinstance(where, str) and values.ndim == 3:
-        if values.shape[1] != len(where):
-            raise SiteError(f"{values.shape[1]} values for {len(where)} offsets; give one for each")
-        parts = [replace(sites, values[:, i], where=offset) for i, offset in enumerate(where)]
-        return Interventions(tuple(p for made in parts for p in made.parts))
-    return intervene(sites, Replace(values), where=where)
+    whole: list[Intervention] = []
+    for place in _places(sites):
+        own = values[place] if isinstance(values, Mapping) else torch.as_tensor(values)
+        own, mask = in_a_row(place, own), getattr(values, "mask", None)
+        several = isinstance(where, Sequence) and not isinstance(where, str)
+        if not several or own.ndim < 3 or mask is not None:
+            whole += intervene(place, Replace(own, mask), where=where).parts
+            continue
+        if own.shape[1] != len(where):
+            raise SiteError(f"{own.shape[1]} values for {len(where)} offsets; give one for each")
+        for i, offset in enumerate(where):
+            whole += intervene(place, Replace(own[:, i]), where=offset).parts
+    return Interventions(tuple(whole))
 
 
 def scale(sites: Places, factors: float | Tensor, *, where: Where = "all") -> Interventions:
     """``y ← factors ⊙ y``; zeros mask coordinates, a number scales the whole site.
 
-    factors: a number or ``[d]``.
+    factors: a number or ``[d]``; at :class:`Heads` also ``[head, d_head]`` or ``[head, 1]``.
     """
-    return intervene(sites, Scale(torch.as_tensor(factors)), where=where)
+    whole: list[Intervention] = []
+    for place in _places(sites):
+        operator = Scale(in_a_row(place, torch.as_tensor(factors)))
+        whole += intervene(place, operator, where=where).parts
+    return Interventions(tuple(whole))
 
 
 def _strengths(given: Strengths) -> float | tuple[float, ...] | Tensor:
@@ -310,7 +364,7 @@ def _count(prompts: int) -> str:
 
 
 def _places(sites: Places) -> list[Place]:
-    places = [sites] if isinstance(sites, Site | SitePart) else list(sites)
+    places = [sites] if isinstance(sites, Site | SitePart | Heads) else list(sites)
     if not places:
         raise SiteError("no site to intervene at")
     return places

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.attribution import Attribution, Openers, attribute
 from interp.backends.attention import attention_pattern
-from interp.backends.protocol import AnyEdit, Backend, all_sites
+from interp.backends.protocol import AnyEdit, Backend
 from interp.backends.steps import Decided, Draws, Sampling, Steps, Until
 from interp.batches import each, repeated
 from interp.data.chat import ChatFormat
@@ -21,7 +21,8 @@ from interp.data.tokens import Prompts, Tokens, followed, needed, prompt_tokens
 from interp.edits import Edit, to_delta
 from interp.errors import InterpError, PromptError, SiteError
 from interp.export import export_on
-from interp.interventions import Interventions, Place, SitePart
+from interp.interventions import Interventions
+from interp.places import site_of
 from interp.readings import (
     At,
     Cache,
@@ -141,7 +142,7 @@ class LM(SiteNames):
         Raises SiteError for an offset outside a prompt, PromptError where responses are missing.
         """
         check_reduce(reduce, at)
-        wanted = tuple(dict.fromkeys(_site(place) for place in self.places(sites)))
+        wanted = tuple(dict.fromkeys(site_of(place) for place in self.places(sites)))
         batch = self.tokens(prompts, responses)
         if at == "response" and batch.response is None:
             raise PromptError("at='response' needs responses: give responses=[...], one per prompt")
@@ -156,7 +157,8 @@ class LM(SiteNames):
             return {s: span_mean(value, whole) for s, value in found.items()}, None
 
         parts = self._each(batch, edit, "activations", read)
-        return Cache.joined(wanted, [(rows, *found) for rows, found in parts])
+        joined = [(rows, *found) for rows, found in parts]
+        return Cache.joined(wanted, joined, self.hook_points.place)
 
     def run_with_cache(
         self,
@@ -168,12 +170,14 @@ class LM(SiteNames):
     ) -> tuple[Tensor, Cache]:
         """Logits ``[prompt, seq, vocab]`` and activations ``[prompt, seq, d]``, in one forward pass.
 
-        names_filter: TransformerLens names, sites, or a predicate on names; None for the stream and all
-        components. The cache answers ``cache["blocks.5.hook_resid_post"]`` and ``cache["resid_post", 5]``;
-        ``cache.mask`` says which positions are real. All prompts are one batch.
+        names_filter: TransformerLens names, sites, or a predicate on names; None for all that have a name
+        (``lm.hook_points.by_name``) and that the backend's library reaches. The cache answers
+        ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]`` and ``cache["z", 5]``, which is
+        ``[prompt, seq, head, d_head]``. ``cache.mask`` says which positions are real; padding is zeros. All
+        prompts are one batch.
 
         gradients: the logits have gradients with respect to the cached activations, as attribution patching
-        needs; both are on the model's device::
+        needs; both are on the model's device, and padding keeps its values::
 
             logits, cache = lm.run_with_cache(prompts, lm.resid_post[5], gradients=True)
             margin = (logits[:, -1, good] - logits[:, -1, bad]).sum()
@@ -181,18 +185,14 @@ class LM(SiteNames):
         """
         batch = self.tokens(prompts)
         if isinstance(edit, Interventions):
-            edit.check_prompts(len(batch))
-        if names_filter is None or callable(names_filter):
-            keep = names_filter or (lambda name: True)
-            sites = tuple(s for s in all_sites(self.anatomy) if keep(s.hook_name))
-        else:
-            sites = tuple(_site(place) for place in self.places(names_filter))
-        if not sites:
-            raise SiteError(
-                "no site matches names_filter; None keeps the stream and all components"
-            )
-        logits, found = self.backend.run(batch, sites, edit, gradients=gradients)
-        return logits, Cache({s: found[s] for s in sites}, batch.mask.bool())
+            edit.check_prompts(batch)
+        places = self._cached_places(names_filter)
+        sites, mask = tuple(dict.fromkeys(map(site_of, places))), batch.mask.bool()
+        wanted = tuple(dict.fromkeys((*sites, *places))) if gradients else sites
+        logits, found = self.backend.run(batch, wanted, edit, gradients=gradients)
+        if not gradients and not mask.all():
+            found = {s: v.masked_fill(~mask.unsqueeze(-1), 0) for s, v in found.items()}
+        return logits, Cache(found, self.hook_points.place, mask)
 
     def logits(
         self, prompts: Prompts, edit: AnyEdit = None, *, at: int | Sequence[int] = -1
@@ -260,7 +260,7 @@ class LM(SiteNames):
         copies = torch.arange(len(batch)).repeat_interleave(samples)
         own = edit
         if isinstance(edit, Interventions):
-            edit.check_prompts(len(batch))
+            edit.check_prompts(batch)
             own = edit.rows(copies)
         whole, own = repeated(batch.chosen(copies), own)
         ids = torch.zeros(len(whole), tokens, dtype=torch.long)
@@ -315,7 +315,7 @@ class LM(SiteNames):
         """
         batch = self.tokens(prompts)
         if isinstance(edit, Interventions):
-            edit.check_prompts(len(batch))
+            edit.check_prompts(batch)
         return self.backend.forward(batch, edit)
 
     # --- looking inside ---------------------------------------------------------------------------
@@ -378,7 +378,3 @@ class LM(SiteNames):
         effects = torch.stack(grid).unflatten(0, (len(places), len(offsets)))
         ends = (metric(self.logits(good)), metric(self.logits(bad)))
         return Patching(places, offsets, effects, *ends)
-
-
-def _site(place: Place) -> Site:
-    return place.site if isinstance(place, SitePart) else place

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from interp.backends.protocol import Backend
 from interp.data.tokens import needed, token_id
 from interp.errors import InterpError, PromptError, SiteError
-from interp.interventions import Place, SitePart
 from interp.models.anatomy import Anatomy
+from interp.places import Place
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -90,17 +90,26 @@ def check_reduce(reduce: str | None, at: At) -> None:
         raise InterpError(f"reduce='mean' is over a span or several offsets, and at={at} is one")
 
 
-class Cache(Mapping[Site, Tensor]):
+class Cache(Mapping[Place, Tensor]):
     """Activations by site.
 
-    Keys are sites, heads and neurons (:class:`interp.interventions.SitePart`), kind and block
+    Keys are sites, heads and neurons (:class:`interp.places.SitePart`), kind and block
     (``cache["resid_post", 5]``, ``cache["mlp", 5]``), and TransformerLens names
-    (``cache["blocks.5.hook_resid_post"]``). mask: of a span, which positions ``[prompt, position]`` are real;
-    None where every position is. Raises SiteError for a site that is not in the cache.
+    (``cache["blocks.5.hook_resid_post"]``, ``cache["z", 5]``). Values are ``[prompt, d]``, or
+    ``[prompt, position, d]`` with zeros as padding; z has two axes in place of ``d``: ``head, d_head``.
+
+    named: the place that a key means. mask: which ``[prompt, position]`` are real; None where values have no
+    axis of positions. Raises SiteError for a site that is not in the cache.
     """
 
-    def __init__(self, values: Mapping[Site, Tensor], mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[Any, Tensor],
+        named: Callable[[Any], Place],
+        mask: Tensor | None = None,
+    ) -> None:
         self._values = dict(values)
+        self._named = named
         self.mask = mask
 
     @classmethod
@@ -108,6 +117,7 @@ class Cache(Mapping[Site, Tensor]):
         cls,
         sites: Sequence[Site],
         parts: Sequence[tuple[Tensor, dict[Site, Tensor], Tensor | None]],
+        named: Callable[[Any], Place],
     ) -> Cache:
         """Batches as one cache, in the order of the prompts. Each part: rows, activations, mask of a span.
 
@@ -131,22 +141,18 @@ class Cache(Mapping[Site, Tensor]):
             for _, _, mask in parts
             if mask is not None
         ]
-        return cls(values, torch.cat(masks)[back] if masks else None)
+        return cls(values, named, torch.cat(masks)[back] if masks else None)
 
     def __getitem__(self, key: Place | str | tuple[str, int]) -> Tensor:
-        if isinstance(key, SitePart):
-            return self[key.site][..., key.start : key.stop]
-        if isinstance(key, Site):
-            site = key
-        else:
-            site = Site.parse(key) if isinstance(key, str) else Site.named(*key)
-        try:
-            return self._values[site]
-        except KeyError:
-            here = ", ".join(s.hook_name for s in list(self._values)[:4])
-            raise SiteError(f"{site} is not in this cache; it holds {here} …") from None
+        place = self._named(key)
+        if (found := self._values.get(place)) is not None:
+            return found
+        if not isinstance(place, Site):
+            return place.take(self[place.site])
+        here = ", ".join(str(site) for site in list(self._values)[:4])
+        raise SiteError(f"{key} is not in this cache; it holds {here} …")
 
-    def __iter__(self) -> Iterator[Site]:
+    def __iter__(self) -> Iterator[Place]:
         return iter(self._values)
 
     def __len__(self) -> int:

@@ -2,21 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
 from torch import nn
 
-from interp.backends.protocol import Backend, check_sites
+from interp.backends.protocol import Backend, all_sites, check_sites
 from interp.backends.reading import writer_sites
 from interp.errors import SiteError
-from interp.interventions import Place, SitePart
 from interp.models.anatomy import Anatomy
+from interp.places import Heads, Place, SitePart, site_of
 from interp.sites import Site
 
-Given: TypeAlias = Place | str | tuple[str, int] | Sequence[Place | str | tuple[str, int]]
-"""A site, a head or neuron, a TransformerLens name, a kind and a block, or several of these."""
+Named: TypeAlias = Place | str | tuple[str, int]
+"""A site, a head or neuron, a TransformerLens name, or a kind and a block: ``("resid_post", 5)``, or
+``("z", -1)`` for the last block."""
+
+Given: TypeAlias = Named | Sequence[Named]
+"""One of :data:`Named`, or several."""
+
+COMPONENTS = ("attention", "mlp", "expert", "ssm")
+_INPUTS = {"attention": "attn.hook_z", "mlp": "mlp.hook_post"}
+_SHORT = {"z": "attn.hook_z", "post": "mlp.hook_post"}
+
+
+@dataclass(frozen=True)
+class HookPoints:
+    """TransformerLens names of the sites of one model.
+
+    heads: attention heads of every block; 0 for a model without attention.
+    """
+
+    anatomy: Anatomy
+    heads: int
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Place]:
+        """Places by name: stream, components, ``attn.hook_z`` and, without experts, ``mlp.hook_post``."""
+        found: dict[str, Place] = {site.hook_name: site for site in all_sites(self.anatomy)}
+        for component in self.anatomy.components:
+            writer, *others = component.writers
+            if component.kind not in _INPUTS or others or writer.fused:
+                continue
+            place: Place = Site.writer_in(component.block, writer.name)
+            if component.kind == "attention":
+                if not self.heads or writer.d_in % self.heads:
+                    continue
+                place = Heads(place, self.heads, writer.d_in // self.heads)
+            found[f"blocks.{component.block}.{_INPUTS[component.kind]}"] = place
+        return found
+
+    def place(self, given: Named) -> Place:
+        """The site, or the part of one, that a name means. Raises SiteError with the names that exist."""
+        if isinstance(given, Place):
+            return given
+        name = given if isinstance(given, str) else self._name(*given)
+        if (found := self.by_name.get(name)) is not None:
+            return found
+        # Errors and recipes have names for what matrices read and write, too.
+        for writer in self.anatomy.block_writers:
+            for site in (
+                Site.writer_in(writer.block or 0, writer.name),
+                Site.writer_out(writer.block or 0, writer.name),
+            ):
+                if name == site.hook_name:
+                    return site
+        pattern = "; for attention patterns: lm.attention(prompts, block)"
+        raise SiteError(
+            f"no site named {name!r}; {self._known(name)}{pattern if 'pattern' in name else ''}"
+        )
+
+    def _name(self, kind: str, block: int) -> str:
+        """The name of a kind of site in a block."""
+        if kind == "embed":
+            return "hook_embed"
+        block += self.anatomy.n_blocks if block < 0 else 0
+        if kind in COMPONENTS:
+            return Site.component(f"blocks.{block}.{kind}").hook_name
+        return f"blocks.{block}.{_SHORT.get(kind, f'hook_{kind}')}"
+
+    def _known(self, name: str) -> str:
+        """The names that exist in the block of a name, or what blocks exist."""
+        found = re.match(r"blocks\.(-?\d+)\.", name)
+        block, last = int(found[1]) if found else 0, self.anatomy.n_blocks - 1
+        if not 0 <= block <= last:
+            return f"blocks are 0 … {last}"
+        here = [known for known in self.by_name if known.startswith(f"blocks.{block}.")]
+        return f"there are hook_embed, and in block {block} {', '.join(here)}"
 
 
 class SiteNames:
@@ -83,29 +158,49 @@ class SiteNames:
 
     def component(self, kind: str, block: int) -> Site:
         """What one component adds to the stream. Raises SiteError where the block has no such component."""
-        site = Site.named(kind, block)
+        site = Site.component(f"blocks.{block}.{kind}")
         check_sites(self.anatomy, [site])
         return site
 
+    @cached_property
+    def hook_points(self) -> HookPoints:
+        """TransformerLens names of sites; ``list(lm.hook_points.by_name)`` has them all."""
+        config = self.hf.config.get_text_config()
+        return HookPoints(self.anatomy, int(getattr(config, "num_attention_heads", None) or 0))
+
     def places(self, given: Given) -> tuple[Place, ...]:
-        """Sites and parts of sites, from what a user may call them (:data:`Given`)."""
-        if isinstance(given, str):
-            return (Site.parse(given),)
-        if isinstance(given, Site | SitePart):
-            return (given,)
+        """Sites and parts of sites by the names that a user may give (:data:`Given`).
+
+        ``attn.hook_z`` is :class:`interp.places.Heads`, with values ``[…, head, d_head]``. Raises SiteError
+        with the names that exist.
+        """
+        if isinstance(given, str | Place):
+            return (self.hook_points.place(given),)
         several = tuple(given)
         if len(several) == 2 and isinstance(several[0], str) and isinstance(several[1], int):
-            return (Site.named(several[0], several[1]),)
+            return (self.hook_points.place((several[0], several[1])),)
         return tuple(place for each in several for place in self.places(each))  # type: ignore[arg-type]
 
+    def _cached_places(
+        self, names_filter: Given | Callable[[str], bool] | None
+    ) -> tuple[Place, ...]:
+        """Places that ``names_filter`` means. Raises SiteError where there are none."""
+        named = self.hook_points.by_name
+        if names_filter is None:
+            return tuple(p for p in named.values() if self.backend.reaches(site_of(p)))
+        if not callable(names_filter):
+            return self.places(names_filter)
+        if not (found := tuple(place for name, place in named.items() if names_filter(name))):
+            raise SiteError(f"no site matches names_filter; the names are {', '.join(named)}")
+        return found
+
     def head(self, block: int, head: int) -> SitePart:
-        """A head's z, before the output projection of attention."""
-        site, width = self._read_by("attention", block)
-        heads = int(getattr(self.hf.config.get_text_config(), "num_attention_heads", 0))
-        if not heads or width % heads or not 0 <= head < heads:
-            raise SiteError(f"block {block} has heads 0 … {heads - 1}, not {head}")
-        size = width // heads
-        return SitePart(site, head * size, (head + 1) * size)
+        """One head's z, before the output projection of attention. Raises SiteError without such a head."""
+        heads = self.hook_points.place(("z", block))
+        assert isinstance(heads, Heads)
+        if not 0 <= head < heads.count:
+            raise SiteError(f"block {block} has heads 0 … {heads.count - 1}, not {head}")
+        return SitePart(heads.site, head * heads.size, (head + 1) * heads.size)
 
     def neuron(self, block: int, neuron: int) -> SitePart:
         """A neuron of a block's MLP, after its nonlinearity and gate."""

@@ -21,7 +21,6 @@ _HOOKS = {
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
 }
-COMPONENTS = ("attention", "mlp", "expert", "ssm")
 _COMPONENT_HOOKS = {"attention": "hook_attn_out", "mlp": "hook_mlp_out"}
 
 
@@ -64,18 +63,6 @@ class Site:
         """What a writer's module gives, before any norm, gate or factor between it and the stream."""
         return cls("writer_out", block, name)
 
-    @classmethod
-    def named(cls, kind: str, block: int) -> Site:
-        """The site of a kind in a block: ``resid_post``, ``mlp``, or TransformerLens's ``mlp_out``.
-
-        Raises SiteError for a kind that is none.
-        """
-        if kind == "embed":
-            return cls.embed()
-        if kind in COMPONENTS:
-            return cls.component(f"blocks.{block}.{kind}")
-        return cls.parse(f"blocks.{block}.hook_{kind}")
-
     @property
     def hook_name(self) -> str:
         """The name that a TransformerLens user knows (``blocks.3.hook_resid_post``)."""
@@ -105,7 +92,7 @@ class Site:
                 return cls("component", block, f"blocks.{block}.{what.removesuffix('_out')}")
         raise SiteError(
             f"no site named {hook_name!r}; known: hook_embed, blocks.{{i}}.hook_resid_pre|_mid|_post, "
-            "blocks.{i}.hook_attn_out|_mlp_out|_expert_out|_ssm_out; for z and neurons: lm.head, lm.neuron"
+            "blocks.{i}.hook_attn_out|_mlp_out|_expert_out|_ssm_out"
         )
 
     def __str__(self) -> str:

@@ -192,6 +192,70 @@ def test_sites_have_the_names_of_the_cache(lm: LM) -> None:
         lm.component("ssm", 0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model_type", ["gpt2", "jamba"])
+def test_z_and_neurons_are_those_of_transformer_lens(
+    model_type: str, backend: str, batch: TokenBatch
+) -> None:
+    """Value for value and in its axes, in caches, filters and patches; other names say which there are."""
+    lm, bridge = LM(opened(model_type, backend)), opened(model_type, "transformer_lens").bridge
+    ids = batch.ids[:1]
+    whole = TokenBatch(ids, torch.ones_like(ids))
+    expected = bridge.run_with_cache(ids)[1]
+    _, cache = lm.run_with_cache(whole)
+    for name, kind in (("blocks.1.attn.hook_z", "z"), ("blocks.1.mlp.hook_post", "post")):
+        assert cache[name].shape == expected[name].shape
+        assert relative(cache[name], expected[name]) < 1e-5
+        assert torch.equal(cache[kind, 1 - lm.n_blocks], cache[name])
+        assert torch.equal(lm.activations(whole, name)[name], cache[name][:, -1])
+        _, some = lm.run_with_cache(whole, lambda given, name=name: given == name)
+        assert torch.equal(some[name], cache[name])
+        values = torch.randn_like(cache[name])
+        here, flat = lm.places(name), lm.places(lm.places(name)[0].site if kind == "z" else name)
+        for given in (values, values[:, -1], values[0, -1]):
+            same = replace(flat, given.flatten(-2) if kind == "z" else given)
+            assert torch.equal(lm.logits(whole, replace(here, given)), lm.logits(whole, same))
+        two = replace(here, values[:, -2:], where=(-2, -1))
+        assert relative(lm.logits(whole, two), lm.logits(whole)) > 1e-5
+    z = cache["z", 1]
+    head = lm.head(1, 2)
+    assert torch.equal(z[:, :, 2], cache[head])
+    mask = torch.ones(z.shape[2], 1)
+    mask[2] = 0
+    masked = lm.logits(whole, scale(lm.places(("z", 1)), mask))
+    assert torch.equal(masked, lm.logits(whole, scale(head, 0.0)))
+    grid = lm.patching(whole, whole, "blocks.1.attn.hook_z", lambda logits: logits[:, 3])
+    assert relative(grid.effects[0, 0], grid.clean) < 1e-5
+    with pytest.raises(SiteError, match=r"no site named 'blocks.1.attn.hook_pattern'.*attn.hook_z"):
+        lm.activations(whole, "blocks.1.attn.hook_pattern")
+    with pytest.raises(SiteError, match="blocks are 0 … "):
+        lm.run_with_cache(whole, "blocks.9.attn.hook_z")
+
+
+def test_what_has_no_heads_or_neurons_says_what_it_has(batch: TokenBatch) -> None:
+    """State spaces and fused experts; names that errors print are names."""
+    jamba, mamba = LM(opened("jamba", "hooks")), LM(opened("mamba", "hooks"))
+    for lm, kind in ((jamba, "post"), (jamba, "z"), (mamba, "z"), (mamba, "post")):
+        with pytest.raises(SiteError, match=r"in block 0 .*hook_ssm_out"):
+            lm.run_with_cache(batch, (kind, 0))
+    for lm in (jamba, mamba):
+        for site in (*lm.writer_inputs, *lm.writers):
+            assert lm.places(site.hook_name) == (site,)
+
+
+def test_gradients_reach_heads_and_neurons(lm: LM) -> None:
+    """Of a part of a site as of the site: what a part's gradient is, the site's is there."""
+    head, neuron, name = lm.head(1, 1), lm.neuron(1, 3), "blocks.1.attn.hook_z"
+    logits, cache = lm.run_with_cache(TEXTS, [head, neuron, name], gradients=True)
+    wanted = [cache[name], cache[head], cache[head.site], cache[neuron], cache[neuron.site]]
+    z, own, site, one, neurons = torch.autograd.grad(logits[:, -1, 65].sum(), wanted)
+    assert z.shape[-2:] == (lm.hf.config.num_attention_heads, lm.hf.config.head_dim)
+    assert torch.equal(z[..., 1, :], own)
+    assert torch.equal(z.flatten(-2), site)
+    assert torch.equal(one, neurons[..., 3:4])
+    assert own.norm() > 0
+
+
 def test_a_model_without_tokenizer_says_so(batch: TokenBatch) -> None:
     lm = LM(opened("llama", "hooks"))
     for call in (
@@ -251,6 +315,34 @@ def test_values_of_every_position_go_to_their_tokens(lm: LM) -> None:
     _, cache = lm.run_with_cache(TEXTS, site)
     same = lm.logits(TEXTS, replace(site, cache[site]))
     assert relative(same, lm.logits(TEXTS)) < 1e-5
+
+
+def test_values_of_prompts_of_other_lengths_are_refused(lm: LM) -> None:
+    """Padding never goes to a token, whoever is longer; equal prompts and chosen positions are patched."""
+    site, neuron = lm.resid_post[1], lm.neuron(0, 3)
+    clean, other = ["abc", "a long prompt"], ["a long prompt", "abc"]
+    _, cache = lm.run_with_cache(clean, [site, neuron])
+    span = lm.activations(clean, [site, neuron], at="all")
+    for values in (cache[site], span[site], cache, span):
+        with pytest.raises(SiteError, match="another length than prompt 1"):
+            lm.logits(other, replace(site, values))
+        assert relative(lm.logits(clean, replace(site, values)), lm.logits(clean)) < 1e-5
+    longer, shorter = ["a long prompt", "a long prompt"], ["abc", "a long prompt"]
+    values = lm.activations(longer, [site, neuron], at="all")
+    for call in (lm.logits, lm.forward, lambda *given: lm.generate(*given, tokens=2)):
+        with pytest.raises(SiteError, match="another length than prompt 1"):
+            call(shorter, replace([site, neuron], values))
+    last = lm.logits(other, replace(site, span, where=-1))
+    same = lm.logits(other, replace(site, span[site][:, -1], where=-1))
+    assert relative(last, same) < 1e-5
+    sites = [lm.resid_post[0], neuron]
+    both = lm.activations(clean, sites, at=(-2, -1))
+    by_hand = replace(sites[0], both[sites[0]], where=(-2, -1)) + replace(
+        neuron, both[neuron], where=(-2, -1)
+    )
+    assert torch.equal(
+        lm.logits(other, replace(sites, both, where=(-2, -1))), lm.logits(other, by_hand)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

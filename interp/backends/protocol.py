@@ -20,6 +20,7 @@ from interp.errors import InterpError, NotFinite, SiteError
 from interp.hooking import Run, hooked, intervening, recording
 from interp.interventions import Interventions
 from interp.models.anatomy import Anatomy
+from interp.places import Place, site_of
 from interp.sites import Site
 from interp.types import Ids, TokenBatch, WeightDelta
 
@@ -68,11 +69,13 @@ class Backend(Protocol):
     def run(
         self,
         batch: TokenBatch,
-        sites: Sequence[Site],
+        sites: Sequence[Place],
         edit: AnyEdit = None,
         *,
         gradients: bool = ...,
-    ) -> tuple[Tensor, dict[Site, Tensor]]: ...
+    ) -> tuple[Tensor, dict[Any, Tensor]]: ...
+
+    def reaches(self, site: Site) -> bool: ...
 
     def forward(self, batch: TokenBatch, edit: AnyEdit = None) -> Tensor: ...
 
@@ -138,8 +141,8 @@ def all_sites(anatomy: Anatomy) -> list[Site]:
 
 
 def in_order(
-    found: Mapping[Site, Tensor], wanted: Iterable[Site], mend: str = ""
-) -> dict[Site, Tensor]:
+    found: Mapping[Any, Tensor], wanted: Iterable[Any], mend: str = ""
+) -> dict[Any, Tensor]:
     """What was captured, in the order asked for; SiteError for a site that was never reached."""
     wanted = tuple(wanted)
     if missing := [site for site in wanted if site not in found]:
@@ -235,17 +238,17 @@ class SharedBackend(ABC):
     def run(
         self,
         batch: TokenBatch,
-        sites: Sequence[Site],
+        sites: Sequence[Place],
         edit: AnyEdit = None,
         *,
         gradients: bool = False,
-    ) -> tuple[Tensor, dict[Site, Tensor]]:
+    ) -> tuple[Tensor, dict[Any, Tensor]]:
         """Logits ``[batch, seq, vocab]`` and activations ``[batch, seq, d]`` at ``sites``, in one pass.
 
-        gradients: logits depend on the activations, and both are on the model's device.
-        Raises as :meth:`capture` does.
+        gradients: logits depend on the activations, and both are on the model's device; ``sites`` may then be
+        parts of sites as well. Raises as :meth:`capture` does.
         """
-        check_sites(self.anatomy, sites)
+        check_sites(self.anatomy, [site_of(each) for each in sites])
         if gradients:
             return self._with_gradients(batch, sites, edit)
         with self.editing(edit), self._passes(batch) as batch:
@@ -272,13 +275,17 @@ class SharedBackend(ABC):
                 more = found.ids[:, batch.ids.shape[1] :]
                 raise self._not_finite(batch.extended(more)) from None
 
+    def reaches(self, site: Site) -> bool:
+        """Whether the backend's library has a value for a site of the model."""
+        return True
+
     def _with_gradients(
-        self, batch: TokenBatch, sites: Sequence[Site], edit: AnyEdit
-    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        self, batch: TokenBatch, places: Sequence[Place], edit: AnyEdit
+    ) -> tuple[Tensor, dict[Place, Tensor]]:
         with torch.enable_grad(), self.editing(edit), self._passes(batch) as batch:
-            with recording(self.model, self.anatomy, sites, batch.ids.shape) as found:
+            with recording(self.model, self.anatomy, places, batch.ids.shape) as found:
                 logits = self.model(**model_inputs(self.model, batch), use_cache=False).logits
-            return logits, in_order(found, dict.fromkeys(sites))
+            return logits, in_order(found, dict.fromkeys(places))
 
     def forward(self, batch: TokenBatch, edit: AnyEdit = None) -> Tensor:
         """Logits ``[batch, seq, vocab]`` of the transformers model with gradients, on its device.

@@ -56,6 +56,8 @@ class TransformerLensBackend(SharedBackend):
         super().__init__(model, tokenizer, anatomy, source)
         self.bridge: Any = build_bridge(model, tokenizer, anatomy, source)
         self._names = {id(point): name for name, point in self.bridge.hook_dict.items()}
+        modules = self.bridge.modules()
+        self._wrappers = {id(m.original_component): m for m in modules if _wraps(m)}
 
     def _capture(
         self, batch: TokenBatch, sites: Sequence[Site], positions: Positions
@@ -114,6 +116,8 @@ class TransformerLensBackend(SharedBackend):
         module: Any = self.bridge.original_model
         for part in path.split("."):
             module = getattr(module, part)
+        # A bridge of joint attention holds the output projection beside the module, not in its place.
+        module = self._wrappers.get(id(module), module)
         point = vars(module)["_modules"].get(hook)
         if id(point) not in self._names:
             raise _no_hook_point(site, self.anatomy)
@@ -159,14 +163,15 @@ class TransformerLensBackend(SharedBackend):
         ):
             for site, at, act in intervened(self.model, self.anatomy, edit, run):
                 bridged = at.before or site.kind == "component"
-                if bridged and not at.inside_experts and self._has_point(site):
+                if bridged and not at.inside_experts and self.reaches(site):
                     stack.enter_context(self.bridge.hooks(fwd_hooks=[self._acting(site, act)]))
                     stack.callback(place(self.model, at, act, alone=True).remove)
                 else:
                     stack.callback(place(self.model, at, act).remove)
             yield
 
-    def _has_point(self, site: Site) -> bool:
+    def reaches(self, site: Site) -> bool:
+        """Whether the bridge has a hook point for a site."""
         try:
             self._point(site)
         except SiteError:
@@ -183,6 +188,10 @@ class TransformerLensBackend(SharedBackend):
 
     def _generate(self, batch: TokenBatch, tokens: int, pad: int, steps: Steps) -> Ids:
         return greedy(self.bridge.original_model, batch, tokens, pad, steps)
+
+
+def _wraps(module: nn.Module) -> bool:
+    return getattr(module, "original_component", None) is not None
 
 
 def _no_hook_point(site: Site, anatomy: Anatomy) -> SiteError:

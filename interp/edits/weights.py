@@ -132,10 +132,6 @@ def _site_as_writer(
     anatomy: Anatomy, site: Site, operator: Operator
 ) -> Iterator[tuple[str, Operator]]:
     """Writers whose biases are the same edit as additions at ``site``; NotExpressible otherwise."""
-    if isinstance(operator, Composed):
-        for part in operator.parts:
-            yield from _site_as_writer(anatomy, site, part)
-        return
     if isinstance(operator, HookOnly):
         operator.refuse()
     if site.kind == "component":
@@ -143,7 +139,7 @@ def _site_as_writer(
             f"{site} is what a component adds to the stream; put the operator at the outputs of its matrices "
             "(lm.writers), which have weight forms"
         )
-    if not isinstance(operator, Addition):
+    if (constant := _constant(operator, anatomy.d_model)) is None:
         raise NotExpressible(
             f"{type(operator).__name__} at {site} alone has no weight form: the skip path carries the "
             "component past every matrix; put the operator at all writers instead"
@@ -159,7 +155,16 @@ def _site_as_writer(
             f"addition at {site} has no exact weight form: a norm, a gate or routing weights follow "
             f"{writer.name}; use it as a hook"
         )
-    yield writer.weight, Addition(operator.vector, operator.coefficient / writer.scale)
+    yield writer.weight, Addition(constant, 1 / writer.scale)
+
+
+def _constant(operator: Operator, width: int) -> Tensor | None:
+    """The vector ``[width]`` that an operator adds; None for an operator that does anything else."""
+    try:
+        _, right, shift = linear_form(operator, width)
+    except NotExpressible:
+        return None
+    return None if len(right) else shift
 
 
 def as_edit(model: nn.Module, anatomy: Anatomy, given: Interventions) -> Edit:

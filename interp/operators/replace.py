@@ -17,10 +17,12 @@ class Replace(HookOnly):
 
     values: a number or ``[d]`` for every row and position, ``[row, d]`` for every position of a row, or
     ``[row, position, d]``, whose last position is the last of the batch (left padding may be longer or
-    missing); one row of values is for all rows, one position for all positions.
+    missing); one row of values is for all rows, one position for all positions. mask: of values by position,
+    which ``[row, position]`` are real; None where it is not known.
     """
 
     values: Tensor
+    mask: Tensor | None = None
 
     needs_input: ClassVar[bool] = False
     exactness: ClassVar[str] = "a hook: the values are given"
@@ -31,6 +33,17 @@ class Replace(HookOnly):
         if values.ndim == 2:
             values = values.unsqueeze(-2)
         return values.expand(written.shape)
+
+    @property
+    def real(self) -> Tensor:
+        """Which ``[row, position]`` of values by position are real: all but padding, which has zeros alone.
+
+        Of a single coordinate zeros say nothing.
+        """
+        if self.mask is not None:
+            return self.mask.bool()
+        one = self.values.shape[-1] == 1
+        return self.values.ne(0).any(-1).cpu() | one
 
     @property
     def row_count(self) -> int | None:
@@ -52,10 +65,13 @@ class Replace(HookOnly):
             )
         if start >= width:
             return None
-        return Replace(self.values[:, given - width + start : given - width + stop])
+        chosen = slice(given - width + start, given - width + stop)
+        mask = None if self.mask is None else self.mask[:, chosen]
+        return Replace(self.values[:, chosen], mask)
 
     def rows(self, index: Tensor) -> Replace:
         """The same for some rows of the batch."""
         if self.row_count is None:
             return self
-        return Replace(self.values[index.to(self.values.device)])
+        mask = None if self.mask is None else self.mask[index.to(self.mask.device)]
+        return Replace(self.values[index.to(self.values.device)], mask)

@@ -15,7 +15,6 @@ from interp.edits import Edit, to_delta
 from interp.errors import NotExpressible, SiteError
 from interp.interventions import (
     Interventions,
-    SitePart,
     ablate,
     add,
     intervene,
@@ -23,7 +22,8 @@ from interp.interventions import (
     scale,
 )
 from interp.models.anatomy import BoundWriter
-from interp.operators import Affine, Scale
+from interp.operators import Addition, Affine, Composed, Scale
+from interp.places import SitePart
 from interp.sites import Site
 from interp.types import TokenBatch
 
@@ -279,6 +279,28 @@ def test_one_strength_of_any_operator_is_weights(batch: TokenBatch) -> None:
             assert relative(lm.logits(batch, delta), lm.logits(batch, same)) < 1e-4
         ablated = ablate(site, unit, strength)
         assert relative(lm.logits(batch, ablated), lm.logits(batch, ablate(site, unit, 0.5))) == 0
+
+
+def test_what_adds_a_constant_to_the_stream_is_weights(batch: TokenBatch) -> None:
+    """However the addition is written; with anything beside it there is no weight form."""
+    lm = opened("llama", "hooks")
+    vector, site = random_vector(lm.anatomy.d_model), Site.resid_post(0)
+    expected = lm.logits(batch, add(site, vector, 0.5))
+    halves = Composed((Addition(vector, 0.25), Addition(vector, 0.25)))
+    for edit in (
+        intervene(site, Addition(vector), 0.5),
+        intervene(site, Addition(vector), torch.tensor([0.5])),
+        intervene(site, halves),
+        intervene(site, Composed((Addition(vector), Addition(vector, -0.5)))),
+        intervene(
+            site, Affine(torch.zeros(len(vector), 0), torch.zeros(0, len(vector)), vector), 0.5
+        ),
+    ):
+        assert relative(lm.logits(batch, edit), expected) < TOLERANCE
+        assert relative(lm.logits(batch, to_delta(lm.model, lm.anatomy, edit)), expected) < 1e-4
+    both = intervene(site, Composed((Addition(vector), Scale(torch.tensor(2.0)))))
+    with pytest.raises(NotExpressible, match="skip path"):
+        to_delta(lm.model, lm.anatomy, both)
 
 
 @pytest.mark.parametrize(
