@@ -226,7 +226,7 @@ def test_z_and_neurons_are_those_of_transformer_lens(
     assert torch.equal(masked, lm.logits(whole, scale(head, 0.0)))
     grid = lm.patching(whole, whole, "blocks.1.attn.hook_z", lambda logits: logits[:, 3])
     assert relative(grid.effects[0, 0], grid.clean) < 1e-5
-    with pytest.raises(SiteError, match=r"no site named 'blocks.1.attn.hook_pattern'.*attn.hook_z"):
+    with pytest.raises(SiteError, match=r"attn.hook_z.*for attention patterns: lm.attention"):
         lm.activations(whole, "blocks.1.attn.hook_pattern")
     with pytest.raises(SiteError, match="blocks are 0 … "):
         lm.run_with_cache(whole, "blocks.9.attn.hook_z")
