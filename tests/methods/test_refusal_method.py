@@ -124,6 +124,14 @@ def test_a_block_without_a_direction_is_an_error(lm: LM, fitted: Fitted) -> None
         build(lm, fitted, AblationEdit(1.0, 99, 0))
 
 
+def test_settings_that_are_still_open_are_an_error(lm: LM, fitted: Fitted) -> None:
+    with pytest.raises(InterpError, match="leaves block, first_block open; give a value"):
+        build(lm, fitted, AblationEdit(1.0))
+    some = replace(CLOSED, attention=None, ridge=None)
+    with pytest.raises(InterpError, match="leaves attention, ridge open"):
+        build(lm, fitted, some)
+
+
 def test_random_control_has_equal_norm_at_every_writer(lm: LM, fitted: Fitted) -> None:
     edit = build(lm, fitted, CLOSED)
     control = random_control(edit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from interp.data.prompts import PromptSet
@@ -190,8 +190,9 @@ def responses(capture: Capture, texts: Texts) -> list[Part]:
 def build(lm: LM, fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -> Edit:
     """The edit in closed form that a recipe without open settings describes.
 
-    Raises InterpError for a block without a direction.
+    Raises InterpError for a setting that is None, and for a block without a direction.
     """
+    check_closed(recipe)
     places = places_of(recipe) if isinstance(recipe, LeastDisturbanceEdit) else (DECISION,)
     if OPENER in places and not fitted.opener:
         raise InterpError("this fit was not read after an opener; give `opener` to fit")
@@ -208,6 +209,19 @@ def build(lm: LM, fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -
     else:
         edit = least_disturbance(lm, fitted.probes, along, recipe)
     return replace(edit, recipe={**edit.recipe, **used_settings(fitted, recipe)})
+
+
+def check_closed(recipe: AblationEdit | LeastDisturbanceEdit) -> None:
+    """Raise InterpError for a recipe with settings that are still to be chosen."""
+    without = {"after_opener", "learn"}
+    if not getattr(recipe, "after_opener", None):
+        without.add("opener_strength")
+    values = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
+    if left := [name for name, value in values.items() if value is None and name not in without]:
+        raise InterpError(
+            f"this recipe leaves {', '.join(left)} open; give a value, or let `choose` find one on held-out "
+            "prompts"
+        )
 
 
 def used_settings(fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -> dict[str, Any]:
