@@ -59,9 +59,12 @@ class Learning:
         0.02, "step size for probes, relative to their RMS", advanced=True, least=0
     )
     later_weight: float = setting(
-        6.0, "weight of KL at later tokens: responses in chats, as plain text, and prose",
-        advanced=True, least=0,
+        6.0, "weight of KL at later tokens of responses, in chats and as plain text", advanced=True,
+        least=0,
     )  # fmt: skip
+    passage_weight: float = setting(
+        20.0, "weight of KL at tokens of English prose by others", advanced=True, least=0
+    )
     half_weight: float = setting(
         0.6, "weight of KL on answerable prompts that are shifted towards requests", advanced=True,
         least=0,

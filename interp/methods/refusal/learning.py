@@ -186,7 +186,9 @@ class Objective:
             yield replace(same, weight=recipe.half_weight * same.weight, share=recipe.half_shift)
         for batch, last in self.fitted.texts:
             part = batch.chosen(self._minibatch(batch.spread(recipe.most_texts), turn))
-            yield from self._same(part, last, recipe.later_weight)
+            passages = batch is self.fitted.texts.passages
+            weight = recipe.passage_weight if passages else recipe.later_weight
+            yield from self._same(part, last, weight)
 
     def _same(self, batch: TokenBatch, keep: int, weight: float) -> Iterator[KeepLoss]:
         for chunk in batch.split(self.lm.batch_size):
