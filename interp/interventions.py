@@ -33,14 +33,17 @@ from interp.sites import Site
 from interp.types import Direction, TokenBatch
 
 Where: TypeAlias = str | int | Sequence[int]
-"""``"all"``; ``"prompt"`` or ``"response"``; offsets from the end of the prompt (−1: its last token, 0: the
-first token of the response)."""
+"""Positions to edit: ``"all"``, ``"prompt"``, ``"response"``, or offsets from the end of the prompt (−1: its
+last token, 0: the first token of the response)."""
 
 SPANS = ("all", "prompt", "response")
 
 
 def at_offsets(where: Where, offsets: Tensor) -> Tensor:
-    """Which of ``offsets``, counted from the end of the prompt, ``where`` means."""
+    """Mask in the shape of ``offsets`` of the positions that ``where`` selects.
+
+    offsets: of every position, from the end of its prompt.
+    """
     if where == "all":
         return torch.ones_like(offsets, dtype=torch.bool)
     if isinstance(where, str):
@@ -49,15 +52,15 @@ def at_offsets(where: Where, offsets: Tensor) -> Tensor:
 
 
 Strengths: TypeAlias = int | float | Sequence[int | float] | Tensor
-"""A number; a list, which runs every prompt once for each; a tensor ``[prompt]``, one per prompt. A list or a
-tensor of one is a number."""
+"""A number for all prompts; a list, with each of which every prompt runs once; or a tensor ``[prompt]``, one
+for each prompt. A list or a tensor of one element is a number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamAblation:
-    """Ablation of a direction of the stream, as the writer behind a post-norm has to do it.
+    """Ablation of a direction of the stream at a writer's output, through the post-norm where one follows.
 
-    unit: ``[d_model]``, norm 1, in the coordinates of the stream.
+    unit: ``[d_model]``, norm 1, in the coordinates of the stream. strength: share that is removed.
     """
 
     unit: Tensor
@@ -72,8 +75,9 @@ class StreamAblation:
 class Intervention:
     """One operator at one site.
 
-    where: positions at which the operator acts (:data:`Where`). strengths: factors of what the operator
-    changes, one per copy of the prompts; empty for one copy. Raises SiteError for a ``where`` that is none.
+    where: positions at which the operator acts (:data:`Where`). strengths: factors of the operator's change,
+    one per copy of the prompts; empty for one copy. Raises SiteError for a ``where`` that selects nothing or
+    is unknown.
     """
 
     site: Site
@@ -104,7 +108,7 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Interventions:
-    """Interventions that run together, in their order."""
+    """Interventions that run together; at one site each acts on the result of those before."""
 
     parts: tuple[Intervention, ...]
 
@@ -126,7 +130,7 @@ class Interventions:
 
     @property
     def row_count(self) -> int | None:
-        """Prompts that the interventions have values or coefficients for; None for any number of prompts."""
+        """Number of prompts that values and coefficients are for; None where any number will do."""
         counts = [n for part in self.parts if (n := row_count(part.operator)) is not None]
         return max(counts, default=None)
 
@@ -143,7 +147,7 @@ class Interventions:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What the interventions do, in JSON values; vectors are left out."""
+        """Sites, positions, operators and strengths in JSON values, without vectors."""
         parts = []
         for part in self.parts:
             where = {"site": part.site.hook_name, "where": part.where}
@@ -153,11 +157,11 @@ class Interventions:
 
     @property
     def strengths(self) -> int:
-        """Copies of every prompt that the strengths ask for; 1 without strengths."""
+        """Number of strengths, each of which needs a copy of the prompts; 1 without a list of strengths."""
         return max((len(part.strengths) for part in self.parts), default=0) or 1
 
     def expanded(self, prompts: int) -> Interventions:
-        """The same for a batch of ``strengths × prompts`` rows, all prompts at the first strength first."""
+        """These interventions for ``strengths × prompts`` rows, ordered by strength, then by prompt."""
         copies = torch.arange(self.strengths * prompts)
         parts = []
         for part in self.parts:
@@ -171,7 +175,7 @@ class Interventions:
         return Interventions(tuple(parts))
 
     def rows(self, index: Tensor) -> Interventions:
-        """The same for some rows of the batch."""
+        """These interventions for some rows of the batch."""
         return Interventions(
             tuple(changed(part, operator=_rows(part.operator, index)) for part in self.parts)
         )
@@ -228,9 +232,9 @@ def intervene(
     *,
     where: Where = "all",
 ) -> Interventions:
-    """Any operator at one site or several.
+    """Interventions with any operator, at one site or several.
 
-    strengths: factor of what the operator changes (:data:`Strengths`). At :class:`Heads` the operator acts on
+    strengths: factor of the operator's change (:data:`Strengths`). At :class:`Heads` the operator acts on
     all heads in a row, ``[…, d]``.
     """
     amount = _strengths(strengths)
@@ -255,10 +259,10 @@ def add(
     *,
     where: Where = "all",
 ) -> Interventions:
-    """``y ← y + coefficient · vector`` (steering).
+    """Interventions ``y ← y + coefficient · vector`` (steering).
 
-    vector: ``[d]``, or ``[site, d]`` with one for every site; at :class:`Heads` also ``[head, d_head]`` and
-    ``[site, head, d_head]``. coefficient: see :data:`Strengths`.
+    vector: ``[d]`` for all sites, or ``[site, d]`` with one for each; at :class:`Heads` also
+    ``[head, d_head]`` and ``[site, head, d_head]``. coefficient: see :data:`Strengths`.
     """
     vectors = vector.vector if isinstance(vector, Direction) else vector
     places = _places(sites)
@@ -282,11 +286,11 @@ def ablate(
     *,
     where: Where = "all",
 ) -> Interventions:
-    """Remove the share ``strength`` of what lies along a direction, or in the span of several.
+    """Interventions that remove the share ``strength`` of the component along a direction, or in a subspace.
 
-    direction: ``[d]`` of any length, or ``[k, d]``; at :class:`Heads` also ``[head, d_head]``. At a writer's
-    output one direction is a direction of the stream: behind a post-norm the writer is edited so that nothing
-    of it is left after the norm.
+    direction: ``[d]`` of any norm, or a basis ``[k, d]`` of rows; at :class:`Heads` also ``[head, d_head]``.
+    At a writer's output one direction is a direction of the stream: behind a post-norm the writer is edited
+    so that nothing of it is left after the norm.
     """
     vector = direction.vector if isinstance(direction, Direction) else direction
     amount = _strengths(strength)
@@ -308,11 +312,11 @@ def ablate(
 def replace(
     sites: Places, values: float | Tensor | Mapping[Any, Tensor], *, where: Where = "all"
 ) -> Interventions:
-    """``y ← values`` (activation patching; zeros or a mean ablate the whole site).
+    """Interventions ``y ← values`` (activation patching; zeros or a mean ablate the whole site).
 
-    values: a number; ``[d]``; ``[prompt, d]``; ``[prompt, position, d]``, of left-padded prompts; or, at
-    offsets, ``[prompt, offset, d]``. At :class:`Heads` ``d`` may be two axes, ``head, d_head``. A cache
-    (:class:`interp.readings.Cache`) gives each site its own values.
+    values: a number; ``[d]``; ``[prompt, d]``; ``[prompt, position, d]``, left-padded; or, with a list of
+    offsets as ``where``, ``[prompt, offset, d]``. At :class:`Heads` the last axes may be ``head, d_head``. A
+    cache (:class:`interp.readings.Cache`) gives each site its own values in these shapes.
 
     Values of several positions have to be of prompts of the same lengths. The call that runs the edit checks
     it, by the mask of a cache, and in a tensor by the zeros that stand for padding. Raises SiteError where
@@ -334,9 +338,10 @@ def replace(
 
 
 def scale(sites: Places, factors: float | Tensor, *, where: Where = "all") -> Interventions:
-    """``y ← factors ⊙ y``; zeros mask coordinates, a number scales the whole site.
+    """Interventions ``y ← factors ⊙ y``; zeros mask coordinates.
 
-    factors: a number or ``[d]``; at :class:`Heads` also ``[head, d_head]`` or ``[head, 1]``.
+    factors: a number for all coordinates, or ``[d]``; at :class:`Heads` also ``[head, d_head]`` or
+    ``[head, 1]``.
     """
     whole: list[Intervention] = []
     for place in _places(sites):
@@ -346,7 +351,10 @@ def scale(sites: Places, factors: float | Tensor, *, where: Where = "all") -> In
 
 
 def _strengths(given: Strengths) -> float | tuple[float, ...] | Tensor:
-    """One number, several (one per copy of the prompts), or a tensor: per prompt, or one with gradients."""
+    """A float, a tuple with one number per copy of the prompts, or a tensor ``[prompt]`` or ``[1]``.
+
+    A tensor of one element stays a tensor if it requires gradients. Raises SiteError for any other shape.
+    """
     values = torch.as_tensor(given, dtype=torch.float32)
     if values.ndim > 1 or not values.numel():
         raise SiteError(

@@ -1,4 +1,4 @@
-"""What an :class:`interp.lm.LM` gives: activations by site, text, log-probabilities, lenses, patching."""
+"""Results of an :class:`interp.lm.LM`: activations by site, texts, log-probabilities, lenses, patching."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from interp.sites import Site
 from interp.types import TokenBatch
 
 Metric = Callable[[Tensor], Tensor]
+"""Logits ``[prompt, vocab]`` → one number per prompt, ``[prompt]``."""
 
 At = str | int | Sequence[int]
-"""``"all"``, ``"prompt"``, ``"response"``, or offsets from the end of the prompt (−1: its last token, 0: the
-first token of the response)."""
+"""Positions to read: ``"all"``, ``"prompt"``, ``"response"``, or offsets from the end of the prompt (−1: its
+last token, 0: the first token of the response)."""
 
 
 def offsets_of(at: At) -> tuple[int, ...]:
-    """The offsets that ``at`` names; none for a span."""
+    """Offsets that ``at`` lists; empty for a span."""
     if isinstance(at, str):
         return ()
     return (at,) if isinstance(at, int) else tuple(at)
@@ -47,7 +48,10 @@ def check_offsets(batch: TokenBatch, offsets: Sequence[int]) -> None:
 
 
 def span(batch: TokenBatch, at: str) -> Tensor:
-    """Mask ``[prompt, position]`` of ``"all"``, the ``"prompt"`` or the ``"response"``. Raises SiteError."""
+    """Mask ``[prompt, position]`` of the tokens of a span, padding left out.
+
+    Raises SiteError for a span other than ``"all"``, ``"prompt"`` and ``"response"``.
+    """
     offsets = torch.arange(batch.ids.shape[1]) - batch.prompt_end.unsqueeze(-1)
     spans = {"all": offsets == offsets, "prompt": offsets < 0, "response": offsets >= 0}
     if at not in spans:
@@ -56,7 +60,11 @@ def span(batch: TokenBatch, at: str) -> Tensor:
 
 
 def span_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``[prompt, position, d]`` over the positions of a mask, ``[prompt, d]``, summed in float32."""
+    """Mean over the positions of a mask, ``[prompt, d]``, summed in float32.
+
+    values: ``[prompt, position, d]``. mask: ``[prompt, position]``. Raises PromptError for a row without any
+    position.
+    """
     if not bool((count := mask.sum(1, keepdim=True)).all()):
         raise PromptError("a response without tokens has no mean; leave out its prompt")
     return ((values.float() * mask.unsqueeze(-1)).sum(1) / count).to(values.dtype)
@@ -65,7 +73,11 @@ def span_mean(values: Tensor, mask: Tensor) -> Tensor:
 def read_at(
     backend: Backend, batch: TokenBatch, sites: tuple[Site, ...], at: At
 ) -> tuple[dict[Site, Tensor], Tensor | None]:
-    """Activations of one batch at what ``at`` means, and the mask of a span."""
+    """Activations by site of one batch, and the mask ``[prompt, position]`` of a span, else None.
+
+    at: one offset gives ``[prompt, d]``, several ``[prompt, offset, d]``; a span gives
+    ``[prompt, position, d]``, zeros outside of the span.
+    """
     if isinstance(at, str):
         mask = span(batch, at)
         whole = backend.capture(batch, sites, None)
@@ -119,9 +131,10 @@ class Cache(Mapping[Place, Tensor]):
         parts: Sequence[tuple[Tensor, dict[Site, Tensor], Tensor | None]],
         named: Callable[[Any], Place],
     ) -> Cache:
-        """Batches as one cache, in the order of the prompts. Each part: rows, activations, mask of a span.
+        """One cache of several batches, in the order of the prompts.
 
-        Takes the activations out of the parts site by site, so that none is held twice.
+        parts: rows, activations by site and mask of a span, of each batch. Activations are removed from the
+        parts site by site, so that memory holds each once.
         """
         back = torch.cat([rows for rows, _, _ in parts]).argsort()
         widths = [mask.shape[1] for _, _, mask in parts if mask is not None]
@@ -169,8 +182,9 @@ class Cache(Mapping[Place, Tensor]):
 class Generated:
     """Responses as tokens and as text.
 
-    ids: ``[*axes, token]``, padded after the end. axes: names, ``prompt`` always, ``strength`` before and
-    ``sample`` after where several were asked for.
+    ids: ``[*axes, token]``, padded after the end of a response. axes: names of the axes before the last, in
+    the order ``strength``, ``prompt``, ``sample``; ``strength`` and ``sample`` exist only where there are
+    several.
     """
 
     ids: Tensor
@@ -179,7 +193,7 @@ class Generated:
 
     @cached_property
     def texts(self) -> list[Any]:
-        """Responses without special tokens, in lists nested as the axes are."""
+        """Responses without special tokens, as lists of texts nested in the order of ``axes``."""
         flat = self.ids.flatten(0, -2)
         texts: list[Any] = needed(self.tokenizer).batch_decode(flat, skip_special_tokens=True)
         for size in reversed(self.ids.shape[1:-1]):
@@ -195,20 +209,20 @@ class LogProbs:
 
     @property
     def sums(self) -> Float[Tensor, " n"]:
-        """Log-probability of every response."""
+        """Log-probability of every response, in nats."""
         return torch.stack([each.double().sum() for each in self.tokens])
 
     @property
     def means(self) -> Float[Tensor, " n"]:
-        """Per token of every response."""
+        """Mean log-probability per token of every response, in nats."""
         return torch.stack([each.double().mean() for each in self.tokens])
 
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """What streams read out as through the model's own final norm and unembedding.
+    """Predictions from the stream of every block, through the model's final norm and unembedding.
 
-    states: ``[1 + block, prompt, d_model]``, the embedding first.
+    states: ``[place, prompt, d_model]``; place 0 is the embedding, place 1 + i the output of block i.
     """
 
     states: Tensor
@@ -218,7 +232,7 @@ class Lens:
 
     @torch.no_grad()
     def logits(self, place: int) -> Float[Tensor, "prompt vocab"]:
-        """Logits of one state; 0 is the embedding, −1 the last block (the model's own logits)."""
+        """Logits at one place; 0 is the embedding, −1 the last block, which gives the model's own logits."""
         anatomy = self.anatomy
         norm = self.model.get_submodule(anatomy.final_norm)
         head = self.model.get_submodule(anatomy.unembed)
@@ -230,13 +244,13 @@ class Lens:
         return found.float().cpu()
 
     def probabilities(self, token: int | str) -> Float[Tensor, "place prompt"]:
-        """Probability of a token at every state."""
+        """Probability of a token at every place."""
         index = token_id(self.tokenizer, token)
         rows = [self.logits(i).softmax(-1)[:, index] for i in range(len(self.states))]
         return torch.stack(rows)
 
     def ranks(self, token: int | str) -> Tensor:
-        """Tokens that are more likely than the given one, ``[place, prompt]``; 0 is the most likely."""
+        """Rank of a token at every place, ``[place, prompt]``; the most likely token has rank 0."""
         index = token_id(self.tokenizer, token)
         rows = []
         for i in range(len(self.states)):
@@ -245,7 +259,7 @@ class Lens:
         return torch.stack(rows)
 
     def top(self, k: int = 5) -> list[list[list[str]]]:
-        """The k most likely tokens as text, by state and prompt."""
+        """The k most likely tokens as text, most likely first: ``[place][prompt][k]``."""
         found, tokenizer = [], needed(self.tokenizer)
         for i in range(len(self.states)):
             best = self.logits(i).topk(k, -1).indices
@@ -257,8 +271,8 @@ class Lens:
 class Patching:
     """Effects of activation patching.
 
-    effects: metric of the corrupted run with one clean activation in it, ``[site, offset, prompt]``. clean,
-    corrupted: metric of the two runs, ``[prompt]``.
+    effects: metric of the corrupted run with one clean activation in it. clean, corrupted: metric of the two
+    runs without a patch.
     """
 
     sites: tuple[Place, ...]
@@ -269,9 +283,10 @@ class Patching:
 
     @property
     def restored(self) -> Float[Tensor, "site offset"]:
-        """Share of the difference between the runs that comes back, of means over prompts.
+        """Share of the difference between the two runs that a patch restores, of means over prompts.
 
-        Raises PromptError where the metric is the same in both runs.
+        0: the patch changes nothing; 1: the metric is that of the clean run. Raises PromptError where the
+        metric is the same in both runs.
         """
         whole = (self.clean - self.corrupted).mean()
         if not whole:

@@ -111,10 +111,12 @@ class SiteNames:
 
     @property
     def n_blocks(self) -> int:
+        """Number of blocks."""
         return self.anatomy.n_blocks
 
     @property
     def d_model(self) -> int:
+        """Width of the stream."""
         return self.anatomy.d_model
 
     @property
@@ -145,11 +147,18 @@ class SiteNames:
 
     @cached_property
     def writer_inputs(self) -> tuple[Site, ...]:
-        """What those matrices read: heads' z, MLP neurons, hidden units of experts, SSM channels."""
+        """Inputs of all matrices in blocks that write the stream, as ``writers`` orders them.
+
+        They are heads' z, MLP neurons, hidden units of experts (all experts in a row), and SSM channels.
+        """
         return tuple(writer_sites(self.anatomy.block_writers))
 
     def components(self, kind: str | None = None) -> tuple[Site, ...]:
-        """What components add to the stream: all, or ``attention``, ``mlp``, ``expert`` or ``ssm``."""
+        """Outputs of components, as added to the stream, in order of blocks.
+
+        kind: ``attention``, ``mlp``, ``expert`` or ``ssm``; None for all. Raises SiteError for a kind that
+        the model does not have.
+        """
         found = [c for c in self.anatomy.components if kind in (None, c.kind)]
         if not found:
             kinds = ", ".join(sorted({c.kind for c in self.anatomy.components}))
@@ -157,7 +166,7 @@ class SiteNames:
         return tuple(Site.component(c.name) for c in found)
 
     def component(self, kind: str, block: int) -> Site:
-        """What one component adds to the stream. Raises SiteError where the block has no such component."""
+        """Output of one component, as added to the stream. Raises SiteError where the block has none."""
         site = Site.component(f"blocks.{block}.{kind}")
         check_sites(self.anatomy, [site])
         return site
@@ -203,14 +212,14 @@ class SiteNames:
         return SitePart(heads.site, head * heads.size, (head + 1) * heads.size)
 
     def neuron(self, block: int, neuron: int) -> SitePart:
-        """A neuron of a block's MLP, after its nonlinearity and gate."""
+        """One neuron of a block's MLP, after nonlinearity and gate. Raises SiteError where there is none."""
         site, width = self._read_by("mlp", block)
         if not 0 <= neuron < width:
             raise SiteError(f"block {block} has neurons 0 … {width - 1}, not {neuron}")
         return SitePart(site, neuron, neuron + 1)
 
     def _read_by(self, kind: str, block: int) -> tuple[Site, int]:
-        """The input of the first writer of a kind in a block, and its width."""
+        """Input of the first writer of a kind in a block, and its width. Raises SiteError without one."""
         for writer in self.anatomy.block_writers:
             if writer.block == block and writer.kind == kind and not writer.fused:
                 return Site.writer_in(block, writer.name), writer.d_in

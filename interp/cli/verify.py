@@ -115,7 +115,7 @@ def _ask(
             merge(edit, base, merged, unproven=True, **kept)
         with status("measuring here, then with heretic"):
             opinion = second_opinion(
-                lm, program, edit, resolve(base), merged, refuse, comply, asking
+                lm, program, edit, resolve(base), merged, refuse, comply, asking, keep_model=False
             )
     _show(opinion, len(comply))
     return opinion

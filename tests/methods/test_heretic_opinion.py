@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from interp import open_model
 from interp.data.prompts import PromptSet
@@ -140,6 +141,18 @@ def test_a_program_that_cannot_load_the_model_leaves_our_measures(chat_dir, tmp_
     assert (found.theirs, found.agreement) == (None, "no opinion")
     assert found.message == "AssertionError: No abliterable modules found"
     assert (found.ours.refusals, found.ours.n) == (found.ours.base_refusals, 2)
+
+
+def test_the_model_is_out_of_memory_while_the_program_runs(chat_dir, tmp_path) -> None:
+    """And back afterwards, bit for bit, unless the caller has no further use for it."""
+    lm = open_model(str(chat_dir))
+    program = stand_in(tmp_path, "sys.exit('AssertionError: No abliterable modules found')")
+    asked = (program, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Asking(tokens=1))
+    before = lm.logits(COMPLY)
+    second_opinion(lm, *asked)
+    assert torch.equal(lm.logits(COMPLY), before)
+    second_opinion(lm, *asked, keep_model=False)
+    assert not any(parameter.numel() for parameter in lm.hf.parameters())
 
 
 def test_prompts_of_several_lines_are_refused(chat_dir, tmp_path) -> None:

@@ -24,6 +24,7 @@ from interp.errors import ExportError, PromptError
 from interp.evaluate.divergence import divergence, reference
 from interp.evaluate.refusal import judge, respond
 from interp.export.heretic_program import Program
+from interp.export.releasing import released
 from interp.files import write_text
 from interp.judges.keywords import MARKERS, KeywordJudge
 from interp.lm import LM
@@ -103,11 +104,16 @@ def second_opinion(
     refuse: PromptSet,
     comply: PromptSet,
     asking: Asking,
+    *,
+    keep_model: bool = True,
 ) -> Opinion:
-    """Measure here with ``edit`` on ``lm``, and let heretic measure ``merged`` against ``base``.
+    """Our measures of ``edit`` on ``lm``, and heretic's of ``merged`` against ``base``.
 
-    base: directory or hub id, as heretic opens it. asking: its dtype is that of ``lm``. Raises
-    ExportError when heretic ends in a way that is no answer, PromptError for prompts of several lines.
+    base: directory or hub id, as heretic opens it. asking: its dtype is that of ``lm``. keep_model: the
+    weights of ``lm`` wait on disk while heretic loads its own, and come back; with False they are gone.
+
+    Raises ExportError when heretic ends in a way that is no answer or the disk has no room for the weights,
+    PromptError for prompts of several lines.
     """
     for prompts in (refuse, comply):
         if any(len(p.splitlines()) > 1 for p in prompts.prompts):
@@ -116,7 +122,11 @@ def second_opinion(
                 "hold; leave them out"
             )
     ours = measure(lm, edit, refuse, comply, asking)
-    text = run(program, base, merged, refuse, comply, asking)
+    with (
+        tempfile.TemporaryDirectory(prefix="interp-weights-") as waiting,
+        released(lm.hf, Path(waiting), keep=keep_model),
+    ):
+        text = run(program, base, merged, refuse, comply, asking)
     theirs = parse(text)
     return Opinion(ours, theirs, "" if theirs else failure(text))
 
