@@ -1,20 +1,22 @@
-"""The part of a paper's page that its cards write: a table of verdicts, and every claim as measured.
+"""A paper's page, notebook and cards: what cards write on the page, and what a paper still lacks.
 
-Nobody types these numbers, so page and cards cannot disagree. Everything else on a page is prose, which
-stays as it is.
+Cards write a table of verdicts, and every claim as measured. Nobody types these numbers, so page and cards
+cannot disagree. Everything else on a page is prose, which stays as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from interp.claims import Outcome
 from interp.errors import RecordError
 from interp.files import write_text
-from interp.papers import PAPERS, cards, load_paper
+from interp.papers import cards
 from interp.printable import markdown
 from interp.records import FigureRecord, outcomes
 from interp.study import FigureSpec, Paper
@@ -22,6 +24,7 @@ from interp.study import FigureSpec, Paper
 BEGIN = "<!-- cards: begin (interp draw writes what is between these marks) -->"
 END = "<!-- cards: end -->"
 MISSING = "missing"
+_DEFINES = re.compile(r"^\s*(async def|def|class) ", re.MULTILINE)
 HEAD = "| figure | card | stands for | verdict |\n|---|---|---|---|"
 
 
@@ -74,15 +77,86 @@ def update(paper: Paper, folder: Path, pages: Path) -> Path:
     return path
 
 
-def update_all(folder: Path, pages: Path | None = None) -> list[Path]:
+def update_all(papers: Iterable[Paper], folder: Path, pages: Path | None = None) -> list[Path]:
     """Bring every paper's page that there is up to date with the cards under ``folder``; their paths.
 
     pages: by default ``papers`` beside the cards, not in the working directory: the cards of one place
     must not write the pages of another.
     """
-    pages = pages or Path(os.path.normpath(folder / ".." / "papers"))
-    papers = [load_paper(name) for name in PAPERS]
+    pages = pages or beside(folder, "papers")
     return [update(p, folder, pages) for p in papers if page_path(p, pages).is_file()]
+
+
+def begin(paper: Paper, folder: Path) -> None:
+    """Write a page with a paper's title and the marks, where the directory of pages has none of it yet."""
+    path = page_path(paper, beside(folder, "papers"))
+    if path.parent.is_dir() and not path.exists():
+        write_text(path, f"# {paper.title}\n\narXiv {paper.arxiv}\n\n{BEGIN}\n{END}\n")
+
+
+def beside(folder: Path, name: str) -> Path:
+    """A directory beside that of the cards."""
+    return Path(os.path.normpath(folder / ".." / name))
+
+
+def problems(paper: Paper, folder: Path) -> Iterator[str]:
+    """What is amiss with a paper's cards, page and notebook, one sentence each.
+
+    folder: directory of the cards; ``papers`` and ``notebooks`` lie beside it.
+    """
+    yield from _of_cards(paper, folder)
+    yield from _of_page(paper, folder)
+    yield from _of_notebook(beside(folder, "notebooks") / Path(paper.notebook).name)
+
+
+def _of_cards(paper: Paper, folder: Path) -> Iterator[str]:
+    found = cards(folder)
+    for spec in paper.figures:
+        key = f"{paper.key}/{spec.name}"
+        if (card := found.pop(key, None)) is None:
+            yield f"{key} has no card: interp run {paper.key} --figure {spec.name}"
+        elif card.paper_figure != spec.stands_for or (card.needs is None) != (
+            spec.make is not None
+        ):
+            yield f"the card {key} is not what the paper lists: interp run {paper.key} --figure {spec.name}"
+        elif card.needs is None and not (folder / f"{key}.svg").is_file():
+            yield f"{key} has no picture: interp draw {key}"
+    for key in found:
+        if key.startswith(f"{paper.key}/"):
+            yield f"{key} is no figure that the paper lists: delete its card, or list it"
+
+
+def _of_page(paper: Paper, folder: Path) -> Iterator[str]:
+    path = page_path(paper, beside(folder, "papers"))
+    if not path.is_file():
+        yield f"there is no page {path}: make the directory {path.parent}, and interp run begins it"
+        return
+    page = path.read_text(encoding="utf-8")
+    for text in (paper.title, paper.arxiv):
+        if text not in page:
+            yield f"{path} does not name {text}"
+    try:
+        if replaced(page, listing(paper, folder, path.parent)) != page:
+            yield f"{path} does not say what the cards say: interp draw"
+    except RecordError as error:
+        yield f"{path}: {error}"
+
+
+def _of_notebook(path: Path) -> Iterator[str]:
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = [c for c in cells if c["cell_type"] == "code"]
+        texts = ["".join(c["source"]) for c in code]
+    except FileNotFoundError:
+        yield f"there is no notebook {path}"
+        return
+    except (ValueError, KeyError, TypeError):
+        yield f"{path} is no notebook"
+        return
+    if any(_DEFINES.search(text) for text in texts):
+        yield f"{path} defines a function or a class: move it into the paper's package"
+    if any(c.get("outputs") for c in code):
+        yield f"{path} holds outputs: clear them"
 
 
 def _row(paper: Paper, spec: FigureSpec, card: FigureRecord | None) -> str:

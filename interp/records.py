@@ -53,9 +53,9 @@ class Provenance:
     commit: of this package's own checkout, with ``-dirty`` for uncommitted changes; None when it
     was installed from a wheel. seconds: wall time. made_by: ``module:function`` that measured it, and
     code: the content hash of everything that this function uses of the package
-    (:func:`interp.source.code_hash`); None for a record that does not say. resumed: parts that an earlier
-    run had kept, each with ``step``, ``commit``, ``measured_on``, ``code`` and ``stale``: whether other
-    code than that of this run measured it.
+    (:func:`interp.source.code_hash`); None for a record that does not say. recipe: settings of the figure,
+    None for one without. resumed: parts that an earlier run had kept, each with ``step``, ``commit``,
+    ``measured_on``, ``code`` and ``stale``: whether other code than that of this run measured it.
     """
 
     model: str
@@ -68,6 +68,7 @@ class Provenance:
     seconds: Number | None = None
     made_by: str | None = None
     code: str | None = None
+    recipe: Mapping[str, Any] | None = None
     resumed: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:

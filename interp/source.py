@@ -311,10 +311,10 @@ def _file(name: str) -> Path | None:
         spec = importlib.util.find_spec(top) if top else None
     except (ImportError, ValueError):
         return None
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
     if not rest:
-        return Path(spec.origin) if spec.origin.endswith(".py") else None
+        return Path(spec.origin) if (spec.origin or "").endswith(".py") else None
     if spec.submodule_search_locations is None:
         return None
     for folder in spec.submodule_search_locations:

@@ -1,7 +1,8 @@
-"""What every paper module is made of: a paper, its figures, and the study that measures them.
+"""What every paper is made of: figures, their recipes, and the study that measures them.
 
-A paper says in ``interp/methods/<key>/paper.py`` which figures it has; a figure is a function that takes
-a :class:`Study` and returns a record. Nothing here needs torch, so that papers can be listed without it.
+A paper says in the module ``paper`` of its package which figures it has; a figure is a function that takes
+a :class:`Study`, and a recipe where it has one, and returns a record. Nothing here needs torch, so that
+papers can be listed without it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,9 +41,10 @@ KEPT = "interp step 1"
 class FigureSpec:
     """A figure of a paper. stands_for: the paper's own figure or table; None for one of ours.
 
-    make: ``module:function`` with ``(Study) -> FigureRecord``. needs: what is missing to measure it
-    here; then there is nothing to make, and its card says so. model, limit: the model that the figure is
-    about and its prompts per class, where those are not the study's own.
+    make: ``module:function`` with ``(Study) -> FigureRecord``, or ``(Study, recipe) -> FigureRecord`` where
+    there is a recipe. needs: what is missing to measure it here; then there is nothing to make, and its
+    card says so. model, limit: the model that the figure is about and its prompts per class, where those
+    are not the study's own. recipe: settings of the figure, a frozen dataclass that may hold others.
     """
 
     name: str
@@ -52,10 +54,17 @@ class FigureSpec:
     needs: str | None = None
     model: str | None = None
     limit: int | None = None
+    recipe: Any = None
 
     def __post_init__(self) -> None:
         if (self.make is None) == (self.needs is None):
             raise RecordError(f"the figure {self.name} must have either a function or `needs`")
+        parameters = getattr(type(self.recipe), "__dataclass_params__", None)
+        if self.recipe is not None and not (parameters and parameters.frozen):
+            raise RecordError(
+                f"the recipe of the figure {self.name} is a {type(self.recipe).__name__}; make it an "
+                "instance of a frozen dataclass"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,15 @@ class KeptPart:
     stale: bool = False
 
 
+@dataclass
+class _Figure:
+    """What the studies of one figure share. values: those of ``once``. parts: kept steps that were used."""
+
+    values: dict[tuple[str, str], tuple[Any, set[KeptPart]]] = field(default_factory=dict)
+    parts: set[KeptPart] = field(default_factory=set)
+    has_recipe: bool = False
+
+
 @dataclass(eq=False)
 class Study:
     """One model under study, and what its figures share.
@@ -117,10 +135,7 @@ class Study:
     use_stale: bool = False
     watch: Watch = unwatched
     loading: dict[str, Any] = field(default_factory=dict)
-    _shared: dict[str, tuple[Any, set[KeptPart]]] = field(
-        default_factory=dict, init=False, repr=False
-    )
-    _parts: set[KeptPart] = field(default_factory=set, init=False, repr=False)
+    _figure: _Figure = field(default_factory=_Figure, init=False, repr=False)
 
     @classmethod
     def of(cls, lm: LM, **options: Any) -> Study:
@@ -156,35 +171,58 @@ class Study:
         """Hardware name and torch version, e.g. ``AMD EPYC, 2 cores, torch 2.13.0``."""
         return f"{self.hardware}, torch {package_versions()['torch']}"
 
-    def start_figure(self) -> None:
-        """Forget which kept steps earlier figures used."""
-        self._parts = set()
+    def on(self, model: str | Path) -> Study:
+        """This study on another model, on one that the figure trained for instance.
+
+        model: what ``open_model`` takes. What either of the two makes or resumes is of the same figure.
+        """
+        loading = {name: value for name, value in self.loading.items() if name != "revision"}
+        other = replace(self, model=str(model), loading=loading)
+        other._figure = self._figure
+        return other
+
+    def start_figure(self, *, has_recipe: bool = False) -> None:
+        """Forget which kept steps earlier figures used. has_recipe: steps then say what they take of it."""
+        self._figure.parts, self._figure.has_recipe = set(), has_recipe
 
     @property
     def has_resumed(self) -> bool:
         """Whether this figure used a step that an earlier run kept."""
-        return bool(self._parts)
+        return bool(self._figure.parts)
 
     @cached_property
     def commit(self) -> str | None:
         """The commit of this package when the study first asked for it."""
         return git_commit()
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """A value that several figures need; the first of them makes it."""
-        if name not in self._shared:
-            self._shared[name] = self._made(make)
-        value, parts = self._shared[name]
-        self._parts |= parts  # of this figure, too
+    def once(self, name: str, make: Callable[[], T], **about: Any) -> T:
+        """A value that several figures need; the first of them makes it.
+
+        about: config that it depends on, as in :meth:`resumed`.
+        """
+        key = (self.model, f"{name} {self._about(name, about)}")
+        if key not in self._figure.values:
+            self._figure.values[key] = self._made(make)
+        value, parts = self._figure.values[key]
+        self._figure.parts |= parts  # of this figure, too
         return value
+
+    def _about(self, step: str, about: Mapping[str, Any]) -> str:
+        """What a step depends on, as JSON. RecordError for one that ignores the recipe of its figure."""
+        if self._figure.has_recipe and "recipe" not in about:
+            raise RecordError(
+                f"the step {step!r} does not say which settings of the figure's recipe it depends on: pass "
+                "recipe=recipe, a part of it, or recipe=None"
+            )
+        return settings_text(about)
 
     def _made(self, make: Callable[[], T]) -> tuple[T, set[KeptPart]]:
         """A value, and the kept steps that it used."""
-        before, self._parts = self._parts, set()
+        before, self._figure.parts = self._figure.parts, set()
         try:
-            return make(), self._parts
+            return make(), self._figure.parts
         finally:
-            self._parts = before
+            self._figure.parts = before
 
     def resumed(self, step: str, make: Callable[[], T], **about: Any) -> T:
         """JSON values of one step of long work: read if an earlier run kept them, else made and kept.
@@ -193,24 +231,26 @@ class Study:
         (:func:`interp.source.code_hash` of ``make``) are the same; one that other code made is made again,
         or taken with ``use_stale``.
 
-        about: config and hashes of inputs, in JSON values; prompt sets stand for their hash. RecordError
+        about: config and hashes of inputs, in JSON values; prompt sets stand for their hash, recipes for
+        their settings. Steps of a figure with a recipe say with ``recipe=`` what they take of it. RecordError
         for anything else.
         """
+        about["limit"] = self.limit
+        config = self._about(step, about)
         if self.kept is None:
             return make()
-        config = json.dumps(about | {"limit": self.limit}, sort_keys=True, default=_hash_of_prompts)
         path = self.kept / f"{step}-{sha256_text(self.fingerprint, config)[:16]}.json"
         code = code_hash(make)
         if (found := _read_kept(path, code)) is not None:
             value, parts = found
             if self.use_stale or not any(part.stale for part in parts):
-                self._parts |= parts
+                self._figure.parts |= parts
                 return value
         value, parts = self._made(make)
         own = KeptPart(step, self.commit, self.hardware_and_torch, code)
         everything = [asdict(own), *(asdict(part) for part in sorted(parts, key=repr))]
         write_json(path, {"format": KEPT, "parts": everything, "value": value})
-        self._parts |= parts
+        self._figure.parts |= parts
         return value
 
     def provenance(self, prompts: Mapping[str, Any]) -> Provenance:
@@ -220,7 +260,7 @@ class Study:
         """
         hardware = self.hardware
         if elsewhere := sorted(
-            {part.measured_on for part in self._parts} - {self.hardware_and_torch}
+            {part.measured_on for part in self._figure.parts} - {self.hardware_and_torch}
         ):
             hardware = f"{hardware}; what an earlier run kept: {'; '.join(elsewhere)}"
         return Provenance.collect(
@@ -229,15 +269,22 @@ class Study:
             prompts=prompts,
             seed=0,
             device=hardware,
-            resumed=[asdict(part) for part in sorted(self._parts, key=repr)],
+            resumed=[asdict(part) for part in sorted(self._figure.parts, key=repr)],
         )
 
 
-def _hash_of_prompts(value: Any) -> str:
+def settings_text(value: Any) -> str:
+    """A value as JSON: prompt sets as their hash, recipes as their settings. RecordError for others."""
+    return json.dumps(value, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(found := getattr(value, "sha256", None), str):
         return found
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
     raise RecordError(
-        f"a kept step depends on a {type(value).__name__}; give JSON values, and hashes of inputs"
+        f"a kept step depends on a {type(value).__name__}; give JSON values, recipes, and hashes of inputs"
     )
 
 
@@ -254,34 +301,39 @@ def _read_kept(path: Path, code: str | None) -> tuple[Any, set[KeptPart]] | None
         return None
 
 
-def measure(paper: Paper, name: str, study: Study) -> FigureRecord:
+def measure(paper: Paper, name: str, study: Study, recipe: Any = None) -> FigureRecord:
     """Measure one figure of a paper, or make the card that says what it needs.
 
-    The record gets what it stands for, the hash of the code that made it, and the seconds that it took;
-    those stay open where part of it was measured by an earlier run.
+    recipe: in place of the figure's own, and of its type. The record gets what it stands for, its recipe,
+    the hash of the code that made it, and the seconds that it took; those stay open where part of it was
+    measured by an earlier run.
     """
     spec = paper.figure(name)
     key = f"{paper.key}/{name}"
-    if spec.make is None:
-        return FigureRecord(
-            key=key,
-            title=spec.title,
-            series=None,
-            provenance=Provenance(model="none"),
-            paper_figure=spec.stands_for,
-            needs=spec.needs,
+    if recipe is not None and type(recipe) is not type(spec.recipe):
+        raise RecordError(
+            f"{key} takes a recipe of type {type(spec.recipe).__name__}, not {type(recipe).__name__}"
         )
+    recipe = spec.recipe if recipe is None else recipe
+    if spec.make is None:
+        about = {"paper_figure": spec.stands_for, "needs": spec.needs}
+        return FigureRecord(key, spec.title, None, Provenance(model="none"), **about)
     module, _, function = spec.make.partition(":")
-    study.start_figure()
+    study.start_figure(has_recipe=recipe is not None)
     started = time.perf_counter()
-    record = getattr(importlib.import_module(module), function)(study)
+    given = (study,) if recipe is None else (study, recipe)
+    record = getattr(importlib.import_module(module), function)(*given)
     seconds = None if study.has_resumed else round(time.perf_counter() - started, 2)
     if record.key != key:
         raise RecordError(f"{spec.make} made {record.key}, not {key}")
-    provenance = replace(
-        record.provenance, seconds=seconds, made_by=spec.make, code=code_hash(spec.make)
-    )
+    made = {"made_by": spec.make, "code": code_hash(spec.make), "recipe": settings_of(recipe)}
+    provenance = replace(record.provenance, seconds=seconds, **made)
     return replace(record, provenance=provenance, paper_figure=spec.stands_for)
+
+
+def settings_of(recipe: Any) -> dict[str, Any] | None:
+    """A recipe in JSON values, as a card holds it; None for none."""
+    return None if recipe is None else json.loads(settings_text(recipe))
 
 
 def kept_directory(key: str, *, fresh: bool = False) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from interp.backends import BACKENDS
 from interp.backends.support import SUPPORT
-from interp.cli import COMMANDS
+from interp.cli import COMMANDS, main
 from interp.models import known_model_types
 
 ROOT = Path(__file__).parent.parent
@@ -182,6 +184,25 @@ def test_the_example_of_judges_runs(
     exec(compile(example.replace("smollm2", "tiny:llama"), "README.md", "exec"), names)
     assert "likelihood ratio: AUC" in capsys.readouterr().out
     assert len(names["scores"]) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_paper_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    example = next(text for text in EXAMPLES if "PAPER = Paper" in text)
+    (tmp_path / "my_paper").mkdir()
+    (tmp_path / "my_paper/paper.py").write_text(example)
+    (commands,) = re.findall(r"```\n(interp run my_paper.*?)```", README, re.DOTALL)
+    lines = [shlex.split(line, comments=True)[1:] for line in commands.splitlines()]
+    for words, code in ((lines[0] + ["--model", "tiny:llama"], 0), (lines[1], 1)):
+        with pytest.raises(SystemExit) as done:
+            main(words)
+        assert (done.value.code or 0) == code
+    card = json.loads((tmp_path / "figures/my_paper/norms.json").read_text())
+    assert card["provenance"]["recipe"] == {"prompts": ["Who are you?"]}
+    assert (tmp_path / "figures/my_paper/norms.svg").is_file()
 
 
 def test_linked_files_exist() -> None:

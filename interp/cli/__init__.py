@@ -27,6 +27,7 @@ COMMANDS = {
     "diff": "what a finetune or an edit changed, matrix by matrix, and along a direction",
     "heretic": "an edit of heretic's family, to the last bit as heretic makes it",
     "verify": "reload an export in a fresh process; with heretic as second opinion",
+    "papers": "every paper, and what is missing of it",
     "figures": "every figure card: paper, model, verdict",
     "run": "measure the figures of a paper",
     "draw": "figure cards drawn again from their data, without a model",

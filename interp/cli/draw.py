@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from interp.cli.options import figures_option, json_option, write_result
+from interp.cli.options import figures_option, json_option, paper_path_option, write_result
 
 
 @click.command(epilog="Example: interp draw refusal/report")
@@ -18,10 +18,16 @@ from interp.cli.options import figures_option, json_option, write_result
     metavar="DIR",
     help="directory of the papers' pages  [default: papers, beside the directory of cards]",
 )
+@paper_path_option
 @click.option("--png", is_flag=True, help="PNG instead of SVG")
 @json_option
 def command(
-    keys: tuple[str, ...], folder: Path, pages: Path | None, png: bool, json_file: Path | None
+    keys: tuple[str, ...],
+    folder: Path,
+    pages: Path | None,
+    paper_paths: tuple[Path, ...],
+    png: bool,
+    json_file: Path | None,
 ) -> None:
     """Draw figure cards again from their JSON, without a model and without torch.
 
@@ -31,8 +37,10 @@ def command(
     from interp.errors import RecordError
     from interp.figures import render
     from interp.pages import update_all
+    from interp.papers import papers
     from interp.records import FigureRecord
 
+    known = papers(paper_paths)
     paths = [folder / f"{key}.json" for key in keys] or sorted(folder.glob("*/*.json"))
     if not paths:
         raise RecordError(
@@ -46,6 +54,6 @@ def command(
         else:
             drawn[record.key] = str(render(path, ".png" if png else ".svg"))
             click.echo(drawn[record.key])
-    for page in update_all(folder, pages):
+    for page in update_all(known.values(), folder, pages):
         click.echo(str(page))
     write_result(json_file, drawn)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.options import json_option, loading_options, out_option, write_result
+from interp.cli.options import (
+    json_option,
+    loading_options,
+    out_option,
+    paper_path_option,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from interp.records import FigureRecord
@@ -30,11 +36,13 @@ FORMATS = ("delta", "peft", "merged", "gguf-lora", "gguf-vector", "heretic")
 @click.option(
     "--card",
     "card_files",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     multiple=True,
-    metavar="FILE",
-    help="figure card that the edit rests on, e.g. of your own demo (default: those shipped)",
+    metavar="FILE|DIR",
+    help="figure card that the edit rests on, or a directory of them, such as that of your own paper "
+    "(default: those shipped)",
 )
+@paper_path_option
 @click.option(
     "--unproven",
     is_flag=True,
@@ -55,6 +63,7 @@ def command(
     out: Path,
     rank: int | None,
     card_files: tuple[Path, ...],
+    paper_paths: tuple[Path, ...],
     unproven: bool,
     no_reload: bool,
     overwrite: bool,
@@ -83,7 +92,7 @@ def command(
 
         made, report = truncated(made, rank)
         click.echo(str(report) if report.cut else f"no matrix has more than rank {rank}")
-    cards, measured = _cards(card_files), Measurement.load(delta)
+    cards, measured = _cards(card_files, paper_paths), Measurement.load(delta)
     check(made, cards, measured, unproven=unproven)  # before anything large is loaded
     common: dict[str, Any] = {"cards": cards, "measured": measured}
     common |= {"unproven": unproven, "overwrite": overwrite}
@@ -109,11 +118,16 @@ def _read(path: Path, base: str, loading: dict[str, Any]) -> WeightDelta:
         return read_edit(path, base, watch=watch, **loading)
 
 
-def _cards(files: tuple[Path, ...]) -> list[FigureRecord]:
+def _cards(files: tuple[Path, ...], paper_paths: tuple[Path, ...]) -> list[FigureRecord]:
     from interp.export.gate import shipped_cards
+    from interp.papers import cards, papers
     from interp.records import FigureRecord
 
-    return [FigureRecord.load(path) for path in files] if files else shipped_cards()
+    papers(paper_paths)  # which define the statistics that claims name
+    found = []
+    for path in files:
+        found += cards(path).values() if path.is_dir() else [FigureRecord.load(path)]
+    return found if files else shipped_cards()
 
 
 def _export(

@@ -171,6 +171,15 @@ figures_option = click.option(
     help="directory of figure cards",
 )
 
+paper_path_option = click.option(
+    "--paper-path",
+    "paper_paths",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="package of a paper that is not installed, a directory with paper.py (repeatable)",
+)
+
 delta_option = click.option(
     "--delta",
     "delta_dir",

@@ -13,6 +13,7 @@ from interp.cli.options import (
     json_option,
     loading_options,
     loading_values,
+    paper_path_option,
     write_result,
 )
 
@@ -31,32 +32,43 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=4), help="prompts per class, for a quick look")
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True,
               help="splits of the topics, for figures with intervals over them")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="another setting of the figures' recipe; OUTER.NAME if nested (repeatable)")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--fresh", is_flag=True, help="forget what an earlier, interrupted run has left")
 @click.option("--use-stale", is_flag=True,
               help="go on from steps that other code measured as well; the card then says so")  # fmt: skip
 @figures_option
+@paper_path_option
 @loading_options
 @json_option
 def command(
-    paper: str, names: tuple[str, ...], folder: Path, json_file: Path | None, **values: Any
+    paper: str,
+    names: tuple[str, ...],
+    settings: tuple[str, ...],
+    folder: Path,
+    paper_paths: tuple[Path, ...],
+    json_file: Path | None,
+    **values: Any,
 ) -> None:
     """Measure the figures of PAPER, write their cards and pictures, and bring its page up to date.
 
-    Long figures keep what they have measured in the user's cache and go on from there, as far as the code,
-    the options, the prompts and the model are the same. Without --figure, those about a model that has to
-    be installed first (`interp models`) are left out.
+    PAPER is one of `interp papers`, or that of --paper-path. Long figures keep what they have measured in the
+    user's cache and go on from there, as far as the code, the options, the recipe, the prompts and the model
+    are the same. Without --figure, all are measured but those about a model that has to be installed first
+    (`interp models`). A paper without a page gets one where there is a directory `papers` beside the cards.
     """
     from interp.cli.progress import watching
     from interp.models.embedded import ALIAS
-    from interp.pages import update_all
+    from interp.pages import begin, update_all
     from interp.papers import load_paper
     from interp.study import Study, kept_directory
 
-    chosen = load_paper(paper)
+    chosen = load_paper(paper, paper_paths)
     model, limit = values["model"], values["limit"]
     wanted = [chosen.figure(name) for name in names]
     wanted = wanted or [spec for spec in chosen.figures if model or not spec.model]
+    recipes = {spec.name: _recipe(spec, settings) for spec in wanted}
     shared = {name: values[name] for name in ("seeds", "batch_size", "use_stale")}
     shared |= {"kept": kept_directory(paper, fresh=values["fresh"])}
     verdicts = {}
@@ -68,18 +80,31 @@ def command(
 
         for spec in wanted:
             about = study(model or spec.model or ALIAS, limit or spec.limit)
-            verdicts |= _measure(chosen, spec, about, folder)
-    for page in update_all(folder):
+            verdicts |= _measure(chosen, spec, about, folder, recipes[spec.name])
+    begin(chosen, folder)
+    for page in update_all([chosen], folder):
         click.echo(str(page))
     write_result(json_file, verdicts)
 
 
-def _measure(paper: Paper, spec: FigureSpec, study: Study, folder: Path) -> dict[str, str]:
+def _recipe(spec: FigureSpec, settings: tuple[str, ...]) -> Any:
+    """The recipe of a figure with other settings. InterpError for a figure that has none."""
+    from interp.errors import InterpError
+    from interp.recipes import changed
+
+    if settings and spec.recipe is None:
+        raise InterpError(f"the figure {spec.name} has no recipe to set {settings[0]!r} in")
+    return changed(spec.recipe, settings)
+
+
+def _measure(
+    paper: Paper, spec: FigureSpec, study: Study, folder: Path, recipe: Any
+) -> dict[str, str]:
     """Measure one figure and save its card and picture; its key and verdict."""
     from interp.figures import render
     from interp.study import measure
 
-    record = measure(paper, spec.name, study)
+    record = measure(paper, spec.name, study, recipe)
     path = record.save(folder)
     picture = render(path) if record.needs is None else path
     lines = [f"{record.key}: {record.verdict}"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from interp.recipes.base import from_settings, leaves, load_settings, save_recipe, setting
+from interp.recipes.base import changed, from_settings, leaves, load_settings, save_recipe, setting
 from interp.recipes.edits import AUTO, AblationEdit, DirectionRecipe, Learning, LeastDisturbanceEdit
+from interp.recipes.training import LoRA, TrainingRecipe
 
 __all__ = [
     "AUTO",
@@ -11,6 +12,9 @@ __all__ = [
     "DirectionRecipe",
     "Learning",
     "LeastDisturbanceEdit",
+    "LoRA",
+    "TrainingRecipe",
+    "changed",
     "from_settings",
     "leaves",
     "load_settings",

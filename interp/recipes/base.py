@@ -6,8 +6,8 @@ can name a setting that the method does not have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, field, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, asdict, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -58,6 +58,50 @@ def from_settings(recipe: type[R], values: Mapping[str, Any]) -> R:
         elif each.name in values:
             given[each.name] = values[each.name]
     return recipe(**given)
+
+
+def changed(recipe: R, settings: Iterable[str]) -> R:
+    """A recipe with other settings, each as ``NAME=VALUE`` or, in a nested recipe, ``OUTER.NAME=VALUE``.
+
+    Values are YAML and have the type of those that they replace. InterpError for unknown settings and other
+    types.
+    """
+    for text in settings:
+        name, given, value = text.partition("=")
+        if not given:
+            raise InterpError(f"{text!r} is no setting: write NAME=VALUE")
+        recipe = _changed(recipe, name.strip().split("."), value)
+    return recipe
+
+
+def _changed(recipe: Any, names: list[str], value: str) -> Any:
+    known = [each.name for each in fields(recipe)]
+    if names[0] not in known:
+        raise InterpError(
+            f"no setting {names[0]!r}; {type(recipe).__name__} has {', '.join(known)}"
+        )
+    old = getattr(recipe, names[0])
+    if is_dataclass(old) == (len(names) == 1):
+        inside = "holds settings: write one of them as" if is_dataclass(old) else "has no"
+        raise InterpError(f"{names[0]} {inside} {names[0]}.{(names[1:] or ['NAME=VALUE'])[0]}")
+    new = _changed(old, names[1:], value) if len(names) > 1 else _typed(names[0], value, old)
+    return replace(recipe, **{names[0]: new})
+
+
+def _typed(name: str, text: str, old: Any) -> Any:
+    """A YAML value with the type of ``old``; any where that is None."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+        value = float(value) if type(old) is float else value  # YAML reads 1e-3 as a text
+    except (yaml.YAMLError, TypeError, ValueError):
+        value = None
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if old is not None and type(value) is not type(old):
+        raise InterpError(f"{name}={text} is no {type(old).__name__}, as {old!r} is")
+    return value
 
 
 def load_settings(recipe: type, path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from interp.errors import InterpError
-from interp.training.recipe import LoRA
+from interp.recipes.training import LoRA
 
 LINEAR = "all-linear"
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from interp.errors import PromptError
 from interp.files import sha256_text
-from interp.training.recipe import TrainingRecipe
+from interp.recipes.training import TrainingRecipe
 from interp.training.rows import conversation_rows
 from interp.training.running import TrainedRun, train
 from interp.watching import Watch, unwatched

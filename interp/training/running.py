@@ -24,10 +24,10 @@ from interp.files import publish_directory, sha256_text, write_json
 from interp.lm import LM
 from interp.models.embedded import cache_directory
 from interp.models.loading import without_bars
+from interp.recipes.training import LoRA, TrainingRecipe
 from interp.source import code_hash
 from interp.training.adapters import with_adapters
 from interp.training.content import content_hash, described, model_hash
-from interp.training.recipe import LoRA, TrainingRecipe
 from interp.training.rows import Checked, Rows, collate
 from interp.training.trainer import (
     Loss,

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from interp.errors import InterpError, NotFinite
-from interp.training.recipe import COSINE, TrainingRecipe
+from interp.recipes.training import COSINE, TrainingRecipe
 from interp.watching import Progress
 
 Loss: TypeAlias = Callable[[nn.Module, Mapping[str, Tensor], Any], Tensor | Mapping[str, Tensor]]

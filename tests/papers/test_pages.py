@@ -1,4 +1,4 @@
-"""What cards write on the pages of papers, and that the committed pages say it."""
+"""What cards write on the pages of papers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp.claims import Claim
 from interp.cli import main
 from interp.errors import RecordError
 from interp.pages import BEGIN, END, listing, page_path, replaced, update
-from interp.papers import PAPERS, load_paper
+from interp.papers import load_paper
 from interp.records import FigureRecord, Provenance
 from interp.study import FigureSpec, Paper
 
@@ -59,14 +59,6 @@ def pages(tmp_path: Path) -> Path:
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers/planned.md").write_text(PROSE, encoding="utf-8")
     return tmp_path / "papers"
-
-
-@pytest.mark.parametrize("key", PAPERS)
-def test_the_committed_page_says_what_the_cards_say(key: str) -> None:
-    paper = load_paper(key)
-    page = page_path(paper, ROOT / "papers").read_text(encoding="utf-8")
-    text = listing(paper, ROOT / "figures", ROOT / "papers")
-    assert replaced(page, text) == page, "interp draw brings it up to date"
 
 
 def test_every_figure_is_listed_with_what_was_measured_or_is_needed(pages: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,28 @@ import pytest
 from figure_examples import some_lines
 
 from interp.data import PromptSet
-from interp.errors import RecordError
-from interp.papers import PAPERS, cards, load_paper
+from interp.errors import InterpError, RecordError
+from interp.pages import problems
+from interp.papers import cards, load_paper, papers
+from interp.recipes import changed
 from interp.records import FigureRecord, Provenance, package_versions
 from interp.source import forget
 from interp.study import FigureSpec, Paper, Study, measure
 
-ROOT = Path(__file__).parent.parent.parent
-CARD = re.compile(r"figures/([a-z0-9_]+/[a-z0-9_]+)\.svg|card `([a-z0-9_]+/[a-z0-9_]+)`")
+FIGURES = Path(__file__).parent.parent.parent / "figures"
 
 
-@pytest.fixture(params=PAPERS)
+@pytest.fixture(params=papers())
 def paper(request: pytest.FixtureRequest) -> Paper:
     return load_paper(request.param)
 
 
-def listed(page: str) -> set[str]:
-    """Cards that a page shows as a picture or names."""
-    return {a or b for a, b in CARD.findall(page)}
-
-
-def test_a_paper_has_its_page_and_its_notebook(paper: Paper) -> None:
-    page = (ROOT / paper.page).read_text(encoding="utf-8")
-    assert paper.arxiv in page
-    assert paper.title in page
-    assert (ROOT / paper.notebook).is_file()
-
-
-def test_a_paper_has_a_card_for_every_figure_and_its_page_lists_them(paper: Paper) -> None:
-    page = (ROOT / paper.page).read_text(encoding="utf-8")
-    wanted = {f"{paper.key}/{spec.name}" for spec in paper.figures}
-    assert {key for key in listed(page) if key.startswith(f"{paper.key}/")} == wanted
-    there = cards(ROOT / "figures")
-    assert wanted <= there.keys()
-    for spec in paper.figures:
-        card = there[f"{paper.key}/{spec.name}"]
-        assert card.paper_figure == spec.stands_for
-        assert (card.needs is None) == (spec.make is not None)
-        assert card.needs is not None or (ROOT / "figures" / f"{card.key}.svg").is_file()
-
-
-def test_a_page_says_the_verdict_of_every_card(paper: Paper) -> None:
-    page = (ROOT / paper.page).read_text(encoding="utf-8")
-    for key, card in cards(ROOT / "figures").items():
-        if key.startswith(f"{paper.key}/"):
-            line = next(line for line in page.splitlines() if f"card `{key}`" in line)
-            assert card.verdict in line
+def test_a_paper_has_its_cards_its_page_and_its_notebook(paper: Paper) -> None:
+    assert list(problems(paper, FIGURES)) == []
 
 
 def test_listing_the_papers_needs_no_torch() -> None:
-    code = "import sys, interp.papers as p; [p.load_paper(k) for k in p.PAPERS]; " \
-        "sys.exit('torch' in sys.modules)"  # fmt: skip
+    code = "import sys, interp.papers as p; assert p.papers(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -122,6 +93,71 @@ def test_what_an_earlier_run_has_kept_is_not_made_again(tmp_path: Path) -> None:
     assert Study("tiny:llama").resumed("step", make) == [7]
     with pytest.raises(RecordError, match="depends on a object; give JSON values"):
         run(seed=object())
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    block: int = 1
+    names: tuple[str, ...] = ("a",)
+    inner: Inner = Inner()
+
+
+def with_recipe(study: Study, recipe: Recipe) -> FigureRecord:
+    about = {} if recipe.block == 0 else {"recipe": recipe}
+    value = study.resumed("step", lambda: recipe.block, **about)
+    again = study.once("shared", lambda: value, **about)
+    other = study.on("another model").once("shared", lambda: -1, **about)
+    series = some_lines(values=[value, again, other])
+    return FigureRecord("planned/one", "One", series, Provenance(study.model))
+
+
+def test_a_figure_gets_its_recipe_and_its_steps_depend_on_it(tmp_path: Path) -> None:
+    spec = FigureSpec("one", "One", f"{__name__}:with_recipe", recipe=Recipe())
+    paper = Paper("planned", "A paper", "0000.00000", (spec,))
+    study = kept(tmp_path)
+
+    def values(recipe: Recipe | None = None) -> list[int]:
+        record = measure(paper, "one", study, recipe)
+        settings = record.provenance.recipe
+        assert settings is not None
+        assert settings["inner"] == {"rate": 0.1}
+        assert FigureRecord.load(record.save(tmp_path)) == record
+        return record.series.beside["values"]  # type: ignore[union-attr]
+
+    assert values() == [1, 1, -1]
+    assert values(Recipe(block=2)) == [2, 2, -1]
+    with pytest.raises(RecordError, match="the step 'step' does not say which settings"):
+        values(Recipe(block=0))
+    with pytest.raises(RecordError, match="takes a recipe of type Recipe, not Inner"):
+        measure(paper, "one", study, Inner())
+    for wrong in ({"block": 1}, Recipe):
+        with pytest.raises(RecordError, match="make it an instance of a frozen dataclass"):
+            FigureSpec("one", "One", "a:b", recipe=wrong)
+
+
+def test_settings_are_changed_by_name() -> None:
+    found = changed(Recipe(), ["block=3", "names=[b, c]", "inner.rate=1e-3"])
+    assert found == Recipe(3, ("b", "c"), Inner(0.001))
+    assert changed(found, ["inner.rate=2"]).inner.rate == 2.0
+    for text, why in (
+        ("block", "write NAME=VALUE"),
+        ("width=1", "no setting 'width'; Recipe has block, names, inner"),
+        ("inner=1", "inner holds settings: write one of them as inner.NAME=VALUE"),
+        ("block.size=1", "block has no block.size"),
+        ("inner.width=1", "no setting 'width'; Inner has rate"),
+        ("block=1.5", "block=1.5 is no int, as 1 is"),
+        ("block=true", "is no int"),
+        ("names=b", "is no tuple"),
+        ("inner.rate=fast", "is no float"),
+        ("names=[", "is no tuple"),
+    ):
+        with pytest.raises(InterpError, match=why):
+            changed(Recipe(), [text])
 
 
 STEP = """

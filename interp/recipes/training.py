@@ -7,7 +7,7 @@ from math import ceil, inf
 from typing import Any
 
 from interp.errors import InterpError
-from interp.recipes import setting
+from interp.recipes.base import setting
 
 COSINE = "cosine"
 
