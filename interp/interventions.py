@@ -8,7 +8,7 @@ on what the ones before left. :func:`interp.edits.to_delta` gives the weight for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from dataclasses import replace as changed
 from typing import Any, TypeAlias
 
@@ -58,16 +58,21 @@ for each prompt. A list or a tensor of one element is a number."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamAblation:
-    """Ablation of a direction of the stream at a writer's output, through the post-norm where one follows.
+    """Ablation of a direction or subspace of the stream at a writer's output, before its post-norm if any.
 
-    unit: ``[d_model]``, norm 1, in the coordinates of the stream. strength: share that is removed.
+    unit: ``[d_model]``, norm 1, or a basis ``[k, d_model]``, in the coordinates of the stream. strength:
+    share that is removed.
     """
 
     unit: Tensor
     strength: float = 1.0
 
-    def through(self, view: Callable[[Tensor], Tensor]) -> Ablation:
+    def through(self, view: Callable[[Tensor], Tensor]) -> Ablation | SubspaceAblation:
         """The operator in the coordinates of a writer's output; ``view`` maps a stream direction there."""
+        if self.unit.ndim == 2:
+            return SubspaceAblation(
+                torch.stack([view(unit(row)) for row in self.unit]), self.strength
+            )
         return Ablation(view(self.unit), self.strength)
 
 
@@ -133,6 +138,16 @@ class Interventions:
         """Number of prompts that values and coefficients are for; None where any number will do."""
         counts = [n for part in self.parts if (n := row_count(part.operator)) is not None]
         return max(counts, default=None)
+
+    def check_positions(self, batch: TokenBatch) -> None:
+        """Raise SiteError where an offset is in the response and there is none."""
+        longest = 0 if batch.response is None else int(batch.response.max())
+        for part in self.parts:
+            if late := [offset for offset in part.offsets if offset >= longest]:
+                raise SiteError(
+                    f"offset {late[0]} at {part.site} is in the response, which has {longest} tokens; "
+                    "offsets count from the end of the prompt: -1 is its last token"
+                )
 
     def check_prompts(self, batch: TokenBatch) -> None:
         """Raise SiteError where an intervention has values for prompts of another number or length."""
@@ -215,9 +230,18 @@ def _described(operator: Operator | StreamAblation) -> dict[str, Any]:
         return _described(operator.operator) | {"coordinates": [operator.start, operator.stop]}
     if isinstance(operator, Graded):
         return _described(operator.operator) | {"strengths": operator.coefficients.tolist()}
-    numbers = {key: getattr(operator, key, None) for key in ("strength", "coefficient")}
     name = "Ablation" if isinstance(operator, StreamAblation) else type(operator).__name__
-    return {"operator": name} | {k: v for k, v in numbers.items() if isinstance(v, float)}
+    return {"operator": name} | dict(_numbers(operator))
+
+
+def _numbers(operator: object) -> Iterator[tuple[str, float]]:
+    """Fields of an operator that hold one number."""
+    for each in fields(operator):  # type: ignore[arg-type]
+        value = getattr(operator, each.name)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield each.name, float(value)
 
 
 def _rows(operator: Operator | StreamAblation, index: Tensor) -> Operator | StreamAblation:
@@ -299,10 +323,10 @@ def ablate(
     for place in _places(sites):
         operator: Operator | StreamAblation
         own = in_a_row(place, vector).float()
-        if own.ndim == 2:
+        if isinstance(place, Site) and place.kind == "writer_out":
+            operator = StreamAblation(unit(own) if own.ndim == 1 else own, fixed)
+        elif own.ndim == 2:
             operator = SubspaceAblation(own, fixed)
-        elif isinstance(place, Site) and place.kind == "writer_out":
-            operator = StreamAblation(unit(own), fixed)
         else:
             operator = Ablation(unit(own), fixed)
         whole += intervene(place, operator, graded, where=where).parts
@@ -372,7 +396,10 @@ def _count(prompts: int) -> str:
 
 
 def _places(sites: Places) -> list[Place]:
-    places = [sites] if isinstance(sites, Site | SitePart | Heads) else list(sites)
+    if isinstance(sites, str):
+        raise SiteError(f"{sites!r} is a name; give sites: lm.places({sites!r})")
+    given = sites.values() if isinstance(sites, Mapping) else sites
+    places = [sites] if isinstance(sites, Site | SitePart | Heads) else list(given)
     if not places:
         raise SiteError("no site to intervene at")
     return places

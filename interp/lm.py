@@ -33,6 +33,7 @@ from interp.readings import (
     Patching,
     check_offsets,
     check_reduce,
+    measured,
     offsets_of,
     read_at,
     span_mean,
@@ -109,7 +110,12 @@ class LM(SiteNames):
         label: str,
         call: Callable[[Tensor, TokenBatch], T],
     ) -> list[tuple[Tensor, T]]:
-        """Row numbers and results of ``call(rows, tokens)``, a batch at a time, with the edit in place."""
+        """Row numbers and results of ``call(rows, tokens)``, a batch at a time, with the edit in place.
+
+        Raises SiteError for an edit at a position that the batch does not have.
+        """
+        if isinstance(edit, Interventions):
+            edit.check_positions(batch)
         progress = self.watch(label, len(batch))
         return each(self.backend, batch, edit, call, size=self.batch_size, progress=progress)
 
@@ -186,6 +192,7 @@ class LM(SiteNames):
         batch = self.tokens(prompts)
         if isinstance(edit, Interventions):
             edit.check_prompts(batch)
+            edit.check_positions(batch)
         places = self._cached_places(names_filter)
         sites, mask = tuple(dict.fromkeys(map(site_of, places))), batch.mask.bool()
         wanted = tuple(dict.fromkeys((*sites, *places))) if gradients else sites
@@ -233,7 +240,7 @@ class LM(SiteNames):
         longest = int(chunk.response.max())
         logits = self.backend.logits(chunk, None, tuple(range(-longest - 1, 0)))[:, :-1]
         ids = chunk.ids[:, -longest:].unsqueeze(-1)
-        found = logits.float().log_softmax(-1).gather(-1, ids).squeeze(-1)
+        found = logits.gather(-1, ids).squeeze(-1).float() - logits.float().logsumexp(-1)
         return [value[-n:] for value, n in zip(found, chunk.response.tolist(), strict=True)]
 
     # --- writing ----------------------------------------------------------------------------------
@@ -270,7 +277,9 @@ class LM(SiteNames):
             steps = self._steps(draws, until, keys, chunk)
             ids[rows] = self.backend.generate(chunk, tokens=tokens, steps=steps)
 
-        self._each(whole, own, "responses", write)
+        # Not self._each: positions of the response are yet to come.
+        progress = self.watch("responses", len(whole))
+        each(self.backend, whole, own, write, size=self.batch_size, progress=progress)
         shape = [("strength", several), ("prompt", len(batch)), ("sample", samples)]
         kept = [(name, n) for name, n in shape if name == "prompt" or n > 1]
         axes = tuple(name for name, _ in kept)
@@ -316,6 +325,7 @@ class LM(SiteNames):
         batch = self.tokens(prompts)
         if isinstance(edit, Interventions):
             edit.check_prompts(batch)
+            edit.check_positions(batch)
         return self.backend.forward(batch, edit)
 
     # --- looking inside ---------------------------------------------------------------------------
@@ -373,8 +383,8 @@ class LM(SiteNames):
         for site in places:
             for column, offset in enumerate(offsets):
                 edit = put(site, values[site][:, column], where=offset)
-                grid.append(metric(self.logits(bad, edit)))
+                grid.append(measured(metric, self.logits(bad, edit)))
                 progress(1)
         effects = torch.stack(grid).unflatten(0, (len(places), len(offsets)))
-        ends = (metric(self.logits(good)), metric(self.logits(bad)))
-        return Patching(places, offsets, effects, *ends)
+        unpatched = (measured(metric, self.logits(each)) for each in (good, bad))
+        return Patching(places, offsets, effects, *unpatched)

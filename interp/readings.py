@@ -66,8 +66,10 @@ def span_mean(values: Tensor, mask: Tensor) -> Tensor:
     position.
     """
     if not bool((count := mask.sum(1, keepdim=True)).all()):
-        raise PromptError("a response without tokens has no mean; leave out its prompt")
-    return ((values.float() * mask.unsqueeze(-1)).sum(1) / count).to(values.dtype)
+        raise PromptError("a span without tokens has no mean; leave out its prompt")
+    # Padding may hold NaN, which a product with 0 would keep.
+    kept = values.float().masked_fill(~mask.bool().unsqueeze(-1), 0.0)
+    return (kept.sum(1) / count).to(values.dtype)
 
 
 def read_at(
@@ -81,7 +83,8 @@ def read_at(
     if isinstance(at, str):
         mask = span(batch, at)
         whole = backend.capture(batch, sites, None)
-        return {s: v * mask.unsqueeze(-1).to(v) for s, v in whole.items()}, mask
+        outside = ~mask.unsqueeze(-1)
+        return {s: v.masked_fill(outside.to(v.device), 0) for s, v in whole.items()}, mask
     offsets, ends = offsets_of(at), batch.prompt_end
     if (ends == ends[0]).all():  # every row is read in the same columns: no other is kept
         shift = int(ends[0]) - batch.ids.shape[1]
@@ -265,6 +268,16 @@ class Lens:
             best = self.logits(i).topk(k, -1).indices
             found.append([[tokenizer.decode([t]) for t in row] for row in best.tolist()])
         return found
+
+
+def measured(metric: Metric, logits: Tensor) -> Tensor:
+    """The metric of logits ``[prompt, vocab]``, ``[prompt]``. SiteError for a metric of another shape."""
+    found = torch.as_tensor(metric(logits))
+    if found.shape != logits.shape[:1]:
+        raise SiteError(
+            f"the metric gives shape {list(found.shape)}; give one number per prompt, {len(logits)} here"
+        )
+    return found
 
 
 @dataclass(frozen=True, eq=False)

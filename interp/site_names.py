@@ -185,7 +185,7 @@ class SiteNames:
         """
         if isinstance(given, str | Place):
             return (self.hook_points.place(given),)
-        several = tuple(given)
+        several = tuple(given.values() if isinstance(given, Mapping) else given)
         if len(several) == 2 and isinstance(several[0], str) and isinstance(several[1], int):
             return (self.hook_points.place((several[0], several[1])),)
         return tuple(place for each in several for place in self.places(each))  # type: ignore[arg-type]

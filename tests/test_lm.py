@@ -552,3 +552,31 @@ def test_libraries_say_how_to_get_them(lm: LM) -> None:
         _ = lm.bridge
     with pytest.raises(InterpError, match="open it with backend='nnsight'"):
         _ = lm.nnsight
+
+
+# --- input that would go wrong in silence -------------------------------------------------------
+
+
+def test_a_position_after_the_prompt_is_an_error_where_there_is_none(lm: LM) -> None:
+    vector = random_vector(lm.d_model, 2)
+    for where in (0, 7):
+        with pytest.raises(SiteError, match="is in the response"):
+            lm.logits("What is a key?", add(lm.resid_post[0], vector, where=where))
+    late = lm.generate("What is a key?", add(lm.resid_post[0], vector, where=0), tokens=2)
+    assert late.ids.shape == (1, 2)
+
+
+def test_a_metric_gives_one_number_per_prompt(lm: LM) -> None:
+    with pytest.raises(SiteError, match="one number per prompt"):
+        lm.patching("a", "b", lm.resid_post[0], lambda logits: logits.mean())
+
+
+def test_a_recipe_tells_edits_with_other_numbers_apart(lm: LM) -> None:
+    recipes = [scale(lm.resid_post[0], factor).recipe for factor in (0.5, 2.0)]
+    assert recipes[0] != recipes[1]
+
+
+def test_a_name_is_no_site_and_a_mapping_is_its_sites(lm: LM) -> None:
+    with pytest.raises(SiteError, match="is a name"):
+        add("blocks.0.hook_resid_post", random_vector(lm.d_model, 2))
+    assert set(lm.activations("a", lm.resid_mid)) == set(lm.resid_mid.values())
