@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,11 @@ class Lengths:
     threshold: float = 4.0
     seen: list[str] = field(default_factory=list)
     fails_at: str = ""
-    exits: bool = False
+    is_killed: bool = False
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-        if self.fails_at in responses and self.exits:
-            os._exit(9)
+        if self.fails_at in responses and self.is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.fails_at in responses:
             raise JudgeError("the server is gone")
         self.seen += responses
@@ -77,11 +78,11 @@ def test_a_failure_loses_nothing_that_was_finished(tmp_path: Path) -> None:
 
 
 def test_a_kill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
-    dying = cached(Lengths(fails_at="ccc", exits=True), tmp_path, batch=2)
+    dying = cached(Lengths(fails_at="ccc", is_killed=True), tmp_path, batch=2)
     process = multiprocessing.get_context("fork").Process(target=dying.score, args=([], TEXTS))
     process.start()
     process.join()
-    assert process.exitcode == 9
+    assert process.exitcode == -signal.SIGKILL
     judge = Lengths()
     assert cached(judge, tmp_path).score([], TEXTS) == SCORES
     assert judge.seen == TEXTS[4:]
