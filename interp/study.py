@@ -182,7 +182,7 @@ class Study:
         return other
 
     def start_figure(self, *, has_recipe: bool = False) -> None:
-        """Forget which kept steps earlier figures used. has_recipe: steps then say what they take of it."""
+        """Forget which kept steps earlier figures used. has_recipe: steps say what they take of it."""
         self._figure.parts, self._figure.has_recipe = set(), has_recipe
 
     @property
@@ -208,13 +208,13 @@ class Study:
         return value
 
     def _about(self, step: str, about: Mapping[str, Any]) -> str:
-        """What a step depends on, as JSON. RecordError for one that ignores the recipe of its figure."""
-        if self._figure.has_recipe and "recipe" not in about:
+        """What a step depends on, as JSON. RecordError for nothing at all, where the figure has a recipe."""
+        if self._figure.has_recipe and not about:
             raise RecordError(
                 f"the step {step!r} does not say which settings of the figure's recipe it depends on: pass "
                 "recipe=recipe, a part of it, or recipe=None"
             )
-        return settings_text(about)
+        return settings_text({**about, "limit": self.limit})
 
     def _made(self, make: Callable[[], T]) -> tuple[T, set[KeptPart]]:
         """A value, and the kept steps that it used."""
@@ -232,10 +232,9 @@ class Study:
         or taken with ``use_stale``.
 
         about: config and hashes of inputs, in JSON values; prompt sets stand for their hash, recipes for
-        their settings. Steps of a figure with a recipe say with ``recipe=`` what they take of it. RecordError
-        for anything else.
+        their settings. A step of a figure with a recipe says what it takes of it, ``recipe=None`` if nothing.
+        RecordError for anything else.
         """
-        about["limit"] = self.limit
         config = self._about(step, about)
         if self.kept is None:
             return make()
