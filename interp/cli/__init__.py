@@ -22,6 +22,7 @@ COMMANDS = {
     "ruler": "what other tools call each place in a model's residual stream",
     "attribute": "which blocks and components write the refusal margin",
     "edit": "fit an edit and save it as a weight delta",
+    "persona": "persona vectors, from the name of a trait or a sentence",
     "measure": "refusals, over-refusals, KL and neutral NLL, with or without a delta",
     "export": "write a delta for PEFT, llama.cpp, heretic, or merged into the model; verified",
     "diff": "what a finetune or an edit changed, matrix by matrix, and along a direction",

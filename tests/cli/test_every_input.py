@@ -42,6 +42,10 @@ ARGV: dict[str, Callable[[Case, Path], list[Argv]]] = {
         ["ablation", *model(c), *asking(c, out.parent), *ABLATION, "--out", out / "a"],
         ["least-disturbance", *model(c), *asking(c, out.parent), *CLOSED, "--out", out / "b"],
     ],
+    "persona": lambda c, out: [
+        ["extract", "terse", *model(c), "--tokens", 2, "--n-questions", 1, "--validation-questions", 0,
+         "--out", out]
+    ],
     "measure": lambda c, out: [
         [*model(c), *asking(c, out.parent), "--tokens", 3, "--backend", backend, "--json", out / "m.json"]
         for backend in ("hooks", "transformer_lens", "nnsight")

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
-from interp.errors import JudgeError
+from interp.errors import JudgeError, PersonaError
 from interp.judges import COHERENCE, EndpointJudge, Judge, Rubric, cached, spelled
+from interp.judges.server import Server
+from interp.methods.persona_vectors.generation import ServedWriter, generated
 
 pytest.importorskip("openai", reason="the extra `judge` is not installed: no endpoint is tested")
 
@@ -219,9 +221,29 @@ def test_what_is_no_address(wrong: str) -> None:
         EndpointJudge("m", RUBRIC, wrong).score(["q"], ["a"])
 
 
+def test_a_served_model_writes_a_trait() -> None:
+    whole = {
+        "instruction": [{"pos": f"flatter {i}", "neg": f"be frank {i}"} for i in range(5)],
+        "questions": [f"what is number {i}?" for i in range(40)],
+    }
+    with served(lambda _: said(json.dumps(whole))) as (url, requests):
+        trait = generated(ServedWriter(Server("m", url)), "sycophancy", "agrees with all")
+    assert len(trait.questions) == len(trait.evaluation_questions) == 20
+    assert trait.made_by == f"m at {url}"
+    (request,) = requests
+    assert "agrees with all" in request["messages"][0]["content"]
+    assert request["max_tokens"] > 1000
+    filtered = (400, {"error": {"code": "content_filter", "message": "no"}})
+    with (
+        served(lambda _: filtered) as (url, _),
+        pytest.raises(PersonaError, match="refuses the description"),
+    ):
+        generated(ServedWriter(Server("m", url)), "sycophancy")
+
+
 @pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"retries": -1}, {"timeout": 0.0}])
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
-    with pytest.raises(JudgeError, match="needs concurrency"):
+    with pytest.raises(JudgeError, match=r"needs (concurrency|retries)"):
         EndpointJudge("m", RUBRIC, **wrong)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from interp.judges import Judge
@@ -12,6 +12,7 @@ from interp.judges.likelihood import model_json
 from interp.lm import LM
 from interp.methods.persona_vectors.activations import mean_activations
 from interp.methods.persona_vectors.filtering import Counts, Scores, check_survivors, surviving
+from interp.methods.persona_vectors.generation import Writer, described_trait
 from interp.methods.persona_vectors.judging import (
     Contrast,
     check_contrast,
@@ -55,10 +56,12 @@ class PersonaVectorExtractor:
     """Extracts persona vectors of one model (2507.21509, §2).
 
     judge: scores responses for the trait; None for the trait's programmatic score, or the model itself with
-    the trait's rubric. coherence: scores them for coherence; by default the judge's own model with the rubric
-    of coherence, nothing for a judge without a rubric; None for nothing. study: with a ``kept`` directory,
-    responses and scores are kept there by content, so that a second extraction, or one after a kill, makes
-    only what is missing.
+    the trait's rubric. coherence: scores them for coherence; by default the judge's own model with the
+    rubric of coherence, nothing for a judge without a rubric; None for nothing. generator: what writes a
+    trait from a description: ``shipped``, ``local`` (the model itself), ``template``, or a
+    :class:`.generation.Writer`; None for the shipped trait of that name, else the model itself. study: with
+    a ``kept`` directory, responses and scores are kept there by content, so that a second extraction, or one
+    after a kill, makes only what is missing.
 
     Raises PersonaError where the judge is at chance on held-out questions and where no pair of responses
     survives the filter.
@@ -67,6 +70,7 @@ class PersonaVectorExtractor:
     lm: LM
     judge: Judge | None = None
     coherence: Judge | str | None = AS_THE_JUDGE
+    generator: Writer | str | None = None
     recipe: ExtractionRecipe = field(default_factory=ExtractionRecipe)
     study: Study | None = None
 
@@ -128,10 +132,33 @@ class PersonaVectorExtractor:
         }
         return PersonaVector(trait.name, vectors, record=record)
 
+    def describe(self, name: str, description: str = "") -> Trait:
+        """The trait that a name and a description mean, written by the generator.
+
+        Raises PersonaError, with what was wrong, where the generator writes no whole trait.
+        """
+        writer = self.generator
+        about = {
+            "name": name,
+            "description": description,
+            "generator": writer if isinstance(writer, str) else getattr(writer, "name", ""),
+        }
+        make = partial(_described, name, description, writer, self.lm)
+        content = self._study.resumed("persona_trait", make, **about)
+        return Trait.from_json(content, name, "the kept trait")
+
+    def extract_from_description(self, name: str, description: str = "") -> PersonaVector:
+        """The persona vector of a trait that a name and a sentence describe."""
+        return self.extract(self.describe(name, description))
+
     def _written(
         self, trait: Trait, questions: Sequence[str], positive: bool, **options: Any
     ) -> Rollouts:
         return rollouts(self._study, trait, questions, self.recipe, positive=positive, **options)
+
+
+def _described(name: str, description: str, writer: Writer | str | None, lm: LM) -> dict[str, Any]:
+    return described_trait(name, description, writer, lm).as_json()
 
 
 def _scores(judge: Judge, positive: Rollouts, negative: Rollouts) -> tuple[Scores, Scores]:

@@ -9,6 +9,7 @@ from interp.errors import JudgeError, PersonaError
 from interp.judges import (
     COHERENCE,
     Agreement,
+    CachedJudge,
     ChatJudge,
     EndpointJudge,
     Judge,
@@ -18,11 +19,14 @@ from interp.judges import (
     TraitJudge,
     agreement,
     cached,
+    named,
 )
 from interp.lm import LM
 from interp.methods.persona_vectors.traits import Trait
+from interp.opening import open_model
 from interp.study import Study
 
+SERVED = "openai:"
 CHANCE = 0.5
 """AUC of a judge that cannot tell the sides."""
 HELD_OUT_PAIRS = 2
@@ -49,8 +53,34 @@ def held_out_ratio(
     return rest, LikelihoodRatio(lm, *sides, name=f"likelihood ratio of {trait.name}")
 
 
+def named_judge(spelling: str, lm: LM, trait: Trait) -> tuple[Trait, Judge]:
+    """The judge that a name means, and the trait without what the judge reads of it.
+
+    spelling: ``auto``, ``llr``, ``rubric``, ``rubric:MODEL``, ``rubric:openai:MODEL@URL``, or one of
+    :data:`interp.judges.SPELLINGS`. Raises JudgeError for any other.
+    """
+    own = {"auto": default_judge, "rubric": rubric_judge}
+    if spelling in own:
+        return trait, own[spelling](lm, trait)
+    if spelling == "llr":
+        return held_out_ratio(lm, trait)
+    kind, _, model = spelling.partition(":")
+    if kind != "rubric":
+        return trait, named(spelling, lm)
+    if not model:
+        raise JudgeError("this judge is spelled rubric:MODEL or rubric:openai:MODEL@URL")
+    rubric = Rubric(trait.eval_prompt, trait.name)
+    if model.startswith(SERVED):
+        name, _, url = model.removeprefix(SERVED).partition("@")
+        return trait, EndpointJudge(name, rubric, url or None)
+    return trait, ChatJudge(open_model(model, watch=lm.watch), rubric)
+
+
 def matching_coherence(judge: Judge) -> Judge | None:
     """The same judging model with the rubric of coherence; None for judges that read no rubric."""
+    if isinstance(judge, CachedJudge):
+        inner = matching_coherence(judge.judge)
+        return None if inner is None else replace(judge, judge=inner)
     if isinstance(judge, ChatJudge | EndpointJudge):
         return replace(judge, rubric=COHERENCE)
     return None

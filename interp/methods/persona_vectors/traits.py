@@ -65,6 +65,10 @@ class Trait:
             return "needs a name, pairs of instructions, and questions"
         if any(not isinstance(t, str) or not t.strip() for t in (*texts, *questions)):
             return "has an empty instruction or question; remove it"
+        if not all(
+            map(is_unicode, (*texts, *questions, self.eval_prompt, self.name, self.description))
+        ):
+            return "has a text with half a character (a lone surrogate); write it anew"
         if twice := duplicates(texts):
             return f"has the same instruction twice: {twice[0]!r}; remove one"
         if twice := duplicates(questions):
@@ -170,6 +174,11 @@ def shipped_trait(name: str) -> Trait:
     return Trait.load(SHIPPED / f"{name}.json")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: JSON may hold halves of characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def same_text(text: str) -> str:
     """A text without case, marks and spaces at its ends, by which duplicates are found."""
     return " ".join(re.findall(r"\w+", text.lower()))
@@ -208,7 +217,7 @@ def _related(word: str, trait: str) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PersonaError(f"the trait file {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise PersonaError(f"{path} is no trait file: it must hold a JSON object")
