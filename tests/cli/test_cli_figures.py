@@ -80,7 +80,10 @@ def test_draw_one_and_draw_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_run_names_what_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run", "nothing", "--folder", str(tmp_path)) == 1
-    assert "no paper 'nothing'; known: representation_engineering" in capsys.readouterr().err
+    assert (
+        "no paper 'nothing'; known: persona_vectors, representation_engineering"
+        in capsys.readouterr().err
+    )
     words = ("representation_engineering", "--figure", "nothing", "--folder", str(tmp_path))
     assert run("run", *words) == 1
     assert "has no figure 'nothing'" in capsys.readouterr().err

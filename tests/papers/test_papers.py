@@ -40,7 +40,9 @@ def test_listing_the_papers_needs_no_torch() -> None:
 
 
 def test_an_unknown_paper_or_figure_is_an_error(paper: Paper) -> None:
-    with pytest.raises(RecordError, match="no paper 'x'; known: representation_engineering"):
+    with pytest.raises(
+        RecordError, match="no paper 'x'; known: persona_vectors, representation_engineering"
+    ):
         load_paper("x")
     with pytest.raises(RecordError, match="has no figure 'x'; it has"):
         paper.figure("x")

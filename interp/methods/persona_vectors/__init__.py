@@ -1,7 +1,7 @@
 """Persona vectors (arXiv 2507.21509): from a sentence that names a trait to a vector for every block.
 
 :class:`PersonaVectorExtractor` makes a :class:`PersonaVector` of a :class:`Trait`. Names are imported
-on first use, so that papers can be listed without torch.
+on first use, so that papers can be listed without torch. See ``papers/persona_vectors.md``.
 """
 
 from __future__ import annotations
