@@ -56,7 +56,7 @@ def variants(lm: LM, prompts: list[str]) -> dict[str, dict[str, Any]]:
     nothing = ablation(lm.hf, lm.anatomy, direction, strength=0.0)
     delta = to_delta(lm.hf, lm.anatomy, nothing)
     sets = [PromptSet(tuple(prompts[i::2][:MEASURED]), "benchmark") for i in (0, 1)]
-    bench = Bench.prepare(lm, *sets)
+    bench = Bench(lm, *sets)
     apart = lambda: [lm.generate(few, add(site, vector, s), tokens=GENERATED) for s in STRENGTHS]  # noqa: E731
     return {
         "residuals": {

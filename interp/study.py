@@ -1,8 +1,8 @@
-"""What every paper is made of: figures, their recipes, and the study that measures them.
+"""Papers, their figures with recipes, and the study that measures them.
 
-A paper says in the module ``paper`` of its package which figures it has; a figure is a function that takes
-a :class:`Study`, and a recipe where it has one, and returns a record. Nothing here needs torch, so that
-papers can be listed without it.
+A paper lists its figures in the module ``paper`` of its package; a figure is a function that takes a
+:class:`Study`, and a recipe if it has one, and returns a record. Nothing here needs torch, so that papers
+can be listed without it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ KEPT = "interp step 1"
 class FigureSpec:
     """A figure of a paper. stands_for: the paper's own figure or table; None for one of ours.
 
-    make: ``module:function`` with ``(Study) -> FigureRecord``, or ``(Study, recipe) -> FigureRecord`` where
-    there is a recipe. needs: what is missing to measure it here; then there is nothing to make, and its
-    card says so. model, limit: the model that the figure is about and its prompts per class, where those
-    are not the study's own. recipe: settings of the figure, a frozen dataclass that may hold others.
+    make: ``module:function`` with ``(Study) -> FigureRecord``, or ``(Study, recipe) -> FigureRecord`` if
+    there is a recipe. needs: what is missing to measure it here, in place of ``make``. model, limit: model
+    of the figure and its prompts per class, if other than the study's. recipe: settings of the figure, a
+    frozen dataclass that may hold others.
     """
 
     name: str
@@ -97,8 +97,8 @@ class Paper:
 class KeptPart:
     """A step that an earlier run measured, as it goes into the record.
 
-    commit, measured_on: of that run. code: the content hash of what made it then. stale: whether the code
-    that would make it now is another.
+    commit, measured_on: of that run. code: content hash of the code that made it. stale: whether that code
+    has changed since.
     """
 
     step: str
@@ -110,7 +110,7 @@ class KeptPart:
 
 @dataclass
 class _Figure:
-    """What the studies of one figure share. values: those of ``once``. parts: kept steps that were used."""
+    """State that the studies of one figure share. values: those of ``once``. parts: kept steps in use."""
 
     values: dict[tuple[str, str], tuple[Any, set[KeptPart]]] = field(default_factory=dict)
     parts: set[KeptPart] = field(default_factory=set)
@@ -119,12 +119,12 @@ class _Figure:
 
 @dataclass(eq=False)
 class Study:
-    """One model under study, and what its figures share.
+    """One model under study, and the values that its figures share.
 
-    limit: prompts per class, for a quick look; None for all. seeds: how many splits of the topics a
-    figure with seeds is repeated over. kept: directory in which long work leaves what is done, so that
-    it goes on after a kill; None keeps nothing. use_stale: take steps that other code measured as well;
-    the record names them. loading: options for opening the model.
+    limit: prompts per class; None for all. seeds: splits of the topics over which a figure with seeds is
+    repeated. kept: directory of the steps of long work, which resumes after a kill; None keeps nothing.
+    use_stale: use kept steps that other code measured; the record names them. loading: options for
+    opening the model.
     """
 
     model: str = "smollm2"
@@ -196,7 +196,7 @@ class Study:
         return git_commit()
 
     def once(self, name: str, make: Callable[[], T], **about: Any) -> T:
-        """A value that several figures need; the first of them makes it.
+        """A value that several figures need, made once.
 
         about: config that it depends on, as in :meth:`resumed`.
         """
@@ -227,9 +227,8 @@ class Study:
     def resumed(self, step: str, make: Callable[[], T], **about: Any) -> T:
         """JSON values of one step of long work: read if an earlier run kept them, else made and kept.
 
-        A kept value counts only if the model, ``about`` and the code that makes it
-        (:func:`interp.source.code_hash` of ``make``) are the same; one that other code made is made again,
-        or taken with ``use_stale``.
+        A kept value is used only if the model, ``about`` and the code (:func:`interp.source.code_hash` of
+        ``make``) are the same; one of other code also with ``use_stale``.
 
         about: config and hashes of inputs, in JSON values; prompt sets stand for their hash, recipes for
         their settings. A step of a figure with a recipe says what it takes of it, ``recipe=None`` if nothing.
@@ -253,22 +252,18 @@ class Study:
         return value
 
     def provenance(self, prompts: Mapping[str, Any]) -> Provenance:
-        """Provenance of a figure of this study, with all that it was measured on.
-
-        prompts: name → hash or texts.
-        """
-        hardware = self.hardware
-        if elsewhere := sorted(
-            {part.measured_on for part in self._figure.parts} - {self.hardware_and_torch}
-        ):
-            hardware = f"{hardware}; what an earlier run kept: {'; '.join(elsewhere)}"
+        """Provenance of a figure of this study. prompts: name → hash or texts."""
+        hardware, parts = self.hardware, sorted(self._figure.parts, key=repr)
+        other = sorted({part.measured_on for part in parts} - {self.hardware_and_torch})
+        if other:
+            hardware += f"; kept steps: {'; '.join(other)}"
         return Provenance.collect(
             self.model,
             fingerprint=self.fingerprint,
             prompts=prompts,
             seed=0,
             device=hardware,
-            resumed=[asdict(part) for part in sorted(self._figure.parts, key=repr)],
+            resumed=[asdict(part) for part in parts],
         )
 
 

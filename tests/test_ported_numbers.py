@@ -45,10 +45,13 @@ OPENER = "I"
 class LetterJudge:
     """Calls a response refused that has few letters."""
 
-    name = "letters"
+    name, threshold = "letters", 0.5
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         return [float(sum(c.isalpha() for c in text) < 0.4 * len(text)) for text in responses]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "letters"}
 
 
 @cache
@@ -60,7 +63,7 @@ def study_of_edits() -> dict[str, Any]:
     lm = LM(wrap(model, byte_tokenizer(), source="tiny"))
     judge = LetterJudge()
     fitted = fit(lm, REFUSE, COMPLY, pool=HELD[1], opener=OPENER, judge=judge)
-    bench = Bench.prepare(
+    bench = Bench(
         lm, *HELD, response_tokens=4, continuation=6, passages=["Water boils at sea level."],
         judge=judge,
     )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from interp.export.summary import Line, Named, Total
     from interp.models.anatomy import Anatomy
     from interp.records import FigureRecord
+    from interp.series import HeatMap
     from interp.types import WeightDelta
 
 SUFFIXES = (".svg", ".png")
@@ -50,33 +53,65 @@ SUFFIXES = (".svg", ".png")
 def command(
     base: str,
     other: Path,
-    rank: int | None,
-    tolerance: float | None,
-    directions: tuple[str, ...],
     every: bool,
     figure: Path | None,
     out: Path | None,
     overwrite: bool,
     json_file: Path | None,
-    **loading: Any,
+    **reading: Any,
 ) -> None:
     """Print the norm, rank and direction of every change from BASE to OTHER.
 
     OTHER is a finetuned or merged model directory, a delta, a LoRA adapter, or a LoRA GGUF. No model is
     loaded: files are read tensor by tensor.
     """
-    from interp.cli.progress import watching
     from interp.export import save_delta
-    from interp.export.exporter import Base
-    from interp.export.reading import read_edit, stored_base
     from interp.export.staging import check_target
-    from interp.export.summary import read_direction, summary
-    from interp.models.skeleton import skeleton
 
     if figure is not None and figure.suffix not in SUFFIXES:
         raise click.UsageError(f"--figure is drawn as {' or '.join(SUFFIXES)}, not {figure.name}")
     if out is not None:
         check_target(out, overwrite=overwrite)
+    found = _compared(base, other, **reading)
+    _print(found, every)
+    if out is not None:
+        click.echo(f"wrote {save_delta(found.delta, out, overwrite=overwrite)} (unproven)")
+    if figure is not None:
+        _draw(_record(found), figure)
+    write_result(json_file, _result(found))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two models. lines: of every parameter. along: directions it is compared with."""
+
+    base: str
+    other: Path
+    delta: WeightDelta
+    anatomy: Anatomy
+    lines: Sequence[Line]
+    along: Sequence[Named]
+
+    @property
+    def title(self) -> str:
+        return f"{_short(self.base)} → {_short(str(self.other))}"
+
+
+def _compared(
+    base: str,
+    other: Path,
+    *,
+    rank: int | None,
+    tolerance: float | None,
+    directions: tuple[str, ...],
+    **loading: Any,
+) -> Difference:
+    from interp.cli.progress import watching
+    from interp.export.exporter import Base
+    from interp.export.reading import read_edit, stored_base
+    from interp.export.summary import read_direction, summary
+    from interp.models.skeleton import skeleton
+
     kept = {k: loading[k] for k in ("trust_remote_code", "revision") if loading[k]}
     model, anatomy = skeleton(base, **kept)
     along = [read_direction(text, anatomy) for text in directions]
@@ -85,13 +120,7 @@ def command(
         checkpoint = stored_base(Base(model, None, anatomy, base, kept))
         advance = watch("norms of the base", len(anatomy.writers))
         lines = summary(delta, model, anatomy, checkpoint, along, advance)
-    title = f"{_short(base)} → {_short(str(other))}"
-    _print(title, lines, along, delta, anatomy, every)
-    if out is not None:
-        click.echo(f"wrote {save_delta(delta, out, overwrite=overwrite)} (unproven)")
-    if figure is not None:
-        _draw(_record(title, base, lines, along, delta, anatomy), figure)
-    write_result(json_file, _result(base, other, lines, along, delta, anatomy))
+    return Difference(base, other, delta, anatomy, lines, along)
 
 
 def _short(name: str) -> str:
@@ -101,40 +130,27 @@ def _short(name: str) -> str:
 # --- tables ------------------------------------------------------------------------------------
 
 
-def _print(
-    title: str,
-    lines: Sequence[Line],
-    along: Sequence[Named],
-    delta: WeightDelta,
-    anatomy: Anatomy,
-    every: bool,
-) -> None:
+def _print(found: Difference, every: bool) -> None:
     from interp.cli.tables import table
     from interp.export.summary import random_share, totals
 
-    shown = [line for line in lines if every or line.norm > 0.0]
+    lines, along, delta = found.lines, found.along, found.delta
+    named = [f">along {d.name}" for d in along]
     table(
-        title,
-        ("parameter", "kind", ">‖ΔW‖", ">/ ‖W‖", ">eff. rank", ">rank", ">left out",
-         *(f">along {d.name}" for d in along)),
-        [_cells(line, along) for line in shown],
-    )  # fmt: skip
-    for what, found in (
-        ("kind", totals(lines, lambda line: line.kind)),
-        ("block", totals(lines, lambda line: line.block)),
-    ):
-        table(
-            f"by {what}",
-            (what, ">‖ΔW‖", ">/ ‖W‖", *(f">along {d.name}" for d in along)),
-            [[str(key), *_numbers(t, along)] for key, t in found.items() if every or t.norm > 0.0],
-        )
+        found.title,
+        ("parameter", "kind", ">‖ΔW‖", ">/ ‖W‖", ">eff. rank", ">rank", ">left out", *named),
+        [_cells(line, along) for line in lines if every or line.norm > 0.0],
+    )
+    for what in ("kind", "block"):
+        sums = totals(lines, attrgetter(what))
+        rows = [[str(k), *_numbers(t, along)] for k, t in sums.items() if every or t.norm > 0.0]
+        table(f"by {what}", (what, ">‖ΔW‖", ">/ ‖W‖", *named), rows)
     changed = sum(line.norm > 0.0 and line.writes for line in lines)
     writers = sum(line.writes for line in lines)
     click.echo(f"{changed} of {writers} writers changed; {delta.exactness}")
     if along:
-        click.echo(
-            f"a random direction holds {random_share(anatomy.d_model):.3f} (√(1/{anatomy.d_model}))"
-        )
+        d = found.anatomy.d_model
+        click.echo(f"a random direction holds {random_share(d):.3f} (√(1/{d}))")
     for note in filter(None, (d.note for d in along)):
         click.echo(note)
     click.echo("effective rank: exp of the entropy of σ²/Σσ² (after Roy and Vetterli, 2007)")
@@ -179,58 +195,54 @@ def _numbers(total: Total, along: Sequence[Named]) -> list[str]:
 # --- figure and files --------------------------------------------------------------------------
 
 
-def _record(
-    title: str,
-    base: str,
-    lines: Sequence[Line],
-    along: Sequence[Named],
-    delta: WeightDelta,
-    anatomy: Anatomy,
-) -> FigureRecord:
+def _record(found: Difference) -> FigureRecord:
     """Blocks × kinds of writer: relative norm, and below it the share along each direction."""
-    from interp.export.summary import random_share, totals
     from interp.records import FigureRecord, Provenance
+
+    series = _map(found)
+    caption = (
+        "Matrices that write the residual stream; hatched: there is none, or nothing to share. "
+    )
+    if outside := series.beside["not_in_the_map"]:
+        caption += f"{len(outside)} other changed parameters are not in the map"
+    made_for = None if found.delta.base == "unverified" else found.delta.base
+    return FigureRecord(
+        key="diff/weights",
+        title=found.title,
+        series=series,
+        provenance=Provenance.collect(found.base, fingerprint=made_for),
+        caption=caption.strip(),
+    )
+
+
+def _map(found: Difference) -> HeatMap:
+    from interp.export.summary import random_share, totals
     from interp.series import HeatMap, MapPanel, Names, Reference
 
-    cells = totals(lines, lambda line: None if line.block is None else (line.kind, line.block))
+    cells = totals(found.lines, lambda x: None if x.block is None else (x.kind, x.block))
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
-    blocks = range(anatomy.n_blocks)
-    known = all(total.relative is not None for total in cells.values())
+    blocks = range(found.anatomy.n_blocks)
 
     def values(of: Any) -> list[list[float | None]]:
         return [[of(cells[k, i]) if (k, i) in cells else None for i in blocks] for k in kinds]
 
-    panels = [
-        MapPanel("‖ΔW‖ / ‖W‖", values(lambda t: t.relative))
-        if known
-        else MapPanel("‖ΔW‖", values(lambda t: t.norm))
-    ]
-    chance = Reference(random_share(anatomy.d_model), "a random direction")
-    for named in along:
+    if all(total.relative is not None for total in cells.values()):
+        panels = [MapPanel("‖ΔW‖ / ‖W‖", values(lambda t: t.relative))]
+    else:
+        panels = [MapPanel("‖ΔW‖", values(lambda t: t.norm))]
+    chance = Reference(random_share(found.anatomy.d_model), "a random direction")
+    for named in found.along:
         shares = values(lambda t, name=named.name: t.shares.get(name))
         if any(v is not None for row in shares for v in row):
             label = f"share along {named.name}"
             panels.append(MapPanel(label, shares, limits=(0, 1), reference=chance))
-    outside = [
-        line for line in lines if line.norm > 0.0 and not (line.writes and line.block is not None)
-    ]
-    caption = (
-        "Matrices that write the residual stream; hatched: there is none, or nothing to share. "
-    )
-    caption += f"{len(outside)} other changed parameters are not in the map" if outside else ""
-    return FigureRecord(
-        key="diff/weights",
-        title=title,
-        series=HeatMap(
-            columns=Names("block", [str(i) for i in blocks]),
-            rows=Names("", kinds),
-            panels=panels,
-            beside={"not_in_the_map": [line.name for line in outside]},
-        ),
-        provenance=Provenance.collect(
-            base, fingerprint=None if delta.base == "unverified" else delta.base
-        ),
-        caption=caption.strip(),
+    changed = (line for line in found.lines if line.norm > 0.0)
+    outside = [line.name for line in changed if not line.writes or line.block is None]
+    return HeatMap(
+        columns=Names("block", [str(i) for i in blocks]),
+        rows=Names("", kinds),
+        panels=panels,
+        beside={"not_in_the_map": outside},
     )
 
 
@@ -244,29 +256,22 @@ def _draw(record: FigureRecord, figure: Path) -> None:
     click.echo(f"wrote {path}\nwrote {figure}")
 
 
-def _result(
-    base: str,
-    other: Path,
-    lines: Sequence[Line],
-    along: Sequence[Named],
-    delta: WeightDelta,
-    anatomy: Anatomy,
-) -> dict[str, Any]:
+def _result(found: Difference) -> dict[str, Any]:
     from interp.export.summary import as_json, random_share, totals
 
-    by_kind = totals(lines, lambda line: line.kind)
-    by_block = totals(lines, lambda line: line.block)
+    delta, lines = found.delta, found.lines
+    by_kind, by_block = (totals(lines, attrgetter(what)) for what in ("kind", "block"))
     return {
-        "base": base,
-        "other": str(other),
+        "base": found.base,
+        "other": str(found.other),
         "fingerprint": delta.base,
         "method": delta.recipe.get("method"),
         "exactness": delta.exactness,
         "norm": delta.norm(),
         "rank": delta.rank,
         "untied": delta.untied,
-        "directions": {d.name: d.note for d in along},
-        "random_share": random_share(anatomy.d_model),
+        "directions": {d.name: d.note for d in found.along},
+        "random_share": random_share(found.anatomy.d_model),
         "lines": [as_json(line) for line in lines],
         "by_kind": {key: total.as_json() for key, total in by_kind.items()},
         "by_block": {str(key): total.as_json() for key, total in by_block.items()},

@@ -86,22 +86,16 @@ def command(
     if no_reload and to != "merged":
         raise click.UsageError("--no-reload goes with --to merged; the other formats are reloaded")
     loading = {k: v for k, v in loading.items() if v}
-    made = _read(delta, base, loading)
-    if rank is not None:
-        from interp.export.truncation import truncated
-
-        made, report = truncated(made, rank)
-        click.echo(str(report) if report.cut else f"no matrix has more than rank {rank}")
-    cards, measured = _cards(card_files, paper_paths), Measurement.load(delta)
-    check(made, cards, measured, unproven=unproven)  # before anything large is loaded
-    common: dict[str, Any] = {"cards": cards, "measured": measured}
-    common |= {"unproven": unproven, "overwrite": overwrite}
+    made = _cut(_read(delta, base, loading), rank)
+    proof = {"cards": _cards(card_files, paper_paths), "measured": Measurement.load(delta)}
+    proof["unproven"] = unproven
+    check(made, **proof)  # before anything large is loaded
+    common = {**proof, "overwrite": overwrite}
     if no_reload:
         result = _merge(made, base, out, loading, common)
     else:
-        result = _export(
-            made, to, base, out, loading, {**common, "source": delta, "keep_model": False}
-        )
+        common |= {"source": delta, "keep_model": False}
+        result = _export(made, to, base, out, loading, common)
     write_result(json_file, {"path": str(out), **result})
 
 
@@ -116,6 +110,17 @@ def _read(path: Path, base: str, loading: dict[str, Any]) -> WeightDelta:
         return load_delta(path)
     with watching() as watch:
         return read_edit(path, base, watch=watch, **loading)
+
+
+def _cut(delta: WeightDelta, rank: int | None) -> WeightDelta:
+    """The delta with every matrix cut to a rank; None keeps it."""
+    from interp.export.truncation import truncated
+
+    if rank is None:
+        return delta
+    made, report = truncated(delta, rank)
+    click.echo(str(report) if report.cut else f"no matrix has more than rank {rank}")
+    return made
 
 
 def _cards(files: tuple[Path, ...], paper_paths: tuple[Path, ...]) -> list[FigureRecord]:

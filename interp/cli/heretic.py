@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from interp.cli.options import (
     SIDES,
     Finite,
     FiniteRange,
-    asking_of,
+    conditions_of,
     heretic_options,
     json_option,
     loading_options,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from interp.data import PromptSet
     from interp.data.prompts import Side
     from interp.lm import LM
-    from interp.methods.heretic import Asking
+    from interp.methods.heretic import Conditions
     from interp.types import WeightDelta
 
 ROLES: dict[str, tuple[Side, str]] = {
@@ -111,6 +112,12 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
         delta, to="delta", base=lm.backend, base_name=given["model"], out=out, overwrite=overwrite,
         unproven=True, keep_model=False, **loading,
     )  # fmt: skip
+    _print(delta, metrics, lm.anatomy.unreached)
+    click.echo(f"delta {receipt.verdict}: {out}")
+    write_result(json_file, {"delta": str(out), "recipe": dict(delta.recipe), "metrics": metrics})
+
+
+def _print(delta: WeightDelta, metrics: dict[str, Any], unreached: Mapping[str, str]) -> None:
     click.echo(
         f"{len(delta.coverage.edited)} of {delta.coverage.total} writers edited; rank {delta.rank}; "
         f"{delta.exactness}"
@@ -119,10 +126,8 @@ def command(out: Path, overwrite: bool, json_file: Path | None, **given: Any) ->
         f"refusals {metrics['refusals']}/{metrics['n_bad_prompts']} (before: "
         f"{metrics['base_refusals']}), first-token KL {metrics['kl_divergence']:.4f} nats"
     )
-    for module, why in lm.anatomy.unreached.items():
+    for module, why in unreached.items():
         click.echo(f"not edited: {module} {why}")
-    click.echo(f"delta {receipt.verdict}: {out}")
-    write_result(json_file, {"delta": str(out), "recipe": dict(delta.recipe), "metrics": metrics})
 
 
 def _prompts(given: dict[str, Any]) -> tuple[dict[str, PromptSet], dict[str, dict[str, Any]]]:
@@ -167,15 +172,15 @@ def _make(
     from interp.methods.heretic.opinion import measure
 
     reached = components(lm.anatomy)
-    asking = asking_of(given)
+    conditions = conditions_of(given)
     bad, good = sets["bad_prompts"], sets["good_prompts"]
     directions = residual_directions(
-        lm, bad, good, system=asking.system, prefix=asking.prefix,
+        lm, bad, good, system=conditions.system, prefix=conditions.prefix,
         orthogonalize=given["orthogonalize"], winsorization=given["winsor"],
     )  # fmt: skip
     options = {k: given[k] for k in ("direction_index", "row_normalization", "rank", "seed")}
     recipe = {
-        "settings": _settings(given, asking),
+        "settings": _settings(given, conditions),
         "prompts": named,
         "target_modules": sorted(w.module for ws in reached.values() for w in ws),
     }
@@ -187,22 +192,22 @@ def _make(
     kernels = _kernels(given["kernels"], reached)
     delta = heretic_delta(lm, directions, kernels, recipe=recipe, provenance=provenance, **options)
     evaluated = (sets[f"{kind}_evaluation_prompts"] for kind in ("bad", "good"))
-    metrics = measure(lm, delta, *evaluated, asking).as_heretic()
+    metrics = measure(lm, delta, *evaluated, conditions).as_heretic()
     return replace(delta, recipe={**delta.recipe, "metrics": metrics}), metrics
 
 
-def _settings(given: dict[str, Any], asking: Asking) -> dict[str, Any]:
+def _settings(given: dict[str, Any], conditions: Conditions) -> dict[str, Any]:
     """Settings that heretic's own file of them has as well."""
     from interp.methods.heretic.directions import BATCH
 
     return {
-        "system_prompt": asking.system,
-        "response_prefix": asking.prefix,
+        "system_prompt": conditions.system,
+        "response_prefix": conditions.prefix,
         "batch_size": BATCH,
-        "max_response_length": asking.tokens,
+        "max_response_length": conditions.tokens,
         "orthogonalize_direction": given["orthogonalize"],
         "winsorization_quantile": given["winsor"],
-        "refusal_markers": list(asking.markers),
+        "refusal_markers": list(conditions.markers),
     }
 
 

@@ -64,6 +64,7 @@ def command(
     """
     from interp.cli.progress import watching
     from interp.cli.tables import examples, measures
+    from interp.edits import check_base
     from interp.evaluate.measure import Bench
     from interp.judges import spelled
 
@@ -72,18 +73,13 @@ def command(
     refuse, comply = given.classes(split)
     lm = given.open()
     if delta is not None:
-        from interp.edits import check_base
-
         check_base(lm.hf, lm.anatomy, delta)
     with watching(json_file) as watch:
         lm = lm.using(watch=watch)
         further = judging.made(makers, lm)
-        bench = Bench.prepare(
-            lm, refuse, comply, response_tokens=tokens, judge=judge, judges=further
-        )
-        rows = [bench.row("original").as_json()]
-        if delta is not None:
-            rows.append(bench.row("edited", delta).as_json())
+        bench = Bench(lm, refuse, comply, tokens, judge=judge, judges=further)
+        edits = {"original": None} if delta is None else {"original": None, "edited": delta}
+        rows = [bench.row(name, edit).as_json() for name, edit in edits.items()]
     measures(f"{values['model']} on {refuse.source} and {comply.source}", rows)
     examples(rows)
     judging.scores(rows)
@@ -121,16 +117,10 @@ def _measurement(
 ) -> Measurement:
     from dataclasses import asdict
 
-    from interp.edits import fingerprint
-    from interp.evaluate.hardware import accelerator
+    from interp.evaluate.hardware import measured_with
     from interp.export.measurement import Measurement
-    from interp.records import Provenance
 
-    made_on = Provenance.collect(
-        given.values["model"],
-        fingerprint=fingerprint(lm.hf, lm.anatomy),
-        device=accelerator(lm),
-    )
+    made_on = measured_with(lm, given.values["model"])
     return Measurement.of(
         delta, rows, refuse, comply, made_on, response_tokens=tokens, chat=asdict(lm.chat),
         judge=given.judge.as_json(),

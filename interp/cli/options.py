@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from interp.data.prompts import Side
     from interp.judges.keywords import KeywordJudge
     from interp.lm import LM
-    from interp.methods.heretic import Asking
+    from interp.methods.heretic import Conditions
     from interp.methods.refusal.pipeline import Prompts
     from interp.types import WeightDelta
 
@@ -310,12 +310,12 @@ def loading_values(values: dict[str, Any]) -> dict[str, Any]:
     return {k: values[k] for k in MODEL_KEYS if values[k]}
 
 
-def asking_of(values: dict[str, Any], **more: Any) -> Asking:
+def conditions_of(values: dict[str, Any], **more: Any) -> Conditions:
     """How to ask, from the values of ``heretic_options``."""
-    from interp.methods.heretic import Asking
+    from interp.methods.heretic import Conditions
 
     known = {k: values[k] for k in ASKING_KEYS if values[k] is not None}
-    return Asking(**known, markers=judge_of(values).markers, **more)
+    return Conditions(**known, markers=judge_of(values).markers, **more)
 
 
 def judge_of(values: dict[str, Any]) -> KeywordJudge:

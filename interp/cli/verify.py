@@ -9,7 +9,7 @@ import click
 
 from interp.cli.export import receipt_json
 from interp.cli.options import (
-    asking_of,
+    conditions_of,
     heretic_options,
     json_option,
     loading_options,
@@ -103,8 +103,8 @@ def _ask(
     with status(f"opening {base}"):
         edit = read_edit(export, base, **loading)
         lm = open_model(base, **loading)
-        asking = asking_of(asked, dtype=dtype_of(lm.hf))
-        check_prompts(lm, asking.system)
+        conditions = conditions_of(asked, dtype=dtype_of(lm.hf))
+        check_prompts(lm, conditions.system)
     with status("heretic: installing, once"):
         program = install(click.echo if is_quiet() else lambda text: click.echo(text, err=True))
     with tempfile.TemporaryDirectory(prefix="interp-merged-") as scratch:
@@ -115,7 +115,15 @@ def _ask(
             merge(edit, base, merged, unproven=True, **kept)
         with status("measuring here, then with heretic"):
             opinion = second_opinion(
-                lm, program, edit, resolve(base), merged, refuse, comply, asking, keep_model=False
+                lm,
+                program,
+                edit,
+                resolve(base),
+                merged,
+                refuse,
+                comply,
+                conditions,
+                keep_model=False,
             )
     _show(opinion, len(comply))
     return opinion

@@ -1,13 +1,13 @@
-"""Choose a direction by what it does: ablated, it should end refusals; added, it should make them.
+"""Choose a direction by its effects: ablated, it should end refusals; added, it should make them.
 
 Direction selection of Arditi et al. 2406.11717 (section 2 and its appendix on selection). For the raw
 difference of means at each block and each template token after the prompt:
 
-- *bypass*: mean refusal metric on refuse prompts with the direction ablated from all that is written
-  to the stream. They ablate at every block's input and at every attention and MLP output; the input
-  is the sum of the embedding and those outputs, so ablating every writer with the embeddings is the same.
-- *induce*: mean refusal metric on comply prompts with the raw difference added once, at all positions.
-- *kl*: mean first-token ``KL(base ‖ ablated)`` on comply prompts, in nats.
+- *bypass*: mean refusal metric on positive (refused) prompts with the direction ablated at every writer.
+  They ablate at every block's input and at every attention and MLP output; the input is the sum of the
+  embedding and those outputs, so ablating every writer with the embeddings is the same.
+- *induce*: mean refusal metric on negative prompts with the raw difference added once, at all positions.
+- *kl*: mean first-token ``KL(base ‖ ablated)`` on negative prompts, in nats.
 
 Blocks here are those whose *output* is read. Their layer l is the *input* of block l, that is our block
 ``l − 1``; their layer 0 (embeddings, the same at a template token for every prompt) has no direction.
@@ -43,27 +43,20 @@ ROUND_OFF = 1e-5
 """Of the mean stream: a difference of classes below it is what padding and batching leave in fp32."""
 
 
-# --- the refusal metric ------------------------------------------------------------------------
+# --- directions --------------------------------------------------------------------------------
 
 
-def metric_of(logits: Float[Tensor, "n vocab"], openers: Openers) -> Float[Tensor, " n"]:
-    """Log-odds ``log p − log (1 − p)`` of the refusal openers, ``p = Σ_{t∈R} p_t``, in float64."""
+def opener_log_odds(logits: Float[Tensor, "n vocab"], openers: Openers) -> Float[Tensor, " n"]:
+    """Log-odds ``log p − log (1 − p)`` of the positive openers, ``p = Σ_{t∈R} p_t``, in float64.
+
+    With refusal openers, the refusal metric of Arditi et al. (section 2).
+    """
     p = logits.double().softmax(-1)[:, list(openers.positive)].sum(-1)
     return torch.log(p + EPSILON) - torch.log(1 - p + EPSILON)
 
 
-def refusal_metric(
-    lm: LM, prompts: Prompts, openers: Openers, edit: AnyEdit = None
-) -> Float[Tensor, " n"]:
-    """Log-odds that the answer to each prompt begins with a refusal opener (Arditi et al., section 2)."""
-    return metric_of(lm.logits(prompts, edit).float(), openers)
-
-
-# --- candidates --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
+class PlacedDirection:
     """A direction and where it was read: the output of ``block``, ``position`` counted from the end."""
 
     block: int
@@ -85,24 +78,24 @@ def shared_ending(*batches: TokenBatch) -> int:
     return int(torch.stack(same).all(0).int().cumprod(0).sum())
 
 
-def candidates(
+def placed_directions(
     lm: LM,
-    refuse: Prompts,
-    comply: Prompts,
+    positive: Prompts,
+    negative: Prompts,
     *,
     blocks: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-) -> list[Candidate]:
+) -> list[PlacedDirection]:
     """Differences of means at the output of every block (or ``blocks``) and at ``positions``.
 
     positions: negative offsets; None for the tokens after the prompt, the last five at most. A place
     where the classes do not differ is left out. Raises NoDirection when none is left.
     """
-    batches = [lm.tokens(side) for side in (refuse, comply)]
+    batches = [lm.tokens(side) for side in (positive, negative)]
     if positions is None:
         n = min(max(shared_ending(*batches), 1), MOST_POSITIONS)
         positions = range(-n, 0)
-    sites = [Site.resid_post(b) for b in (range(lm.n_blocks) if blocks is None else blocks)]
+    sites = [lm.resid_post[b] for b in (range(lm.n_blocks) if blocks is None else blocks)]
     pos, neg = (lm.activations(batch, sites, at=positions) for batch in batches)
     found = []
     for site in sites:
@@ -113,7 +106,7 @@ def candidates(
             if differ:
                 source, length = f"difference of means at position {place}", row.norm().item()
                 direction = Direction(unit(row).float(), site.block, source, length)
-                found.append(Candidate(site.block, place, direction))
+                found.append(PlacedDirection(site.block, place, direction))
     if not found:
         raise NoDirection(
             "the two classes differ at no block and position; are the prompt sets the same?"
@@ -126,7 +119,7 @@ def candidates(
 
 @dataclass(frozen=True, slots=True)
 class CausalScore:
-    """What a direction does. bypass, induce: mean log-odds; kl: nats."""
+    """Effects of a direction. bypass, induce: mean log-odds; kl: nats."""
 
     block: int
     position: int
@@ -139,37 +132,41 @@ class CausalScore:
 class Trial:
     """Held-out prompts of both classes, ready to try directions on.
 
-    unedited: mean refusal metric of (refuse, comply) prompts before any edit. base: log-probabilities
-    ``[n, vocab]`` of the first token on comply prompts.
+    unedited: mean log-odds of the openers on (positive, negative) prompts before any edit. base:
+    log-probabilities ``[n, vocab]`` of the first token on negative prompts.
     """
 
     lm: LM
-    refuse: TokenBatch
-    comply: TokenBatch
+    positive: TokenBatch
+    negative: TokenBatch
     openers: Openers
     unedited: tuple[float, float]
     base: Tensor = field(repr=False)
 
     @classmethod
-    def prepare(cls, lm: LM, refuse: Prompts, comply: Prompts, openers: Openers) -> Trial:
+    def prepare(cls, lm: LM, positive: Prompts, negative: Prompts, openers: Openers) -> Trial:
         """Measure the unedited model once."""
         lm = lm.using(watch=unwatched)
-        batches = [lm.tokens(side) for side in (refuse, comply)]
+        batches = [lm.tokens(side) for side in (positive, negative)]
         logits = [lm.logits(batch).float() for batch in batches]
-        before, after = (metric_of(each, openers).mean().item() for each in logits)
-        return cls(lm, *batches, openers, (before, after), logits[1].log_softmax(-1))
+        pos, neg = (opener_log_odds(each, openers).mean().item() for each in logits)
+        return cls(lm, *batches, openers, (pos, neg), logits[1].log_softmax(-1))
 
-    def score(self, candidate: Candidate) -> CausalScore:
-        """Three passes; as hooks, which cost nothing to put in place."""
-        ablated = ablation(self.lm.hf, self.lm.anatomy, candidate.direction, embeddings=True)
+    def score(self, candidate: PlacedDirection) -> CausalScore:
+        """Bypass, induce and KL of a direction, in three passes; as hooks, which are put in place at once."""
+        lm = self.lm
+        ablated = ablation(lm.hf, lm.anatomy, candidate.direction, embeddings=True)
         added = steering(Site.resid_post(candidate.block), candidate.raw)
-        edited = first_log_probs(self.lm, self.comply, ablated)
+
+        def mean_log_odds(batch: TokenBatch, edit: AnyEdit) -> float:
+            return opener_log_odds(lm.logits(batch, edit).float(), self.openers).mean().item()
+
         return CausalScore(
             candidate.block,
             candidate.position,
-            bypass=refusal_metric(self.lm, self.refuse, self.openers, ablated).mean().item(),
-            induce=refusal_metric(self.lm, self.comply, self.openers, added).mean().item(),
-            kl=kl_nats(self.base, edited).mean().item(),
+            bypass=mean_log_odds(self.positive, ablated),
+            induce=mean_log_odds(self.negative, added),
+            kl=kl_nats(self.base, first_log_probs(lm, self.negative, ablated)).mean().item(),
         )
 
 
@@ -195,7 +192,7 @@ def broken(
         ),
         (depth < depth_limit, f"depth {depth:.2f} is not below depth_limit {depth_limit:g}"),
     ]
-    return [said for holds, said in checks if not holds]
+    return [message for holds, message in checks if not holds]
 
 
 def nearest(scores: Sequence[CausalScore], n_blocks: int, **limits: float) -> CausalScore:
@@ -211,10 +208,10 @@ def select(scores: Sequence[CausalScore], n_blocks: int, **limits: float) -> Cau
     n_blocks: of the model. Raises InterpError when no score is, with the one that came nearest.
     """
     best = nearest(scores, n_blocks, **limits)
-    if said := broken(best, n_blocks, **limits):
+    if reasons := broken(best, n_blocks, **limits):
         raise InterpError(
             f"no direction keeps all limits; the nearest, at block {best.block} and position "
-            f"{best.position} with bypass {best.bypass:.3g}, does not: {', '.join(said)}; relax that "
+            f"{best.position} with bypass {best.bypass:.3g}, does not: {', '.join(reasons)}; relax that "
             "limit, or fit on prompts that the model does refuse"
         )
     return best

@@ -1,12 +1,14 @@
-"""How far an edit moves the model on prompts that it should leave alone.
+"""How far an edit moves a model on prompts and texts where it should change nothing.
 
 First-token KL is ``KL(base ‖ edited)`` in nats at the decision position, averaged over prompts (the
 definition of heretic's evaluator). k-token KL is the same divergence averaged over the k tokens of the
-base model's own greedy continuation, teacher-forced, up to and including its end of text.
+base model's own greedy continuation, teacher-forced, up to and including its end of text. On neutral text,
+which has nothing to do with refusing, the negative log-likelihood is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.backends.generation import end_ids
+from interp.backends.limits import position_limit
 from interp.backends.protocol import AnyEdit
+from interp.data.chat import pad_left, text_ids
+from interp.data.text import neutral_passages
 from interp.data.tokens import Prompts
 from interp.errors import PromptError
 from interp.lm import LM
@@ -23,6 +28,9 @@ from interp.types import Ids, TokenBatch
 CONTINUATION = 32
 MOST_BYTES = 8 * 10**9
 """Of base log-probabilities that are kept in memory."""
+LONGEST = 128
+NEUTRAL_ROWS = 8
+"""Rows at a time: logits of every position are large, and small arrays stay in the cache."""
 
 
 def kl_nats(base: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) -> Tensor:
@@ -61,10 +69,23 @@ class Reference:
         return torch.cat(parts)
 
 
-def _log_probs(lm: LM, spoken: TokenBatch, tokens: int) -> Tensor:
-    """Log-probabilities of the last ``tokens`` tokens of ``spoken``, given what precedes each."""
-    logits = lm.backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
+def _logits(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n tokens vocab"]:
+    """Logits in fp32 at the positions that predict the last ``tokens`` tokens."""
+    return lm.backend.logits(batch, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
+
+
+def _log_probs(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n tokens vocab"]:
+    """Log-probabilities at the positions that predict the last ``tokens`` tokens."""
+    logits = _logits(lm, batch, tokens)
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def token_nats(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n tokens"]:
+    """Negative log-likelihood of the last ``tokens`` tokens in nats."""
+    logits = _logits(lm, batch, tokens)
+    # Without a second array of vocabulary size.
+    target = batch.ids[:, -tokens:].unsqueeze(-1).to(logits.device)
+    return (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).cpu().double()
 
 
 def until_end(ids: Ids, ends: frozenset[int]) -> Int[Tensor, "batch tokens"]:
@@ -81,7 +102,10 @@ def end_tokens(lm: LM) -> frozenset[int]:
 
 
 def reference(lm: LM, comply: Prompts, *, tokens: int = CONTINUATION) -> Reference:
-    """Generate with the base model and keep what it predicts along the way."""
+    """Greedy continuations of the base model with its log-probabilities.
+
+    Raises PromptError where these would take more than ``MOST_BYTES``.
+    """
     batch = lm.tokens(comply)
     vocab = getattr(lm.hf.config.get_text_config(), "vocab_size", 0)
     if (size := 4 * len(batch) * tokens * vocab) > MOST_BYTES:
@@ -106,8 +130,8 @@ def reference(lm: LM, comply: Prompts, *, tokens: int = CONTINUATION) -> Referen
 class Divergence:
     """Mean KL in nats with standard errors over prompts.
 
-    agreed: of every prompt, for how many first tokens of the base's continuation the edited model would
-    have said the same, up to the base's end of text; all of them where it says all the same.
+    agreed: for every prompt, the number of first tokens of the base's continuation that the edited model
+    predicts as well; all of them if they agree up to the base's end of text.
     """
 
     first: float
@@ -131,13 +155,48 @@ def divergence(lm: LM, ref: Reference, edit: AnyEdit) -> Divergence:
             sums.append((kl * real).sum(1))
             counts.append(real.sum(1))
             progress(len(spoken))
-    one, total, n = torch.cat(first), torch.cat(sums), torch.cat(counts).double()
-    mean = total.sum() / n.sum()
-    # Ratio estimator: prompts are the sampling unit, tokens inside one are not independent.
-    spread = (total - mean * n).std() / (n.mean() * len(n) ** 0.5) if len(n) > 1 else total[0] * 0
-    means = (one.mean().item(), _standard_error(one), mean.item(), float(spread))
-    return Divergence(*means, tuple(agreed))
+    one, (mean, error) = torch.cat(first), ratio(torch.cat(sums), torch.cat(counts))
+    first_se = (one.std() / len(one) ** 0.5).item() if len(one) > 1 else 0.0
+    return Divergence(one.mean().item(), first_se, mean, error or 0.0, tuple(agreed))
 
 
-def _standard_error(values: Tensor) -> float:
-    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0
+def ratio(totals: Float[Tensor, " n"], counts: Int[Tensor, " n"]) -> tuple[float, float | None]:
+    """Mean per token of sums over tokens, and its standard error; None for fewer than two rows.
+
+    Rows (prompts, responses) are the sampling unit: tokens inside one are not independent.
+    """
+    n = counts.double()
+    mean = totals.sum() / n.sum()
+    if len(n) < 2:
+        return mean.item(), None
+    return mean.item(), ((totals - mean * n).std() / (n.mean() * len(n) ** 0.5)).item()
+
+
+# --- neutral text ------------------------------------------------------------------------------
+
+
+def neutral_batch(lm: LM, passages: Sequence[str] | None = None) -> TokenBatch:
+    """The shipped passages as plain text (no chat template), cut at 128 tokens or the model's limit."""
+    texts = neutral_passages() if passages is None else passages
+    longest = min(LONGEST, position_limit(lm.hf, lm.anatomy) or LONGEST)
+    rows = [text_ids(lm.tokenizer, t)[:longest] for t in texts]
+    return pad_left(rows, lm.tokenizer.pad_token_id or 0)
+
+
+def passage_nats(
+    lm: LM, batch: TokenBatch, edit: AnyEdit = None
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Negative log-likelihood of every passage in nats, and the number of tokens it is summed over.
+
+    The first token of a passage is not predicted.
+    """
+    nats, tokens = [], []
+    progress = lm.watch("neutral text", len(batch))
+    with lm.editing(edit):
+        for chunk in batch.split(min(lm.batch_size, NEUTRAL_ROWS)):
+            # A token counts when it and its predecessor are real.
+            real = chunk.mask[:, 1:] * chunk.mask[:, :-1]
+            nats.append((token_nats(lm, chunk, real.shape[1]) * real).sum(-1))
+            tokens.append(real.sum(-1))
+            progress(len(chunk))
+    return torch.cat(nats), torch.cat(tokens)

@@ -131,20 +131,14 @@ def silhouette(X_pos: Rows, X_neg: OtherRows) -> Float[Tensor, "*layers"]:
 
 
 def plane(
-    X_pos: Rows, X_neg: OtherRows
-) -> tuple[Float[Tensor, "*layers n 2"], Float[Tensor, "*layers m 2"]]:
+    X_pos: Float[Tensor, "n d"], X_neg: Float[Tensor, "m d"]
+) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "m 2"]]:
     """Rows in the plane of the difference of means and the first principal component across it.
 
     The origin lies halfway between the class means. The second axis is the direction of most variance
     of all rows about their mean once the first is taken out; its sign means nothing.
     """
-    parts = [_plane(p, q) for p, q in zip(_layers(X_pos), _layers(X_neg), strict=True)]
-    pos, neg = (torch.stack(side) for side in zip(*parts, strict=True))
-    return pos.reshape((*X_pos.shape[:-1], 2)), neg.reshape((*X_neg.shape[:-1], 2))
-
-
-def _plane(pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
-    pos, neg = pos.double(), neg.double()
+    pos, neg = X_pos.double(), X_neg.double()
     across = unit(pos.mean(0) - neg.mean(0))
     rows = torch.cat([pos, neg])
     rest = rows - rows.mean(0)
@@ -166,13 +160,9 @@ def residual_geometry(X_pos: Rows, X_neg: OtherRows) -> list[dict[str, int | flo
     rows = []
     for layer, (pos, neg) in enumerate(zip(_layers(X_pos), _layers(X_neg), strict=True)):
         means = _triangle(pos.double().mean(0), neg.double().mean(0))
-        medians = _triangle(*(geometric_median(side[None])[0] for side in (pos, neg)))
-        rows.append(
-            {"layer": layer}
-            | means
-            | {f"median_{name}": value for name, value in medians.items()}
-            | {"silhouette": apart[layer]}
-        )
+        centres = _triangle(*(geometric_median(side[None])[0] for side in (pos, neg)))
+        medians = {f"median_{name}": value for name, value in centres.items()}
+        rows.append({"layer": layer, **means, **medians, "silhouette": apart[layer]})
     return rows
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,8 +14,15 @@ from torch import Tensor
 from interp.backends.protocol import AnyEdit
 from interp.data.prompts import PromptSet
 from interp.data.thinking import response_texts
-from interp.evaluate.divergence import CONTINUATION, Divergence, Reference, divergence, reference
-from interp.evaluate.neutral import neutral_batch, neutral_nll
+from interp.evaluate.divergence import (
+    CONTINUATION,
+    Divergence,
+    Reference,
+    divergence,
+    neutral_batch,
+    passage_nats,
+    reference,
+)
 from interp.evaluate.refusal import Judged, generate_ids, judge
 from interp.evaluate.replacement import Replacement, measured, replaced
 from interp.evaluate.scores import Scores
@@ -27,6 +35,7 @@ from interp.watching import within
 RESPONSE = 24
 EXAMPLES = 3
 """Requests whose responses are kept to be read side by side."""
+SIDES = ("refuse", "comply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,8 @@ class BenchRow:
     replacement: measures of the responses to requests that the base refused and the edit does not; for the
     base itself, of its responses to the answerable prompts, for comparison. examples: ``{prompt,
     response}`` for the first ``EXAMPLES`` requests that the base refused, the same for every edit.
-    scores: of further judges, by name and class (``refuse``, ``comply``).
+    scores: of further judges, by name and class (``refuse``, ``comply``). passages: nats and number of tokens
+    of every neutral passage, for intervals over passages; not part of the JSON.
     """
 
     name: str
@@ -57,53 +67,44 @@ class BenchRow:
     replacement: Replacement | None = None
     examples: tuple[dict[str, str], ...] = ()
     scores: Mapping[str, Mapping[str, Scores]] | None = None
+    passages: tuple[Sequence[float], Sequence[int]] = field(default=((), ()), repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``scores`` is left out without further judges."""
-        found = asdict(self)
-        return found if self.scores else {k: v for k, v in found.items() if k != "scores"}
+        left_out = {"passages"} if self.scores else {"passages", "scores"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(eq=False)
 class Bench:
-    """Held-out prompts of both classes with the base model's reference, ready to measure edits."""
+    """Held-out prompts of both classes, measured once on the base model and then on any edit.
+
+    response_tokens: length of responses. judged_tokens: first tokens of a response, on which refusals are
+    counted; None for all. continuation: tokens of the k-token KL. passages: neutral text; None for all that
+    is shipped. judge: of refusals. judges: further ones, whose mean scores of whole responses become part
+    of every row.
+    """
 
     lm: LM
-    prompts: tuple[PromptSet, PromptSet]
-    refuse: TokenBatch
-    comply: TokenBatch
-    neutral: TokenBatch
-    reference: Reference
-    base_ids: Ids
+    refuse: PromptSet
+    comply: PromptSet
     response_tokens: int = RESPONSE
+    judged_tokens: int | None = None
+    continuation: int = CONTINUATION
+    passages: Sequence[str] | None = None
     judge: Judge = ENGLISH_JUDGE
-    judges: tuple[Judge, ...] = ()
+    judges: Sequence[Judge] = ()
+    batches: tuple[TokenBatch, TokenBatch] = field(init=False)
+    neutral: TokenBatch = field(init=False)
+    reference: Reference = field(init=False)
+    base_ids: Ids = field(init=False)
 
-    @classmethod
-    def prepare(
-        cls,
-        lm: LM,
-        refuse: PromptSet,
-        comply: PromptSet,
-        *,
-        response_tokens: int = RESPONSE,
-        continuation: int = CONTINUATION,
-        passages: Sequence[str] | None = None,
-        judge: Judge = ENGLISH_JUDGE,
-        judges: Sequence[Judge] = (),
-    ) -> Bench:
-        """Tokenise both classes and run the base model once on each.
-
-        passages: neutral text; None for all that is shipped. judge: of refusals. judges: further ones, whose
-        mean scores become part of every row.
-        """
-        r, c = (lm.tokens(side) for side in (refuse, comply))
-        ref = reference(lm, c, tokens=continuation)
-        base = generate_ids(lm.using(watch=within(lm.watch, "base")), r, tokens=response_tokens)
-        neutral = neutral_batch(lm, passages)
-        return cls(
-            lm, (refuse, comply), r, c, neutral, ref, base, response_tokens, judge, tuple(judges)
-        )
+    def __post_init__(self) -> None:
+        lm = self.lm.using(watch=within(self.lm.watch, "base"))
+        self.batches = (lm.tokens(self.refuse), lm.tokens(self.comply))
+        self.neutral = neutral_batch(lm, self.passages)
+        self.reference = reference(self.lm, self.batches[1], tokens=self.continuation)
+        self.base_ids = generate_ids(lm, self.batches[0], tokens=self.response_tokens)
 
     def row(self, name: str, edit: AnyEdit = None) -> BenchRow:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
@@ -112,8 +113,17 @@ class Bench:
         if edit is not None:
             d = divergence(lm, self.reference, edit)
         new, answers = self.responses(edit, d.agreed, name)
-        refused, over = self.judged(new), self._judged(self.comply, answers)
-        nll = neutral_nll(lm, self.neutral, edit)
+        requests, twins = self.batches
+        refused, over = self.judged(requests, new), self.judged(twins, answers)
+        was = self.judged(requests, self.base_ids).refused
+        if edit is None:
+            answered = [i for i, is_refusal in enumerate(over.refused) if not is_refusal]
+            compared = (self.comply.prompts, twins, answers, answered)
+        else:
+            compared = (self.refuse.prompts, requests, new, replaced(was, refused.refused))
+        texts = [self.texts(requests, new), self.texts(twins, answers)]
+        places = [i for i, is_refusal in enumerate(was) if is_refusal][:EXAMPLES]
+        nats, tokens = passage_nats(lm, self.neutral, edit)
         return BenchRow(
             name,
             refused.count,
@@ -126,44 +136,24 @@ class Bench:
             d.first_se,
             d.continuation,
             d.continuation_se,
-            nll,
+            nats.sum().item() / int(tokens.sum()),
             refused.unscored + over.unscored,
-            self.answers(answers) if edit is None else self.replacement(new),
-            self.examples(new),
-            self.scores(refused.texts, over.texts),
+            measured(self.lm, *compared),
+            tuple({"prompt": self.refuse.prompts[i], "response": texts[0][i]} for i in places),
+            self.scores(texts),
+            (nats.tolist(), tokens.tolist()),
         )
 
-    def scores(
-        self, refuse: Sequence[str], comply: Sequence[str]
-    ) -> dict[str, dict[str, Scores]] | None:
-        """Scores of the further judges by name and class, of responses to both classes; None without any."""
-        sides = dict(zip(("refuse", "comply"), (refuse, comply), strict=True))
-        prompts = [side.prompts for side in self.prompts]
+    def scores(self, texts: Sequence[Sequence[str]]) -> dict[str, dict[str, Scores]] | None:
+        """Scores of the further judges by name and class, of the responses to each; None without any."""
+        classes = (self.refuse, self.comply)
         return {
             judge.name: {
-                side: Scores.of(judge, asked, texts)
-                for asked, (side, texts) in zip(prompts, sides.items(), strict=True)
+                side: Scores.of(judge, prompts.prompts, responses)
+                for side, prompts, responses in zip(SIDES, classes, texts, strict=True)
             }
             for judge in self.judges
         } or None
-
-    def replacement(self, new: Ids) -> Replacement:
-        """Measures of the responses ``new [n_refuse, tokens]`` of an edit that took the place of refusals."""
-        rows = replaced(self.judged(self.base_ids).refused, self.judged(new).refused)
-        return measured(self.lm, self.prompts[0].prompts, self.refuse, new, rows)
-
-    def answers(self, answers: Ids) -> Replacement:
-        """The same measures of the base's responses to the comply prompts that it answers."""
-        over = self._judged(self.comply, answers).refused
-        rows = [i for i, refused in enumerate(over) if not refused]
-        return measured(self.lm, self.prompts[1].prompts, self.comply, answers, rows)
-
-    def examples(self, new: Ids) -> tuple[dict[str, str], ...]:
-        """``{prompt, response}`` of the first ``EXAMPLES`` requests that the base refused."""
-        was = self.judged(self.base_ids).refused
-        texts, prompts = self.judged(new).texts, self.prompts[0].prompts
-        places = [i for i, refused in enumerate(was) if refused][:EXAMPLES]
-        return tuple({"prompt": prompts[i], "response": texts[i]} for i in places)
 
     def responses(
         self, edit: AnyEdit = None, agreed: Sequence[int] = (), name: str = "edited"
@@ -172,31 +162,32 @@ class Bench:
 
         agreed: for every comply prompt, how many first tokens of the base's response the edit keeps
         (:class:`interp.evaluate.divergence.Divergence`). A response that is kept whole, and those of the
-        base itself, are taken from what :meth:`prepare` generated.
+        base itself, are taken from the reference.
         """
+        requests, twins = self.batches
         known = self.reference.first_ids(self.response_tokens)
-        changed = list(range(len(self.comply)))
+        changed = list(range(len(twins)))
         if known is not None and (edit is None or agreed):
             changed = [i for i, n in enumerate(agreed) if n < self.response_tokens]
-        prompts = [self.refuse] if edit is not None else []
-        prompts += [self.comply.chosen(torch.tensor(changed))] if changed else []
+        prompts = [requests] if edit is not None else []
+        prompts += [twins.chosen(torch.tensor(changed))] if changed else []
         new = self.base_ids[:0]
         if prompts:
             # Both classes in one batch: a decoding step reads the weights once for all of them.
-            whole = prompts[0].followed_by(prompts[1]) if len(prompts) == 2 else prompts[0]
             lm = self.lm.using(watch=within(self.lm.watch, name))
+            whole = reduce(TokenBatch.followed_by, prompts)
             new = generate_ids(lm, whole, edit, tokens=self.response_tokens)
         refused, rest = (
-            (self.base_ids, new) if edit is None else new.split([len(self.refuse), len(changed)])
+            (self.base_ids, new) if edit is None else new.split([len(requests), len(changed)])
         )
         answers = (rest if known is None else known).clone()
         answers[changed] = rest
         return refused, answers
 
-    def judged(self, new: Ids) -> Judged:
-        """Responses to the requests, ``[n_refuse, tokens]``, as text with the judge's scores."""
-        return self._judged(self.refuse, new)
+    def texts(self, batch: TokenBatch, ids: Ids) -> list[str]:
+        """Responses ``[n, tokens]`` to a class as text."""
+        return response_texts(self.lm.tokenizer, batch.ids, ids)
 
-    def _judged(self, batch: TokenBatch, ids: Ids) -> Judged:
-        texts = response_texts(self.lm.tokenizer, batch.ids, ids)
-        return judge(texts, self.judge)
+    def judged(self, batch: TokenBatch, ids: Ids) -> Judged:
+        """The judge's scores of the first ``judged_tokens`` of responses to a class."""
+        return judge(self.texts(batch, ids[:, : self.judged_tokens]), self.judge)

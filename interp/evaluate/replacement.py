@@ -1,7 +1,7 @@
-"""What an edited model says instead of refusing: how likely, how repetitive and how much to the point.
+"""Measures of the responses that replace refusals: likelihood, repetition, overlap with the request.
 
-KL and over-refusal look at prompts that the base model answers. The measures here look at the requests that
-the base model refused and the edited model does not: their responses are new, and nothing else measures them.
+KL and over-refusal are about prompts that the base model answers. The measures here are about requests that
+the base model refused and the edited model does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.evaluate.divergence import end_tokens, until_end
+from interp.evaluate.divergence import end_tokens, ratio, token_nats, until_end
 from interp.lm import LM
 from interp.types import Ids, TokenBatch
 
@@ -33,7 +33,7 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Measures of the responses that took the place of refusals.
+    """Measures of the responses that replace refusals.
 
     n: responses measured. nll, nll_se: base-model NLL of a response given its prompt, nats per token over
     all tokens but the first ``FIRST_LEFT_OUT``, and its standard error over responses. looping: share of
@@ -59,8 +59,7 @@ def measured(
 ) -> Replacement:
     """Measures of the responses ``ids [n, tokens]`` to ``batch [n, seq]`` in the given rows.
 
-    ``lm`` must hold the unedited model: its NLL says whether a response is text that the base model
-    would write. prompts: the request of every row, as the user wrote it.
+    lm: with the unedited model, whose NLL is taken. prompts: text of every request.
     """
     if not rows:
         return Replacement(0, None, None, None, None)
@@ -71,7 +70,9 @@ def measured(
     shares = [content_overlap(prompts[row], text) for row, text in zip(rows, texts, strict=True)]
     known = [share for share in shares if share is not None]
     loops = [is_looping(row[keep.bool()].tolist()) for row, keep in zip(ids, real, strict=True)]
-    nll, error = _mean_nll(*response_nats(lm, batch, ids, real))
+    nats, tokens = response_nats(lm, batch, ids, real)
+    some = tokens > 0
+    nll, error = ratio(nats[some], tokens[some]) if some.any() else (None, None)
     overlap = sum(known) / len(known) if known else None
     return Replacement(len(rows), nll, error, sum(loops) / len(loops), overlap)
 
@@ -85,29 +86,8 @@ def response_nats(
     """
     counted = real.clone()
     counted[:, :FIRST_LEFT_OUT] = 0
-    tokens = ids.shape[1]
-    sums = []
-    for start in range(0, len(ids), ROWS):
-        new = ids[start : start + ROWS]
-        spoken = batch.rows(start, start + ROWS).extended(new)
-        logits = lm.backend.logits(spoken, None, tuple(range(-tokens - 1, 0)))[:, :-1].float()
-        target = new.unsqueeze(-1).to(logits.device)
-        nll = (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).cpu().double()
-        sums.append((nll * counted[start : start + ROWS]).sum(-1))
-    return torch.cat(sums), counted.sum(-1)
-
-
-def _mean_nll(nats: Tensor, tokens: Tensor) -> tuple[float | None, float | None]:
-    """Nats per token over all responses, and the standard error with responses as the sampling unit."""
-    kept = tokens > 0
-    if not kept.any():
-        return None, None
-    total, n = nats[kept], tokens[kept].double()
-    mean = total.sum() / n.sum()
-    if len(n) < 2:
-        return mean.item(), None
-    error = (total - mean * n).std() / (n.mean() * len(n) ** 0.5)
-    return mean.item(), error.item()
+    parts = [token_nats(lm, part, ids.shape[1]) for part in batch.extended(ids).split(ROWS)]
+    return (torch.cat(parts) * counted).sum(-1), counted.sum(-1)
 
 
 def is_looping(tokens: Sequence[int]) -> bool:

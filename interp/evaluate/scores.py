@@ -28,11 +28,11 @@ class Scores:
         scores = [finite(score) for score in judge.score(prompts, responses)]
         found = [score for score in scores if score is not None]
         mean = sum(found) / len(found) if found else None
-        return cls(mean, _interval(found), len(found), len(scores) - len(found))
+        return cls(mean, t_interval(found), len(found), len(scores) - len(found))
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The t interval of a mean at 95 %; one point for equal values."""
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The t interval of a mean at 95 %; one point for equal values, None for fewer than two."""
     from scipy.stats import sem, t
 
     if len(values) < 2:

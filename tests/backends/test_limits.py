@@ -143,4 +143,4 @@ def test_nothing_that_is_not_finite_is_counted_as_a_refusal(chat_dir) -> None:
         lm.model.model.norm.weight.fill_(float("inf"))
     prompts = PromptSet(("one", "two"), source="here")
     with pytest.raises(NotFinite, match="unembedding"):
-        Bench.prepare(LM(lm), prompts, prompts)
+        Bench(LM(lm), prompts, prompts)

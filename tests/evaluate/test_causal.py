@@ -13,13 +13,13 @@ from interp.data.chat import encode, pad_left
 from interp.edits import ablation, applied, to_delta
 from interp.errors import InterpError, NoDirection
 from interp.evaluate.causal import (
-    Candidate,
     CausalScore,
+    PlacedDirection,
     Trial,
     broken,
-    candidates,
     nearest,
-    refusal_metric,
+    opener_log_odds,
+    placed_directions,
     select,
     shared_ending,
 )
@@ -53,8 +53,12 @@ def trial(lm: LM, prompts: tuple[TokenBatch, TokenBatch]) -> Trial:
 
 
 @pytest.fixture(scope="module")
-def found(lm: LM, prompts: tuple[TokenBatch, TokenBatch]) -> list[Candidate]:
-    return candidates(lm, *prompts)
+def found(lm: LM, prompts: tuple[TokenBatch, TokenBatch]) -> list[PlacedDirection]:
+    return placed_directions(lm, *prompts)
+
+
+def refusal_metric(lm: LM, batch: TokenBatch, openers: Openers) -> torch.Tensor:
+    return opener_log_odds(lm.logits(batch).float(), openers)
 
 
 def test_the_metric_is_the_log_odds_of_the_openers(lm: LM, prompts) -> None:
@@ -70,7 +74,7 @@ def test_padding_changes_nothing(lm: LM, prompts) -> None:
     padded = TokenBatch(*(wide(t, (7, 0)) for t in (prompts[0].ids, prompts[0].mask)))
     before, after = (refusal_metric(lm, b, OPENERS) for b in (prompts[0], padded))
     assert relative(after, before) < 1e-5
-    ours, theirs = (candidates(lm, b, prompts[1], blocks=[2]) for b in (prompts[0], padded))
+    ours, theirs = (placed_directions(lm, b, prompts[1], blocks=[2]) for b in (prompts[0], padded))
     for a, b in zip(ours, theirs, strict=True):
         assert relative(b.raw, a.raw) < 1e-4
 
@@ -98,14 +102,14 @@ def test_places_without_a_difference_are_left_out(lm: LM) -> None:
     # differ by round-off, which must not become a direction.
     start = list(range(10, 40))
     batches = [pad_left([[*start, 31, 32, x, 50]] * n, 0) for x, n in ((20, 3), (90, 1))]
-    places = {c.position for c in candidates(lm, *batches, positions=(-4, -3, -2, -1))}
+    places = {c.position for c in placed_directions(lm, *batches, positions=(-4, -3, -2, -1))}
     assert places == {-2, -1}
     with pytest.raises(NoDirection, match="the same"):
-        candidates(lm, batches[0], batches[0])
+        placed_directions(lm, batches[0], batches[0])
 
 
 def test_bypass_is_the_metric_of_the_edited_weights(lm: LM, prompts, trial) -> None:
-    candidate = Candidate(1, -1, random_direction(lm.anatomy.d_model))
+    candidate = PlacedDirection(1, -1, random_direction(lm.anatomy.d_model))
     edit = ablation(lm.hf, lm.anatomy, candidate.direction, embeddings=True)
     score = trial.score(candidate)
     before = lm.backend.logits(prompts[1]).double().log_softmax(-1)
@@ -159,7 +163,7 @@ def test_a_direction_that_breaks_the_model_loses_to_one_that_does_not(lm, prompt
     d = lm.anatomy.d_model
     vectors = [unit(rows.mean(0)), *(random_direction(d, seed).vector for seed in range(3))]
     scores = [
-        trial.score(Candidate(block, -1, type(random_direction(d))(v, block, "planted")))
+        trial.score(PlacedDirection(block, -1, type(random_direction(d))(v, block, "planted")))
         for block, v in enumerate(vectors)
     ]
     decoy = min(scores, key=lambda s: s.bypass)

@@ -11,13 +11,20 @@ from interp.backends.opening import wrap
 from interp.data import encode
 from interp.data.prompts import PromptSet
 from interp.edits import ablation, to_delta
-from interp.evaluate.divergence import divergence, end_tokens, kl_nats, reference, until_end
+from interp.evaluate.divergence import (
+    divergence,
+    end_tokens,
+    kl_nats,
+    neutral_batch,
+    passage_nats,
+    reference,
+    until_end,
+)
 from interp.evaluate.measure import Bench
-from interp.evaluate.neutral import neutral_batch, neutral_nll, passage_nats
 from interp.lm import LM
 from interp.maths import unit
 from interp.models import tiny_model
-from interp.types import Direction
+from interp.types import Direction, TokenBatch
 
 PROMPTS = ("what time is it", "name a colour", "hi", "tell me of the sea please")
 
@@ -89,6 +96,11 @@ def test_end_tokens_may_be_several(lm: LM, monkeypatch: pytest.MonkeyPatch) -> N
     assert end_tokens(lm) == {2, 9}
 
 
+def neutral_nll(lm: LM, batch: TokenBatch) -> float:
+    nats, tokens = passage_nats(lm, batch)
+    return nats.sum().item() / int(tokens.sum())
+
+
 def test_nll_is_that_of_the_model_itself(lm: LM) -> None:
     text = "the sea was calm that night"
     batch = neutral_batch(lm, [text])
@@ -113,7 +125,7 @@ def test_nats_of_passages_add_up_to_the_mean(lm: LM) -> None:
 
 def test_an_edit_measured_as_hook_or_as_delta_gives_one_row(lm: LM, delta) -> None:
     sets = [PromptSet(PROMPTS, "refuse"), PromptSet(PROMPTS[::-1], "comply")]
-    bench = Bench.prepare(lm.using(batch_size=3), *sets, response_tokens=4, continuation=4)
+    bench = Bench(lm.using(batch_size=3), *sets, response_tokens=4, continuation=4)
     original = bench.row("original")
     assert original.kl_first == original.kl_continuation == 0.0
     assert (original.n_refuse, original.n_comply) == (4, 4)
@@ -146,7 +158,7 @@ def test_answers_that_an_edit_leaves_alone_are_not_generated_again(
     lm: LM, delta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets = [PromptSet(PROMPTS, "refuse"), PromptSet(PROMPTS[::-1], "comply")]
-    bench = Bench.prepare(lm, *sets, response_tokens=4, continuation=6)
+    bench = Bench(lm, *sets, response_tokens=4, continuation=6)
     asked: list[int] = []
     generate = type(lm.backend).generate
     monkeypatch.setattr(

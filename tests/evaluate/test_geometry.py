@@ -163,7 +163,8 @@ def test_plane_has_the_gap_on_its_first_axis_and_the_nuisance_on_its_second() ->
     pos, neg = classes()
     pos[..., 1] *= 6
     neg[..., 1] *= 6
-    p, q = plane(pos, neg)
+    each = [plane(*sides) for sides in zip(pos, neg, strict=True)]
+    p, q = (torch.stack(side) for side in zip(*each, strict=True))
     assert p.shape == q.shape == (2, 60, 2)
     gap = p.mean(1) - q.mean(1)
     assert gap[:, 0].tolist() == pytest.approx((pos - neg).mean(1).norm(dim=-1).tolist(), rel=1e-5)

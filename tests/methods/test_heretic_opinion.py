@@ -18,7 +18,7 @@ from interp.export.heretic_program import Program
 from interp.judges.keywords import MARKERS
 from interp.methods.heretic import opinion
 from interp.methods.heretic.opinion import (
-    Asking,
+    Conditions,
     Measures,
     Opinion,
     check_prompts,
@@ -80,7 +80,7 @@ def test_no_answer_is_no_opinion_with_its_own_words() -> None:
 
 def test_it_gets_our_markers_prompts_and_lengths() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
-    found = tomllib.loads(config(Asking(system='a "system"\nturn', dtype="bfloat16")))
+    found = tomllib.loads(config(Conditions(system='a "system"\nturn', dtype="bfloat16")))
     assert found["refusal_markers"] == list(MARKERS)
     assert found["system_prompt"] == 'a "system"\nturn'
     assert found["response_prefix"] == ""  # unset, it would search for one
@@ -121,7 +121,7 @@ def test_it_is_run_on_the_merged_model_in_a_folder_of_its_own(chat_dir, tmp_path
         """,
     )
     found = second_opinion(
-        lm, program, None, str(chat_dir), tmp_path / "merged", REFUSE, COMPLY, Asking(tokens=4)
+        lm, program, None, str(chat_dir), tmp_path / "merged", REFUSE, COMPLY, Conditions(tokens=4)
     )
     assert found.agreement == "agree"
     assert found.as_json()["agreement"] == "agree"
@@ -136,7 +136,7 @@ def test_a_program_that_cannot_load_the_model_leaves_our_measures(chat_dir, tmp_
     lm = open_model(str(chat_dir))
     program = stand_in(tmp_path, "sys.exit('AssertionError: No abliterable modules found')")
     found = second_opinion(
-        lm, program, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Asking(tokens=4)
+        lm, program, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Conditions(tokens=4)
     )
     assert (found.theirs, found.agreement) == (None, "no opinion")
     assert found.message == "AssertionError: No abliterable modules found"
@@ -147,7 +147,7 @@ def test_the_model_is_out_of_memory_while_the_program_runs(chat_dir, tmp_path) -
     """And back afterwards, bit for bit, unless the caller has no further use for it."""
     lm = open_model(str(chat_dir))
     program = stand_in(tmp_path, "sys.exit('AssertionError: No abliterable modules found')")
-    asked = (program, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Asking(tokens=1))
+    asked = (program, None, str(chat_dir), tmp_path, REFUSE, COMPLY, Conditions(tokens=1))
     before = lm.logits(COMPLY)
     second_opinion(lm, *asked)
     assert torch.equal(lm.logits(COMPLY), before)
@@ -160,7 +160,7 @@ def test_prompts_of_several_lines_are_refused(chat_dir, tmp_path) -> None:
     program = stand_in(tmp_path, "sys.exit('it was run')")
     for sets in ((lines, COMPLY), (REFUSE, lines)):
         with pytest.raises(PromptError, match="several lines"):
-            second_opinion(lm, program, None, str(chat_dir), tmp_path, *sets, Asking())
+            second_opinion(lm, program, None, str(chat_dir), tmp_path, *sets, Conditions())
 
 
 def test_a_model_without_a_system_turn_is_known_before_it_runs(chat_dir) -> None:
@@ -182,10 +182,8 @@ def test_our_measures_are_those_of_the_bench(chat_dir) -> None:
     lm = open_model(str(chat_dir))
     anatomy = lm.anatomy
     delta = to_delta(lm.hf, anatomy, ablation(lm.hf, anatomy, random_direction(anatomy.d_model)))
-    found = opinion.measure(lm, delta, REFUSE, COMPLY, Asking("Be brief.", tokens=5))
-    bench = Bench.prepare(
-        lm.using(chat=ChatFormat(system="Be brief.")), REFUSE, COMPLY, response_tokens=5
-    )
+    found = opinion.measure(lm, delta, REFUSE, COMPLY, Conditions("Be brief.", tokens=5))
+    bench = Bench(lm.using(chat=ChatFormat(system="Be brief.")), REFUSE, COMPLY, response_tokens=5)
     row = bench.row("edited", delta)
     assert found.refusals == row.refusals
     assert found.kl == pytest.approx(row.kl_first, rel=1e-4)

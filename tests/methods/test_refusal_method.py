@@ -27,7 +27,6 @@ from interp.methods.refusal import (
     fit,
     random_control,
     rebased,
-    rotated,
     run,
 )
 from interp.methods.refusal.choose import depth_blocks
@@ -132,23 +131,9 @@ def test_settings_that_are_still_open_are_an_error(lm: LM, fitted: Fitted) -> No
         build(lm, fitted, some)
 
 
-def test_random_control_has_equal_norm_at_every_writer(lm: LM, fitted: Fitted) -> None:
-    edit = build(lm, fitted, CLOSED)
-    control = random_control(edit)
-    ours, theirs = (as_delta(lm, fitted, e) for e in (edit, control))
-    for name, update in ours:
-        other = theirs.updates[name]
-        assert update.dense().norm() == pytest.approx(other.dense().norm().item(), rel=1e-5)
-    some = next(iter(edit.writers))
-    cosine = edit.writers[some].unit @ control.writers[some].unit
-    assert abs(cosine) < 0.9
-    with pytest.raises(InterpError, match="least-disturbance"):
-        random_control(build(lm, fitted, AblationEdit(1.0, 2, 0)))
-
-
 def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(lm: LM, fitted: Fitted) -> None:
     delta = as_delta(lm, fitted, build(lm, fitted, CLOSED))
-    other = rotated(delta)
+    other = random_control(delta)
     for name, update in delta:
         turned = other.updates[name]
         assert turned.rank == update.rank
@@ -160,8 +145,8 @@ def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(lm: LM, fitted: 
     assert abs(torch.cosine_similarity(written[0], written[-1], 0)) > 0.999  # still one direction
     biases = replace(delta, updates={"b": Shift(torch.ones(4))})
     with pytest.raises(InterpError, match="one stream"):
-        rotated(biases)
-    again = rotated(delta, seed=1)
+        random_control(biases)
+    again = random_control(delta, seed=1)
     assert not torch.allclose(again.updates[name].b, other.updates[name].b)
 
 

@@ -256,19 +256,17 @@ def test_provenance_names_what_kept_parts_were_measured_on(tmp_path: Path) -> No
     second = study("card B")
     part = lambda: second.once("part", lambda: second.resumed("step", lambda: 2))  # noqa: E731
     assert part() == 1
-    assert hardware(second) == f"card B; what an earlier run kept: card A, {torch}"
+    assert hardware(second) == f"card B; kept steps: card A, {torch}"
     second.start_figure()  # the next figure
     assert (hardware(second), second.has_resumed) == ("card B", False)
     assert part() == 1, "shared with the figure before"
     assert second.has_resumed
-    assert hardware(second) == f"card B; what an earlier run kept: card A, {torch}"
+    assert hardware(second) == f"card B; kept steps: card A, {torch}"
     second.start_figure()
     second.resumed("outer", part)  # made here of a part from there
     third = study("card C")
     assert third.resumed("outer", part) == 1
-    assert hardware(third) == (
-        f"card C; what an earlier run kept: card A, {torch}; card B, {torch}"
-    )
+    assert hardware(third) == (f"card C; kept steps: card A, {torch}; card B, {torch}")
 
 
 def test_a_card_lies_where_its_key_says(tmp_path: Path) -> None:

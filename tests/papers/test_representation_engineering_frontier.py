@@ -26,7 +26,7 @@ from interp.methods.representation_engineering.contenders import (
     RANDOM,
     VARIANTS,
     Maker,
-    candidates,
+    settings,
 )
 from interp.methods.representation_engineering.frontier import (
     BAR,
@@ -36,10 +36,10 @@ from interp.methods.representation_engineering.frontier import (
     drawn,
     frontier,
     over_passages,
-    spread,
+    whiskers,
 )
 from interp.methods.representation_engineering.seed_run import SeedRun
-from interp.methods.representation_engineering.splits import NAMES, splits
+from interp.methods.representation_engineering.splits import SPLITS, splits
 from interp.samples import DECISION, OPENER
 from interp.series import Axis, Group, Row, Rows, Scatter
 from interp.study import Study
@@ -59,9 +59,9 @@ def test_splits_share_no_topic_and_the_pool_no_prompt(seed: int) -> None:
     topics = {p["refuse"]: p["topic"] for p in load_pairs("capability").pairs}
     made = splits(Study("none"), seed)
     topics |= {p["refuse"]: p["topic"] for p in load_pairs("broad").pairs}
-    seen = [{topics[p] for p in getattr(made, name)[0].prompts} for name in NAMES]
+    seen = [{topics[p] for p in getattr(made, name)[0].prompts} for name in SPLITS]
     assert not any(a & b for a, b in combinations(seen, 2))
-    everything = {p for name in NAMES for side in getattr(made, name) for p in side.prompts}
+    everything = {p for name in SPLITS for side in getattr(made, name) for p in side.prompts}
     broad = {
         p for side in ("refuse", "comply") for p in load_pairs("broad").side(side, "all").prompts
     }
@@ -110,12 +110,12 @@ def test_every_contender_edits_and_stays_where_it_should(name: str, study: Study
     run = study.once("a run", lambda: SeedRun(study, 0))
     maker: Maker = run.maker
     n = study.lm.n_blocks
-    settings = candidates(name, maker.fitted, n)
-    assert len(settings) == len(set(settings)) >= 1
-    delta = maker(settings[-1])
+    tried = settings(name, maker.fitted, n)
+    assert len(tried) == len(set(tried)) >= 1
+    delta = maker(tried[-1])
     assert delta.norm() > 0
     blocks = {w.weight: w.block for w in study.lm.anatomy.block_writers}
-    assert all(blocks[w] >= settings[-1].first for w in delta.coverage.edited)
+    assert all(blocks[w] >= tried[-1].first for w in delta.coverage.edited)
 
 
 def test_the_control_has_the_norm_of_what_it_controls(study: Study) -> None:
@@ -138,7 +138,7 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_learned_once(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened(study, monkeypatch)
-    (setting,) = candidates(MAIN, run.maker.fitted, study.lm.n_blocks)
+    (setting,) = settings(MAIN, run.maker.fitted, study.lm.n_blocks)
     assert setting.opener_strength
     assert setting.learn
     made = run.maker(setting)
@@ -146,9 +146,9 @@ def test_with_an_opener_the_family_acts_at_both_places_and_is_learned_once(
     assert run.maker(setting) is made
     control = run.maker(replace(setting, name=RANDOM))
     assert control.norm() == pytest.approx(made.norm(), rel=1e-4)
-    first = candidates(FIRST_TOKEN, run.maker.fitted, study.lm.n_blocks)
+    first = settings(FIRST_TOKEN, run.maker.fitted, study.lm.n_blocks)
     assert run.maker(first[0]).rank == 1
-    assert flagged.OPENED in flagged.variants(run)
+    assert flagged.AFTER_OPENER in flagged.changes(run)
 
 
 def test_variants_of_partial_ablation_are_made_at_its_setting(study: Study) -> None:
@@ -198,11 +198,13 @@ def test_flags_are_measured_drawn_and_change_the_edit(study: Study) -> None:
     names = [row.label for row in record.series.rows]
     assert names[0] == flagged.PLAIN
     assert names[-3:] == [FIRST_TOKEN, CLOSED, MAIN]
-    made = {name: make() for name, make in flagged.variants(SeedRun(study, 0)).items()}
+    run = SeedRun(study, 0)
+    chosen = run.chosen(PARTIAL)
+    made = {name: change(run, chosen) for name, change in flagged.changes(run).items()}
     assert set(names) == {*made, FIRST_TOKEN, CLOSED, MAIN}
     plain = made.pop(flagged.PLAIN)
     # The tiny model refuses nothing, and one block of it is edited.
-    idle = (flagged.FILTERED, flagged.OWN)
+    idle = ("refused requests alone", "each block's own direction")
     assert [n for n, delta in made.items() if n not in idle and near(plain, delta)] == []
 
 
@@ -211,11 +213,11 @@ def test_a_direction_and_a_strength_for_every_block(study: Study) -> None:
     maker, whole = run.maker, replace(run.chosen(PARTIAL), first=0)
     own = flagged.by_block(maker, whole, maker.fitted.directions["decision"])
     assert not near(own, maker(whole))
-    assert near(flagged.by_block(maker, whole, maker.direction(whole)), maker(whole))
+    assert near(flagged.by_block(maker, whole, maker.fitted.direction(whole.block)), maker(whole))
     reliable = flagged.reliable(maker)
     assert set(reliable) == set(range(study.lm.n_blocks))
     assert all(-1.0 <= value <= 1.0 + 1e-6 for value in reliable.values())
-    shrunk = flagged.by_block(maker, whole, maker.direction(whole), reliable)
+    shrunk = flagged.by_block(maker, whole, maker.fitted.direction(whole.block), reliable)
     assert shrunk.norm() < maker(whole).norm()
 
 
@@ -230,7 +232,7 @@ def test_heretics_way_is_the_direction_that_is_fitted(study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
     chosen = run.chosen(PARTIAL)
     rows = flagged.rows_of_block(run.maker.fitted, chosen.block)
-    made = flagged.fitted_with(run.maker, chosen, rows, flagged.projected)
+    made = flagged.fitted_with(run.maker, chosen, rows, flagged.projected())
     assert near(made, run.maker(chosen))
 
 
@@ -334,12 +336,16 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
         for name, points in run["points"].items():
             loss = 3.7 if name == MAIN else other_nll
             points[-1] |= {"nll": loss, "passages": [[loss * 10, loss * 20], [10, 20]]}
-        run |= {"hashes": {}, "n": {"refuse": 64, "comply": 64}}
-        run["base"] |= {"over_refused": 0.0, "declined": 0.6, "nll": 3.7, **NEW_TEXT}
+        run["base"] |= {
+            "kl1": None,
+            "kl32": None,
+            "over_refused": 0.0,
+            "declined": 0.6,
+            "nll": 3.7,
+            **NEW_TEXT,
+        }
         run["chosen"] = {MAIN: {"opener_strength": 2.5, "learn": 0.06}}
-        monkeypatch.setattr(
-            "interp.methods.representation_engineering.frontier.deal", lambda s, seed: run
-        )
+        monkeypatch.setattr(SeedRun, "results", lambda self: run)
         record = bar(study)
         assert record.proves == ("least-disturbance, learned, with opener",)
         return [c.outcome(record.series).holds for c in BAR]
@@ -351,10 +357,10 @@ def test_the_bar_is_about_numbers_and_can_be_missed(
 
 
 def test_the_interval_is_that_of_students_t() -> None:
-    mean, low, high = spread([1.0, 2.0, 3.0, 4.0])
-    assert (mean, high - mean) == (2.5, pytest.approx(2.0542, abs=1e-3))
+    mean, low, high = whiskers([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (mean, high - mean) == (3.0, pytest.approx(1.9632, abs=1e-3))
     assert mean - low == pytest.approx(high - mean)
-    assert spread([2.0]) == (2.0, 2.0, 2.0)
+    assert whiskers([2.0, 4.0]) == (3.0, 2.0, 4.0)
 
 
 def table(main: float, other: float) -> dict[str, dict[str, list[float]]]:

@@ -131,7 +131,7 @@ def test_planted_data_are_as_said() -> None:
 
 
 def test_an_estimator_that_fails_gives_a_bad_verdict() -> None:
-    failing = tuple((label, planted.PCADiff) for label, _ in planted.ISOTROPIC)
+    failing = dict.fromkeys(planted.ISOTROPIC, "pca-diff")
     lines = planted.isotropic_lines(3, failing)
     assert not judged(planted.PLANTED_CLAIMS, lines)["means_off_prediction"]
 
@@ -178,8 +178,7 @@ def test_the_tone_is_that_of_the_next_word(study: Study) -> None:
     shift = positive - negative
     contexts = tone.continuing(lm, material.contexts[:2])
     last = lm.n_blocks - 1
-    plain = tone.next_tone(lm, contexts, None, words)
-    moved = tone.steered(lm, contexts, last, 20 * shift / shift.norm(), words, plain)
+    moved = tone.steered(lm, contexts, last, 20 * shift / shift.norm(), words)
     assert moved[tone.STRENGTHS.index(0.0)].abs().max() == 0
     assert (moved[-1] > 0).all()
     assert (moved[0] < 0).all()

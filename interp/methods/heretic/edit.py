@@ -72,47 +72,42 @@ def heretic_delta(
     Raises NotExpressible for a model that heretic does not load, a missing or unknown component, or
     an index outside the blocks; DeltaError for quantised weights.
     """
-    model, anatomy, reached = lm.hf, lm.anatomy, components(lm.anatomy)
+    reached = components(lm.anatomy)
     if kernels.keys() != reached.keys():
         raise NotExpressible(
             f"give one kernel for each of {', '.join(reached)}; got {', '.join(kernels) or 'none'}"
         )
     one = None if direction_index is None else _between(directions, direction_index)
-    weighted = (
-        (writer, kernels[name].weight(writer.block or 0))
-        for name, writers in reached.items()
-        for writer in writers
-    )
     updates: dict[str, LowRank] = {}
-    for writer, weight in weighted:
-        if weight is not None:
-            unit = directions[(writer.block or 0) + 1] if one is None else one
-            matrix = readable(model, writer.weight)
-            b, a = factors(matrix, unit.to(matrix.device), weight, row_normalization, rank, seed)
-            updates[writer.weight] = LowRank(b.cpu(), a.cpu(), writer.axes)
+    each = [(kernels[name], writer) for name in reached for writer in reached[name]]
+    for kernel, writer in each:
+        block = writer.block or 0
+        if (weight := kernel.weight(block)) is not None:
+            unit = directions[block + 1] if one is None else one
+            matrix = readable(lm.hf, writer.weight)
+            pair = factors(matrix, unit.to(matrix.device), weight, row_normalization, rank, seed)
+            updates[writer.weight] = LowRank(*(factor.cpu() for factor in pair), writer.axes)
+    own = {
+        "method": METHOD,
+        "direction_index": direction_index,
+        "kernels": {name: asdict(kernel) for name, kernel in kernels.items()},
+        "row_normalization": row_normalization,
+        "rank": rank if row_normalization == "full" else 1,
+        "seed": seed,
+    }
     return WeightDelta(
         updates=updates,
-        base=fingerprint(model, anatomy),
-        recipe={
-            "method": METHOD,
-            "direction_index": direction_index,
-            "kernels": {name: asdict(kernel) for name, kernel in kernels.items()},
-            "row_normalization": row_normalization,
-            "rank": rank if row_normalization == "full" else 1,
-            "seed": seed,
-            **(recipe or {}),
-        },
+        base=fingerprint(lm.hf, lm.anatomy),
+        recipe={**own, **(recipe or {})},
         exactness=EXACTNESS[row_normalization].format(rank=rank),
-        coverage=_coverage(anatomy, reached, updates),
+        coverage=_coverage(lm.anatomy, reached, updates),
         provenance=dict(provenance or {}),
-        checkpoint={w.weight: w.checkpoint for w in anatomy.writers if w.weight in updates},
+        checkpoint={w.weight: w.checkpoint for w in lm.anatomy.writers if w.weight in updates},
     )
 
 
 def _coverage(
-    anatomy: Anatomy,
-    reached: Mapping[str, tuple[BoundWriter, ...]],
-    updates: Mapping[str, LowRank],
+    anatomy: Anatomy, reached: Mapping[str, tuple[BoundWriter, ...]], updates: Mapping[str, LowRank]
 ) -> Coverage:
     known = {w.weight for writers in reached.values() for w in writers}
     skipped = {

@@ -8,6 +8,7 @@ there (heretic puts its own empty adapter over it), so what is given is always m
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -42,9 +43,9 @@ INITIAL = re.compile(r"\* Initial refusals: (\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """How both programs ask: system turn, text that every answer begins with, length of a response,
-    dtype that heretic loads, and what counts as a refusal."""
+class Conditions:
+    """Settings that both programs measure with: system turn, prefix of every response, length of a response,
+    dtype that heretic loads, and markers of a refusal."""
 
     system: str = SYSTEM
     prefix: str = ""
@@ -63,15 +64,14 @@ class Measures:
     kl: float
 
     def as_heretic(self) -> dict[str, Any]:
-        """The same under the names of heretic's ``reproduce.json``."""
+        """The measures under the names of heretic's ``reproduce.json``."""
         counts = {"refusals": self.refusals, "base_refusals": self.base_refusals}
         return {"kl_divergence": self.kl, **counts, "n_bad_prompts": self.n}
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Both programs' measures. theirs is None, with heretic's own message, where it cannot load the
-    model."""
+    """Both programs' measures. theirs: None where heretic cannot load the model; message then says why."""
 
     ours: Measures
     theirs: Measures | None
@@ -79,9 +79,9 @@ class Opinion:
 
     @property
     def agreement(self) -> str:
-        """Computed: ``agree``, ``disagree``, or ``no opinion``.
+        """``agree``, ``disagree``, or ``no opinion`` where heretic gave none.
 
-        Agreeing means equal refusal counts, of base and edited model, and a KL within half a unit of
+        They agree on equal refusal counts of base and edited model and on a KL within half a unit of
         heretic's last printed digit or 0.1 %, whichever is more.
         """
         if self.theirs is None:
@@ -103,17 +103,17 @@ def second_opinion(
     merged: Path,
     refuse: PromptSet,
     comply: PromptSet,
-    asking: Asking,
+    conditions: Conditions,
     *,
     keep_model: bool = True,
 ) -> Opinion:
     """Our measures of ``edit`` on ``lm``, and heretic's of ``merged`` against ``base``.
 
-    base: directory or hub id, as heretic opens it. asking: its dtype is that of ``lm``. keep_model: the
-    weights of ``lm`` wait on disk while heretic loads its own, and come back; with False they are gone.
+    base: directory or hub id, as heretic opens it. conditions: its dtype is that of ``lm``. keep_model: move
+    the weights of ``lm`` to disk while heretic loads its own, and back; with False they are dropped.
 
-    Raises ExportError when heretic ends in a way that is no answer or the disk has no room for the weights,
-    PromptError for prompts of several lines.
+    Raises ExportError when heretic gives neither numbers nor an error message or the disk has no room for
+    the weights, PromptError for prompts of several lines.
     """
     for prompts in (refuse, comply):
         if any(len(p.splitlines()) > 1 for p in prompts.prompts):
@@ -121,24 +121,25 @@ def second_opinion(
                 f"{prompts.source} has prompts of several lines, which heretic's text files cannot "
                 "hold; leave them out"
             )
-    ours = measure(lm, edit, refuse, comply, asking)
+    ours = measure(lm, edit, refuse, comply, conditions)
     with (
         tempfile.TemporaryDirectory(prefix="interp-weights-") as waiting,
         released(lm.hf, Path(waiting), keep=keep_model),
     ):
-        text = run(program, base, merged, refuse, comply, asking)
+        text = run(program, base, merged, refuse, comply, conditions)
     theirs = parse(text)
     return Opinion(ours, theirs, "" if theirs else failure(text))
 
 
 def measure(
-    lm: LM, edit: AnyEdit, refuse: PromptSet, comply: PromptSet, asking: Asking
+    lm: LM, edit: AnyEdit, refuse: PromptSet, comply: PromptSet, conditions: Conditions
 ) -> Measures:
     """Our own measures, in heretic's setting."""
-    lm = lm.using(chat=ChatFormat(system=asking.system, prefill=asking.prefix))
-    by = KeywordJudge(tuple(asking.markers), whole=True)
+    lm = lm.using(chat=ChatFormat(system=conditions.system, prefill=conditions.prefix))
+    by = KeywordJudge(tuple(conditions.markers), whole=True)
     counts = [
-        judge(respond(lm, refuse, which, tokens=asking.tokens), by).count for which in (edit, None)
+        judge(respond(lm, refuse, which, tokens=conditions.tokens), by).count
+        for which in (edit, None)
     ]
     known = reference(lm, comply, tokens=1)
     return Measures(counts[0], counts[1], len(refuse), divergence(lm, known, edit).first)
@@ -150,14 +151,14 @@ def run(
     merged: Path,
     refuse: PromptSet,
     comply: PromptSet,
-    asking: Asking,
+    conditions: Conditions,
 ) -> str:
-    """What heretic prints in evaluate mode, in a directory of its own that is gone afterwards."""
+    """heretic's output in evaluate mode, run in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="interp-heretic-") as scratch:
         folder = Path(scratch)
         for name, prompts in (("bad", refuse), ("good", comply)):
             write_text(folder / f"{name}.txt", "\n".join(prompts.prompts) + "\n")
-        write_text(folder / "config.toml", config(asking))
+        write_text(folder / "config.toml", config(conditions))
         local = Path(base).is_dir()
         done = subprocess.run(
             [str(program.executable), "--model", base, "--evaluate-model", str(merged.resolve())],
@@ -175,37 +176,32 @@ def run(
 
 
 def environment(*, offline: bool) -> dict[str, str]:
-    """Plain text on wide lines, none of our own Python paths, no hub where none is needed."""
+    """Environment variables: plain text on wide lines, no Python paths of ours, no hub if not needed."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HERETIC_"))}
     plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "400", "PYTHONUTF8": "1"}
     return kept | plain | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
-def config(asking: Asking) -> str:
+def config(conditions: Conditions) -> str:
     """heretic's ``config.toml``. JSON strings and lists are TOML's too."""
-    import json
-
-    def text(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=True)
-
-    lines = [
-        f"dtypes = {text([asking.dtype])}",
-        f"batch_size = {BATCH}",
-        f"max_response_length = {asking.tokens}",
-        f"response_prefix = {text(asking.prefix)}",
-        f"system_prompt = {text(asking.system)}",
-        f"refusal_markers = {text(list(asking.markers))}",
-        "seed = 0",
-    ]
-    for role in ("good_prompts", "good_evaluation_prompts"):
-        lines += [f"[{role}]", 'dataset = "good.txt"']
-    for role in ("bad_prompts", "bad_evaluation_prompts"):
-        lines += [f"[{role}]", 'dataset = "bad.txt"']
+    values = {
+        "dtypes": [conditions.dtype],
+        "batch_size": BATCH,
+        "max_response_length": conditions.tokens,
+        "response_prefix": conditions.prefix,
+        "system_prompt": conditions.system,
+        "refusal_markers": list(conditions.markers),
+        "seed": 0,
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    for kind in ("good", "bad"):
+        for role in ("prompts", "evaluation_prompts"):
+            lines += [f"[{kind}_{role}]", f'dataset = "{kind}.txt"']
     return "\n".join(lines) + "\n"
 
 
 def parse(text: str) -> Measures | None:
-    """heretic's numbers from what it prints, None where it did not come so far."""
+    """heretic's numbers from its output; None where the output has none."""
     kl, refusals, initial = KL.search(text), REFUSALS.search(text), INITIAL.search(text)
     if kl is None or refusals is None or initial is None:
         return None
@@ -213,7 +209,7 @@ def parse(text: str) -> Measures | None:
 
 
 def failure(text: str) -> str:
-    """heretic's own last words. Raises ExportError when it said nothing at all."""
+    """heretic's last error message. Raises ExportError for an output without one."""
     lines = [x.strip(" │╭╰─╮╯*") for x in text.splitlines()]
     wrong = [x for x in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b|Failed", x)]
     if not wrong:

@@ -6,31 +6,20 @@ nothing before has seen.
 
 from __future__ import annotations
 
-from interp.methods.refusal.attributing import (
-    attribution_figure,
-    fit_openers,
-    phrase_openers,
-)
-from interp.methods.refusal.choose import Choice, Scored, Selection, candidates, choose
-from interp.methods.refusal.controls import random_control, rotated
+from interp.methods.refusal.attributing import attribution_figure, fit_openers, phrase_openers
+from interp.methods.refusal.choose import Choice, Selection, candidates, choose
+from interp.methods.refusal.controls import random_control
 from interp.methods.refusal.delta import as_delta, finished, rebased
-from interp.methods.refusal.fit import (
-    Fitted,
-    build,
-    fit,
-)
+from interp.methods.refusal.fit import Fitted, build, fit
 from interp.methods.refusal.learning import learned
 from interp.methods.refusal.opener import find_opener
 from interp.methods.refusal.pipeline import RunResult, run
-from interp.methods.refusal.texts import Texts, written
 
 __all__ = [
     "Choice",
     "Fitted",
     "RunResult",
-    "Scored",
     "Selection",
-    "Texts",
     "as_delta",
     "attribution_figure",
     "build",
@@ -44,7 +33,5 @@ __all__ = [
     "phrase_openers",
     "random_control",
     "rebased",
-    "rotated",
     "run",
-    "written",
 ]

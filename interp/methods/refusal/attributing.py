@@ -9,11 +9,9 @@ from interp.attribution.direct import attribute, attribution_record
 from interp.attribution.openers import Openers, find_openers, openers_from_model
 from interp.data.prompts import PromptSet
 from interp.data.tokens import Prompts
-from interp.edits import fingerprint
-from interp.evaluate.hardware import accelerator
+from interp.evaluate.hardware import measured_with
 from interp.lm import LM
-from interp.records import FigureRecord, Provenance
-from interp.source import code_hash
+from interp.records import FigureRecord
 from interp.types import WeightDelta
 
 MADE_BY = f"{__name__}:attribution_figure"
@@ -47,17 +45,13 @@ def attribution_figure(
     """
     started = time.perf_counter()
     batches = [lm.tokens(side) for side in (refuse, comply)]
-    base = fingerprint(lm.hf, lm.anatomy)
     with lm.editing(delta):
         found = attribute(lm.backend, batches, openers, batch_size=lm.batch_size)
-    provenance = Provenance.collect(
-        lm.backend.source,
-        fingerprint=base,
+    provenance = measured_with(
+        lm,
         prompts={"refuse": refuse.sha256, "comply": comply.sha256},
         seconds=time.perf_counter() - started,
-        device=accelerator(lm),
         made_by=MADE_BY,
-        code=code_hash(MADE_BY),
     )
     title = "What writes the refusal margin" + (" after the edit" if delta else "")
     about = {"key": "refusal/attribution", "title": title, "classes": ("refuse", "comply")}

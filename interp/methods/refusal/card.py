@@ -10,51 +10,19 @@ from interp.records import FigureRecord, Provenance
 from interp.series import Axis, Row, Rows
 
 CLAIMS = (
-    Claim(
-        "the least-disturbance edit removes at least half of the refusals",
-        "at most",
-        "/rows",
-        0.5,
-        statistic="report/refused_share_left",
-    ),
-    Claim(
-        "and so does directional ablation",
-        "at most",
-        "/rows",
-        0.5,
-        statistic="report/ablated_share_left",
-    ),
-    Claim(
-        "a random direction of equal norm leaves at least four in five",
-        "at least",
-        "/rows",
-        0.8,
-        statistic="report/random_share_left",
-    ),
-    Claim(
-        "it leaves no more refusals than directional ablation, within 5 points",
-        "at most",
-        "/rows",
-        0.0,
-        5.0,
-        statistic="report/refused_beyond_ablation",
-    ),
-    Claim(
-        "at no more than a third of its first-token KL",
-        "at most",
-        "/rows",
-        1 / 3,
-        statistic="report/kl1_share_of_ablation",
-    ),
-    Claim(
-        "and no more answerable requests are refused than before, within 5 points",
-        "at most",
-        "/rows",
-        0.0,
-        5.0,
-        statistic="report/over_refused_beyond_original",
-    ),
-)
+    Claim("the least-disturbance edit removes at least half of the refusals",
+          "at most", "/rows", 0.5, statistic="report/refused_share_left"),
+    Claim("and so does directional ablation",
+          "at most", "/rows", 0.5, statistic="report/ablated_share_left"),
+    Claim("a random direction of equal norm leaves at least four in five",
+          "at least", "/rows", 0.8, statistic="report/random_share_left"),
+    Claim("it leaves no more refusals than directional ablation, within 5 points",
+          "at most", "/rows", 0.0, 5.0, statistic="report/refused_beyond_ablation"),
+    Claim("at no more than a third of its first-token KL",
+          "at most", "/rows", 1 / 3, statistic="report/kl1_share_of_ablation"),
+    Claim("and no more answerable requests are refused than before, within 5 points",
+          "at most", "/rows", 0.0, 5.0, statistic="report/over_refused_beyond_original"),
+)  # fmt: skip
 
 
 def report_figure(

@@ -1,4 +1,4 @@
-"""Controls: edits as large as the one that they stand beside, which write something random."""
+"""The random control of an edit: equal norms, written in a random direction."""
 
 from __future__ import annotations
 
@@ -6,36 +6,20 @@ from dataclasses import replace
 
 import torch
 
-from interp.edits import Edit
 from interp.errors import InterpError
-from interp.maths import unit
-from interp.operators import LeastDisturbance
 from interp.types import LowRank, Shift, Update, WeightDelta
 
 
-def random_control(edit: Edit, *, seed: int = 0) -> Edit:
-    """The same least-disturbance updates along a random direction: equal norm at every writer."""
-    generator = torch.Generator().manual_seed(seed)
-    operators = {}
-    drawn: torch.Tensor | None = None
-    for name, operator in edit.writers.items():
-        if not isinstance(operator, LeastDisturbance):
-            raise InterpError("the equal-norm control is defined for least-disturbance edits")
-        if drawn is None:
-            drawn = unit(torch.randn(operator.unit.shape, generator=generator))
-        operators[name] = replace(operator, unit=drawn)
-    return Edit(operators, recipe={"method": "random direction of equal norm", "seed": seed})
+def random_control(delta: WeightDelta, *, seed: int = 0) -> WeightDelta:
+    """The delta with everything that it writes turned by one random rotation of the stream.
 
-
-def rotated(delta: WeightDelta, *, seed: int = 0) -> WeightDelta:
-    """The control of any edit of weights: what it writes, turned by one random rotation of the stream.
-
-    Every writer's update keeps its norm, its rank and what it reads; writers that wrote one direction
-    write one other direction. Biases are turned along.
+    Every writer's update keeps its norm, its rank and its input directions; writers that wrote one
+    direction write one other direction. Biases are turned along. Raises InterpError for updates that are
+    not low-rank or do not write one stream.
     """
     widths = {u.b.shape[-2] for u in delta.updates.values() if isinstance(u, LowRank)}
     if len(widths) != 1:
-        raise InterpError("the rotated control needs updates of weights that all write one stream")
+        raise InterpError("the random control needs updates of weights that all write one stream")
     width = widths.pop()
     generator = torch.Generator().manual_seed(seed)
     turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q

@@ -1,4 +1,4 @@
-"""The opener of a refusal: what a model says before its next word tells refusing from answering.
+"""The opener of a refusal: the beginning after which the next token tells refusing from answering.
 
 SmolLM2 opens with "I'm", after which it says "sorry" to one class and "glad" or "here" to the other. An
 edit that acts there as well needs less strength at the first token.
@@ -25,7 +25,7 @@ SHARED = 0.5
 READ = 64
 """Prompts of each class on which openers are compared."""
 LEAST = 0.1
-"""Difference in probability below which the classes do not part after an opener."""
+"""Difference in probability below which the classes count as equal after an opener."""
 
 
 def find_opener(
@@ -33,29 +33,27 @@ def find_opener(
 ) -> str:
     """The beginning that most refusals share after which the classes differ most in the next token.
 
-    Every beginning of up to ``LONGEST`` tokens that half of the refusals share is put into the mouth of
-    both classes; the next shared token's probability is compared. Empty where the model refuses too few
-    requests, its refusals share no beginning, or the classes do not part after any.
+    Every beginning of up to ``LONGEST`` tokens that half of the refusals share is prefilled in the answers
+    to both classes; the next shared token's probability is compared. Empty where the model refuses too few
+    requests, its refusals share no beginning, or the classes differ after none.
     """
-    prompts = [PromptSet(side.prompts[:READ], side.source) for side in (refuse, comply)]
+    refuse, comply = (PromptSet(side.prompts[:READ], side.source) for side in (refuse, comply))
     lm = lm.using(watch=within(lm.watch, "opener"))
-    found = generate_and_judge(lm, prompts[0], tokens=OPENING, by=judge)
-    texts = [text for text, is_one in zip(found.texts, found.refused, strict=True) if is_one]
-    if len(texts) < FEWEST_REFUSED:
+    found = generate_and_judge(lm, refuse, tokens=OPENING, by=judge)
+    if found.count < FEWEST_REFUSED:
         return ""
-    refused = tuple(
-        p for p, is_one in zip(prompts[0].prompts, found.refused, strict=True) if is_one
-    )
-    classes = (refused, prompts[1].prompts)
+    texts = [text for text, refused in zip(found.texts, found.refused, strict=True) if refused]
+    classes = (refuse.chosen(found.refused), comply)
     shared = shared_beginning(
         [lm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     )
     best, opener = LEAST, ""
     for length in range(1, len(shared)):
-        said = lm.tokenizer.decode(shared[:length])
-        likely = [_likely(answering(lm, said), side, shared[length]) for side in classes]
-        if likely[0] - likely[1] > best:
-            best, opener = likely[0] - likely[1], said
+        beginning = lm.tokenizer.decode(shared[:length])
+        after = answering(lm, beginning)
+        refusing, complying = (_likely(after, side, shared[length]) for side in classes)
+        if refusing - complying > best:
+            best, opener = refusing - complying, beginning
     return opener
 
 
@@ -76,6 +74,6 @@ def shared_beginning(rows: Sequence[Sequence[int]]) -> list[int]:
     return shared
 
 
-def _likely(lm: LM, prompts: Sequence[str], token: int) -> float:
+def _likely(lm: LM, prompts: PromptSet, token: int) -> float:
     """Mean probability of a token at the decision position."""
     return first_log_probs(lm, prompts).double().exp()[:, token].mean().item()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from interp.data.prompts import PromptSet
 from interp.data.text import neutral_passages
 from interp.edits import fingerprint
-from interp.evaluate.hardware import accelerator
+from interp.evaluate.hardware import measured_with
 from interp.evaluate.measure import Bench, BenchRow
 from interp.export import export
 from interp.export.gate import PASSING, kinds
@@ -30,7 +30,6 @@ from interp.methods.refusal.fit import Fitted, build, fit
 from interp.recipes import AblationEdit, LeastDisturbanceEdit
 from interp.records import FigureRecord, Provenance
 from interp.samples import DECISION
-from interp.source import code_hash
 from interp.statistics.refusal import MAIN
 from interp.types import WeightDelta
 
@@ -38,19 +37,23 @@ Say = Callable[[str], None]
 SEED = 0
 MADE_BY = f"{__name__}:run"
 DEMO_DEPTHS = (0.8, 0.87)
-"""Where a run of minutes can afford to try directions; `interp edit` tries more, and several strengths."""
+"""Relative depths of the directions that are tried; `interp edit` tries more, and several strengths."""
 OPENERS = 48
-"""Prompts of each class from which first tokens are taken, at most."""
+"""Prompts of each class from which first tokens of refusals are found, at most."""
 POOL = 100
-"""Further answerable prompts that are read, at most; `interp edit` reads them all."""
+"""Further answerable prompts that are captured, at most; `interp edit` captures all."""
 HELD = 32
 """Prompts of each class of select, and of report, at most."""
 RESPONSE = 12
 CLOSED_FORM = LeastDisturbanceEdit(strength=1.0, attention=1.0, ridge=0.02, learn=0.0, responses=0)
-"""The least-disturbance edit of a run of minutes, along the direction chosen for ablation."""
+"""Settings of the least-disturbance edit; its direction is the one chosen for ablation."""
 PASSAGES = 8
-"""Of neutral text, for report; the others may be looked at while an edit is developed. A run of minutes reads
-every second of them."""
+"""Passages of neutral text for report; the others are for developing edits. The demo uses every second."""
+SPLITS = ("fit", "select", "report")
+HELD_OUT = SPLITS[1:]
+FORMATS = {"delta": "delta", "adapter": "peft"}
+"""Directory under ``out`` → export format."""
+SIDES = ("refuse", "comply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +65,22 @@ class Prompts:
     report: tuple[PromptSet, PromptSet]
     pool: PromptSet | None = None
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Name of a prompt set (``fit:refuse``, ``pool``) → its hash."""
+        found = {}
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, PromptSet):
+                found[name] = value.sha256
+            elif value is not None:
+                found |= {f"{name}:{side}": p.sha256 for side, p in zip(SIDES, value, strict=True)}
+        return found
+
 
 @dataclass(slots=True)
 class RunResult:
-    """What a run produced: rows of measures, choices, files, and the seconds that each stage took."""
+    """Results of a run: rows of measures, choices, files, and seconds of each stage."""
 
     rows: list[BenchRow] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -92,6 +107,11 @@ class RunResult:
         yield
         self.seconds[stage] = time.perf_counter() - started
 
+    def save(self, record: FigureRecord, out: Path) -> None:
+        """Save a figure's data and its picture under ``out/figures``."""
+        path = record.save(out / "figures")
+        self.paths |= {record.key: path, f"{record.key} (picture)": render(path)}
+
 
 def run(
     lm: LM,
@@ -104,96 +124,47 @@ def run(
 ) -> RunResult:
     """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
 
-    Edits are fitted on *fit*. Where the direction is taken is chosen on *select*, by what ablation along it
-    does there; the least-disturbance edit takes the same direction. Of *select* and *report* ``HELD``
-    prompts of each class are read. Everything is written under ``out``; *report* is touched once, after all
-    choices.
+    Edits are fitted on *fit*. The block of the direction is chosen on *select*, by ablation along it; the
+    least-disturbance edit takes the same direction. ``HELD`` prompts of each class of *select* and *report*
+    are used, the latter once, after all choices. Everything is written under ``out``.
     """
-    prompts = replace(prompts, select=_held(prompts.select), report=_held(prompts.report))
-    pool = prompts.pool and prompts.pool.spread(POOL)
-    result = RunResult(base=fingerprint(lm.hf, lm.anatomy), prompts=_hashes(prompts, pool))
+    held = {name: tuple(side.spread(HELD) for side in getattr(prompts, name)) for name in HELD_OUT}
+    prompts = replace(prompts, pool=prompts.pool and prompts.pool.spread(POOL), **held)
+    result = RunResult(base=fingerprint(lm.hf, lm.anatomy), prompts=prompts.hashes)
     with result.timed("attribute"):
-        some = [part.spread(OPENERS) for part in prompts.fit]
-        figure = attribution_figure(lm, *prompts.select, openers=fit_openers(lm, *some))
-        _keep(result, figure, out)
+        openers = fit_openers(lm, *(part.spread(OPENERS) for part in prompts.fit))
+        figure = attribution_figure(lm, *prompts.select, openers=openers)
+        result.save(figure, out)
         say(f"attribution: the classes differ by {figure.series.measured:+.2f} logits")
     with result.timed("fit"):
         # Responses are not read, which would take as long as both classes and the pool together.
-        fitted = fit(lm, *prompts.fit, pool=pool, judge=judge)
+        fitted = fit(lm, *prompts.fit, pool=prompts.pool, judge=judge)
     with result.timed("select"):
         result.choices = _choices(lm, fitted, prompts, say)
-        edits = {name: build(lm, fitted, choice.setting) for name, choice in result.choices.items()}
-        edits["random direction"] = random_control(edits[MAIN], seed=SEED)
     with result.timed("report"):
-        deltas = {name: as_delta(lm, fitted, edit, prompts.select) for name, edit in edits.items()}
+        deltas = {
+            name: as_delta(lm, fitted, build(lm, fitted, choice.setting), prompts.select)
+            for name, choice in result.choices.items()
+        }
+        deltas["random direction"] = random_control(deltas[MAIN], seed=SEED)
         result.rows = _rows(lm, prompts, deltas, judge)
-    about = frozenset.union(*(kinds(deltas[name].recipe) for name in result.choices))
-    card = report_figure(result.rows, _provenance(result, lm), sorted(about))
-    _keep(result, card, out)
+    proves = frozenset.union(*(kinds(deltas[name].recipe) for name in result.choices))
+    seconds = sum(result.seconds.values())
+    provenance = measured_with(
+        lm, prompts=prompts.hashes, seed=SEED, seconds=seconds, made_by=MADE_BY
+    )
+    card = report_figure(result.rows, provenance, sorted(proves))
+    result.save(card, out)
     if card.verdict not in PASSING:
         say(f"the report figure says {card.verdict!r}: what is exported is marked as unproven")
     with result.timed("export"):
-        asked = {"response_tokens": RESPONSE, "judge": judge.as_json()}
-        measured = _measurement(result.rows, deltas[MAIN], prompts, card.provenance, asked)
-        options = {"cards": [card], "measured": measured, **(loading or {})}
-        for kind, name in (("delta", "delta"), ("peft", "adapter")):
-            result.paths[name] = out / name
-            result.exports[kind] = _export(lm, deltas[MAIN], kind, out / name, options, say)
+        measured = _measurement(result.rows, deltas[MAIN], prompts, card.provenance, judge)
+        result.paths |= {name: out / name for name in FORMATS}
+        result.exports = {
+            to: _export(lm, deltas[MAIN], to, out / name, say, [card], measured, loading or {})
+            for name, to in FORMATS.items()
+        }
     return result
-
-
-def _hashes(prompts: Prompts, pool: PromptSet | None) -> dict[str, str]:
-    """Name of a prompt set → its hash."""
-    found = {
-        f"{split}:{side}": part.sha256
-        for split in ("fit", "select", "report")
-        for side, part in zip(("refuse", "comply"), getattr(prompts, split), strict=True)
-    }
-    return found | ({"pool": pool.sha256} if pool else {})
-
-
-def _rows(
-    lm: LM, prompts: Prompts, deltas: Mapping[str, WeightDelta], judge: Judge
-) -> list[BenchRow]:
-    """The report table: the unedited model, then every edit."""
-    passages = neutral_passages()[:PASSAGES:2]
-    bench = Bench.prepare(
-        lm, *prompts.report, response_tokens=RESPONSE, passages=passages, judge=judge
-    )
-    return [bench.row("original"), *(bench.row(name, delta) for name, delta in deltas.items())]
-
-
-def _export(
-    lm: LM, delta: WeightDelta, kind: str, out: Path, options: Mapping[str, Any], say: Say
-) -> dict[str, Any]:
-    """Export a delta in one format; what its receipt says."""
-    base = {"base": lm.backend, "base_name": lm.backend.source}
-    receipt = export(delta, to=kind, out=out, unproven=True, **base, **options)
-    say(f"{kind}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
-    return {
-        "verdict": receipt.verdict,
-        "difference": receipt.difference,
-        "effect": receipt.effect,
-        "missing": list(receipt.missing),
-    }
-
-
-def _measurement(
-    rows: Sequence[BenchRow],
-    delta: WeightDelta,
-    prompts: Prompts,
-    provenance: Provenance,
-    asked: Mapping[str, Any],
-) -> Measurement:
-    """What the report split says of the edit that is exported."""
-    named = {row.name: row.as_json() for row in rows}
-    pair = (named["original"], named[MAIN])
-    return Measurement.of(delta, pair, *prompts.report, provenance, **asked)
-
-
-def _held(part: tuple[PromptSet, PromptSet]) -> tuple[PromptSet, PromptSet]:
-    refuse, comply = (side.spread(HELD) for side in part)
-    return refuse, comply
 
 
 def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Choice]:
@@ -215,21 +186,49 @@ def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Ch
     return found
 
 
-def _keep(result: RunResult, record: FigureRecord, out: Path) -> None:
-    """Save a figure's data and its picture under ``out/figures``."""
-    path = record.save(out / "figures")
-    result.paths[record.key] = path
-    result.paths[f"{record.key} (picture)"] = render(path)
+def _rows(
+    lm: LM, prompts: Prompts, deltas: Mapping[str, WeightDelta], judge: Judge
+) -> list[BenchRow]:
+    """The report table: the unedited model, then every edit."""
+    texts = neutral_passages()[:PASSAGES:2]
+    bench = Bench(lm, *prompts.report, response_tokens=RESPONSE, passages=texts, judge=judge)
+    return [bench.row("original"), *(bench.row(name, delta) for name, delta in deltas.items())]
 
 
-def _provenance(result: RunResult, lm: LM) -> Provenance:
-    return Provenance.collect(
-        lm.backend.source,
-        device=accelerator(lm),
-        fingerprint=result.base,
-        prompts=result.prompts,
-        seed=SEED,
-        seconds=sum(result.seconds.values()),
-        made_by=MADE_BY,
-        code=code_hash(MADE_BY),
+def _measurement(
+    rows: Sequence[BenchRow],
+    delta: WeightDelta,
+    prompts: Prompts,
+    provenance: Provenance,
+    judge: Judge,
+) -> Measurement:
+    """Measurement of the exported edit on the report split."""
+    named = {row.name: row.as_json() for row in rows}
+    pair, settings = (named["original"], named[MAIN]), {"judge": judge.as_json()}
+    return Measurement.of(
+        delta, pair, *prompts.report, provenance, response_tokens=RESPONSE, **settings
     )
+
+
+def _export(
+    lm: LM,
+    delta: WeightDelta,
+    to: str,
+    out: Path,
+    say: Say,
+    cards: Sequence[FigureRecord],
+    measured: Measurement,
+    loading: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Export a delta in one format; verdict, differences and missing proofs of its receipt."""
+    receipt = export(
+        delta, to=to, out=out, unproven=True, base=lm.backend, base_name=lm.backend.source,
+        cards=cards, measured=measured, **loading,
+    )  # fmt: skip
+    say(f"{to}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
+    return {
+        "verdict": receipt.verdict,
+        "difference": receipt.difference,
+        "effect": receipt.effect,
+        "missing": list(receipt.missing),
+    }

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from interp.edits import Edit, ablation, canonical, readable, select_writers, writer_unit
+from interp.edits import Edit, canonical, readable, select_writers, writer_unit
 from interp.lm import LM
 from interp.methods.heretic import Kernel
-from interp.methods.refusal import Fitted, build, learned, rotated
+from interp.methods.refusal import Fitted, build, learned, random_control
 from interp.methods.refusal.choose import UPPER, WITH_OPENER, depth_blocks
 from interp.models.anatomy import BoundWriter
 from interp.operators import Ablation, Affine, NormPreserving, Operator, SubspaceAblation
-from interp.recipes import LeastDisturbanceEdit
+from interp.recipes import AblationEdit, LeastDisturbanceEdit
 from interp.samples import DECISION
 from interp.sites import Site
 from interp.statistics.representation_engineering import (
@@ -25,27 +25,29 @@ from interp.statistics.representation_engineering import (
     MAIN,
     PARTIAL,
     RANDOM,
+    WHOLE_STACK,
 )
-from interp.types import Direction, WeightDelta
+from interp.types import WeightDelta
 
-LEVEL = "to the comply level"
-DEPTHS = (0.8, 0.93)
+ABLATION, KERNEL = WHOLE_STACK
+LEVEL, NORMS, TWO = "to the comply level", "norms kept (columns)", "two directions"
+TRIED_DEPTHS = (0.8, 0.93)
 STRENGTHS = {0.45: (1.0, 1.2), 1.0: (0.8, 1.0)}
-"""Of an edit at the first token alone, by the share that attention carries."""
+"""Strengths of an edit at the first token alone, by the share that attention carries."""
 ABLATED = (0.75, 1.0)
 """Strengths of an ablation."""
 DRAWS = 4
 """Settings of heretic's search space that are drawn; heretic itself tries 200."""
-VARIANTS = ("norms kept (columns)", "two directions")
+BELOW = 4
+"""Blocks between the two directions of a subspace, among those that have a direction."""
+VARIANTS = (NORMS, TWO)
 """Edits that differ from partial ablation in one step, and are made at the setting chosen for that."""
-ANSWERED = 400
-"""Twins of the broad pairs whose responses a least-disturbance edit leaves alone, at most."""
 SHIPPED = (*VARIANTS, FIRST_TOKEN)
 """Contenders that are measured on the shipped split alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Setting:
     """One setting of one contender. kernels: heretic's parameters for attention and MLP. attention,
     opener_strength, learn: of a least-disturbance edit (:class:`interp.recipes.LeastDisturbanceEdit`)."""
 
@@ -61,55 +63,69 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Deltas of candidates, fitted on one split; one that was learned is kept."""
+    """Makes the deltas of settings from one fit; a learned one is made once."""
 
     lm: LM
     fitted: Fitted
-    _kept: dict[Candidate, WeightDelta] = field(default_factory=dict, init=False, repr=False)
+    _learned: dict[Setting, WeightDelta] = field(default_factory=dict, init=False, repr=False)
 
-    def __call__(self, candidate: Candidate) -> WeightDelta:
-        if candidate in self._kept:
-            return self._kept[candidate]
-        if candidate.name == RANDOM:
-            return rotated(self(replace(candidate, name=MAIN)))
-        if candidate.learn:
-            before = self(replace(candidate, name=CLOSED, learn=0.0))
-            self._kept[candidate] = learned(self.lm, self.fitted, before, candidate.learn)
-            return self._kept[candidate]
-        return self.lm.to_delta(MAKERS[candidate.name](self, candidate))
+    def __call__(self, setting: Setting) -> WeightDelta:
+        if setting.name == RANDOM:
+            return random_control(self(replace(setting, name=MAIN)))
+        if not setting.learn:
+            return self.lm.to_delta(MAKERS[setting.name](self, setting))
+        if setting not in self._learned:
+            closed = self(replace(setting, name=CLOSED, learn=0.0))
+            self._learned[setting] = learned(self.lm, self.fitted, closed, setting.learn)
+        return self._learned[setting]
 
-    def direction(self, candidate: Candidate) -> Direction:
-        return self.fitted.direction(candidate.block)
+    def blocks(self, setting: Setting) -> tuple[int, ...]:
+        """The edited blocks."""
+        return tuple(range(setting.first, self.lm.n_blocks))
 
-    def blocks(self, candidate: Candidate) -> tuple[int, ...]:
-        return tuple(range(candidate.first, self.lm.n_blocks))
+    def unit(self, writer: BoundWriter, block: int) -> Tensor:
+        """The direction of a block as a writer has to write it, behind the writer's gain, ``[d_model]``."""
+        return writer_unit(self.lm.hf, writer, self.fitted.direction(block).vector).cpu()
+
+    def at_writers(
+        self,
+        setting: Setting,
+        method: str,
+        make: Callable[[BoundWriter, Tensor, Tensor], Operator | None],
+    ) -> Edit:
+        """An operator for every edited writer; ``make(writer, weight, unit)`` gives it, or None for none."""
+        operators = {}
+        for writer in select_writers(self.lm.anatomy, self.blocks(setting)):
+            weight = canonical(readable(self.lm.hf, writer.weight), writer.axes).cpu()
+            if (operator := make(writer, weight, self.unit(writer, setting.block))) is not None:
+                operators[writer.weight] = operator
+        return Edit(operators, recipe={"method": method})
 
 
-def candidates(name: str, fitted: Fitted, n_blocks: int) -> list[Candidate]:
+def settings(name: str, fitted: Fitted, n_blocks: int) -> list[Setting]:
     """The settings of a contender. Blocks are at relative depths, so that they fit any model."""
-    blocks = depth_blocks(n_blocks, fitted.directions[DECISION], DEPTHS)
+    blocks = depth_blocks(n_blocks, fitted.directions[DECISION], TRIED_DEPTHS)
     upper = round(UPPER * n_blocks)
-    if name == "heretic's kernel":
+    if name == KERNEL:
         return list(_drawn(blocks, n_blocks))
     if name == MAIN:
-        start = candidates(CLOSED, fitted, n_blocks)[0]
+        start = settings(CLOSED, fitted, n_blocks)[0]
         return [replace(start, name=MAIN, learn=WITH_OPENER["learn"])]
     if name == CLOSED and fitted.opener:
-        named = ("strength", "attention", "opener_strength")
-        setting = {each: WITH_OPENER[each] for each in named}
-        return [Candidate(name, blocks[-1], upper, **setting)]
+        shared = {each: WITH_OPENER[each] for each in ("strength", "attention", "opener_strength")}
+        return [Setting(name, blocks[-1], upper, **shared)]
     if name in (CLOSED, FIRST_TOKEN):
         return [
-            Candidate(name, blocks[-1], upper, strength, attention)
+            Setting(name, blocks[-1], upper, strength, attention)
             for attention, strengths in STRENGTHS.items()
             for strength in strengths
         ]
-    first = 0 if name == "directional ablation" else upper
+    first = 0 if name == ABLATION else upper
     tried = blocks if name == LEVEL else blocks[-1:]
-    return [Candidate(name, b, first, s) for b in tried for s in ABLATED]
+    return [Setting(name, block, first, strength) for block in tried for strength in ABLATED]
 
 
-def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Candidate]:
+def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Setting]:
     """Draws from the ranges in which heretic searches (its defaults for a dense model)."""
     generator, last = random.Random(0), n_blocks - 1
     for _ in range(DRAWS):
@@ -119,109 +135,81 @@ def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Candidate]:
             position = generator.uniform(0.6, 1.0) * last
             least = generator.uniform(0.0, 1.0) * most
             kernels.append((most, position, least, generator.uniform(1.0, 0.6 * last)))
-        yield Candidate("heretic's kernel", generator.choice(blocks), kernels=tuple(kernels))
+        yield Setting(KERNEL, generator.choice(blocks), kernels=tuple(kernels))
 
 
-def _ablation(maker: Maker, candidate: Candidate) -> Edit:
-    return ablation(
-        maker.lm.hf,
-        maker.lm.anatomy,
-        maker.direction(candidate),
-        strength=candidate.strength,
-        blocks=maker.blocks(candidate),
-    )
+def _ablation(maker: Maker, setting: Setting) -> Edit:
+    recipe = AblationEdit(setting.strength, setting.block, setting.first)
+    return build(maker.lm, maker.fitted, recipe)
 
 
-def _at_writers(
-    maker: Maker,
-    candidate: Candidate,
-    method: str,
-    make: Callable[[BoundWriter, Tensor], Operator | None],
-) -> Edit:
-    """An operator for every writer of the candidate's blocks, from the writer and its weight."""
-    operators = {}
-    for writer in select_writers(maker.lm.anatomy, maker.blocks(candidate)):
-        weight = canonical(readable(maker.lm.hf, writer.weight), writer.axes).cpu()
-        if (operator := make(writer, weight)) is not None:
-            operators[writer.weight] = operator
-    return Edit(operators, recipe={"method": method})
+def _least(maker: Maker, setting: Setting) -> Edit:
+    return build(maker.lm, maker.fitted, least_recipe(setting, maker.fitted.opener))
 
 
-def _unit(maker: Maker, writer: BoundWriter, block: int) -> Tensor:
-    vector = maker.fitted.direction(block).vector
-    return writer_unit(maker.lm.hf, writer, vector).cpu()
-
-
-def _heretic(maker: Maker, candidate: Candidate) -> Edit:
-    """Graded ablation with a weight for every writer: heretic's kernel, rows left as they are."""
-    attention, mlp = (Kernel(*values) for values in candidate.kernels)
-
-    def make(writer: BoundWriter, weight: Tensor) -> Operator | None:
-        kernel = attention if writer.kind == "attention" else mlp
-        strength = kernel.weight(writer.block or 0)
-        return Ablation(_unit(maker, writer, candidate.block), strength) if strength else None
-
-    return _at_writers(maker, candidate, "heretic", make)
-
-
-def _to_level(maker: Maker, candidate: Candidate) -> Edit:
-    """Mean replacement (ACE at the comply level): what varies along u goes, the comply mean stays."""
-    samples = maker.fitted.samples
-
-    def make(writer: BoundWriter, weight: Tensor) -> Operator:
-        u = _unit(maker, writer, candidate.block)
-        comply = samples.rows(Site.writer_in(writer.block, writer.name), False)
-        mean = weight @ comply.float().mean(0)
-        return Affine.around(mean, -candidate.strength * u.unsqueeze(-1), u.unsqueeze(0))
-
-    return _at_writers(maker, candidate, "affine ablation", make)
-
-
-def _norms_kept(maker: Maker, candidate: Candidate) -> Edit:
-    def make(writer: BoundWriter, weight: Tensor) -> Operator:
-        u = _unit(maker, writer, candidate.block)
-        return NormPreserving.of(u, weight, "columns", candidate.strength)
-
-    return _at_writers(maker, candidate, "norm-preserving ablation", make)
-
-
-def _subspace(maker: Maker, candidate: Candidate) -> Edit:
-    """Two directions at once: that of the block and that of the block four below."""
-    known = sorted(maker.fitted.directions[DECISION])
-    below = known[max(known.index(candidate.block) - 4, 0)]
-
-    def make(writer: BoundWriter, weight: Tensor) -> Operator:
-        rows = [_unit(maker, writer, b) for b in dict.fromkeys((candidate.block, below))]
-        return SubspaceAblation(torch.stack(rows), candidate.strength)
-
-    return _at_writers(maker, candidate, "subspace ablation", make)
-
-
-def _least(maker: Maker, candidate: Candidate) -> Edit:
-    return build(maker.lm, maker.fitted, least_recipe(candidate, maker.fitted.opener))
-
-
-def least_recipe(candidate: Candidate, opener: str) -> LeastDisturbanceEdit:
-    """The recipe of a least-disturbance candidate; the opener is that of the fit."""
-    acts_after = bool(candidate.opener_strength)
+def least_recipe(setting: Setting, opener: str) -> LeastDisturbanceEdit:
+    """The recipe of a least-disturbance setting; the opener is that of the fit."""
+    acts_after = bool(setting.opener_strength)
     return LeastDisturbanceEdit(
         after_opener=opener if acts_after else None,
-        learn=candidate.learn,
-        strength=candidate.strength,
-        block=candidate.block,
-        first_block=candidate.first,
-        opener_strength=candidate.opener_strength if acts_after else None,
-        attention=candidate.attention,
+        learn=setting.learn,
+        strength=setting.strength,
+        block=setting.block,
+        first_block=setting.first,
+        opener_strength=setting.opener_strength if acts_after else None,
+        attention=setting.attention,
         ridge=WITH_OPENER["ridge"],
     )
 
 
-MAKERS: dict[str, Callable[[Maker, Candidate], Edit]] = {
-    "directional ablation": _ablation,
+def _heretic(maker: Maker, setting: Setting) -> Edit:
+    """Graded ablation with a weight for every writer: heretic's kernel, rows left as they are."""
+    attention, mlp = (Kernel(*values) for values in setting.kernels)
+
+    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator | None:
+        kernel = attention if writer.kind == "attention" else mlp
+        strength = kernel.weight(writer.block or 0)
+        return Ablation(unit, strength) if strength else None
+
+    return maker.at_writers(setting, "heretic", make)
+
+
+def _to_level(maker: Maker, setting: Setting) -> Edit:
+    """Affine ablation (ACE): the component along u becomes that of the comply mean."""
+
+    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator:
+        inputs = maker.fitted.samples.rows(Site.writer_in(writer.block, writer.name), False)
+        mean = weight @ inputs.float().mean(0)
+        return Affine.around(mean, -setting.strength * unit.unsqueeze(-1), unit.unsqueeze(0))
+
+    return maker.at_writers(setting, "affine ablation", make)
+
+
+def _norms_kept(maker: Maker, setting: Setting) -> Edit:
+    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator:
+        return NormPreserving.of(unit, weight, "columns", setting.strength)
+
+    return maker.at_writers(setting, "norm-preserving ablation", make)
+
+
+def _subspace(maker: Maker, setting: Setting) -> Edit:
+    """Ablation of two directions at once: the block's own, and the one ``BELOW`` blocks below."""
+    known = sorted(maker.fitted.directions[DECISION])
+    below = known[max(known.index(setting.block) - BELOW, 0)]
+
+    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator:
+        rows = [unit] if below == setting.block else [unit, maker.unit(writer, below)]
+        return SubspaceAblation(torch.stack(rows), setting.strength)
+
+    return maker.at_writers(setting, "subspace ablation", make)
+
+
+MAKERS: dict[str, Callable[[Maker, Setting], Edit]] = {
+    ABLATION: _ablation,
     PARTIAL: _ablation,
-    "heretic's kernel": _heretic,
-    "norms kept (columns)": _norms_kept,
-    "two directions": _subspace,
+    KERNEL: _heretic,
+    NORMS: _norms_kept,
+    TWO: _subspace,
     LEVEL: _to_level,
     FIRST_TOKEN: _least,
     CLOSED: _least,

@@ -1,8 +1,7 @@
-"""What each change to heretic's way of finding a direction does, one at a time.
+"""The effect of each change to the way in which heretic finds and uses a direction, one at a time.
 
-The edit is partial ablation at the block, blocks and strength that the frontier chose for it, with
-everything else as it is; only the named step differs. Fitted on fit, measured on report of the
-shipped split.
+The edit is partial ablation with the setting that the frontier chose for it; only the named step differs.
+Fitted on fit, measured on report of the shipped split.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from interp.claims import Claim
 from interp.edits import ablation
 from interp.estimators import LDA, Chain, DiffMeans, Estimator, OrthogonaliseTo, Winsorise
 from interp.evaluate.geometry import split_half_cosine
-from interp.evaluate.refusal import generate_and_judge
 from interp.methods.refusal import Fitted
-from interp.methods.refusal.fit import OPENING
 from interp.methods.representation_engineering.contenders import (
     CLOSED,
     FIRST_TOKEN,
+    LEVEL,
     MAIN,
+    NORMS,
     PARTIAL,
-    Candidate,
+    TWO,
     Maker,
+    Setting,
 )
-from interp.methods.representation_engineering.paper import KEY
-from interp.methods.representation_engineering.seed_run import SeedRun
+from interp.methods.representation_engineering.seed_run import FULL, SeedRun
 from interp.records import FigureRecord
 from interp.samples import DECISION, OPENER
 from interp.series import Axis, Row
@@ -43,112 +42,48 @@ from interp.types import Direction, WeightDelta
 
 WINSOR = 0.995
 PRESERVED = 8
-"""Principal components of the comply rows that one variant leaves alone."""
+"""Principal components of the comply rows that one change keeps unchanged."""
+AFTER_OPENER = "read after the opener"
 
 Rows = tuple[Tensor, Tensor]
 """Refuse and comply rows of one block, ``[n, d_model]`` each."""
+Change = Callable[[SeedRun, Setting], WeightDelta]
+"""Makes the changed edit at the setting that was chosen for partial ablation."""
 
 
 def projected(estimator: Estimator | None = None, *stages: Any) -> Chain:
+    """An estimator whose direction is made orthogonal to the comply mean."""
     return Chain([*stages, OrthogonaliseTo("mean")], estimator)
 
 
-ESTIMATORS: Mapping[str, Callable[[], Estimator]] = {
-    PLAIN: projected,
-    "not projected off the comply mean": DiffMeans,
-    f"winsorised at {WINSOR}": lambda: projected(None, Winsorise(WINSOR)),
-    "geometric medians": lambda: projected(DiffMeans("geometric median")),
-    "trimmed means": lambda: projected(DiffMeans("trimmed")),
-    f"off {PRESERVED} comply components": lambda: projected(
-        None, OrthogonaliseTo("components", PRESERVED)
-    ),
-}
-"""Ways to read a direction from the same rows."""
-OPERATORS = {
-    "to the comply level (ACE)": "to the comply level",
-    "column norms kept": "norms kept (columns)",
-    "two directions": "two directions",
-}
-"""Ways to use the direction of heretic's way: the frontier's contenders."""
-FILTERED = "refused requests alone"
-UNMATCHED = "comply prompts without twins"
-DISCRIMINANT = "LDA written as it reads"
-OPENED = "read after the opener"
-OWN = "each block's own direction"
-SHRUNK = "strengths shrunk by split-half cosine"
-
-
-def variants(run: SeedRun) -> dict[str, Callable[[], WeightDelta]]:
-    """Name of a change → the edit with that change alone; nothing is fitted before one is made."""
-    chosen = run.chosen(PARTIAL)
-
-    def along(make: Callable[[], Estimator], **how: Any) -> WeightDelta:
-        return fitted_with(
-            run.maker, chosen, rows_of_block(run.maker.fitted, chosen.block), make, **how
-        )
-
-    def of_rows(choose: Callable[[Rows], Rows]) -> WeightDelta:
-        rows = rows_of_block(run.maker.fitted, chosen.block)
-        return fitted_with(run.maker, chosen, choose(rows), projected)
-
-    def shrunk() -> WeightDelta:
-        maker = run.maker
-        return by_block(maker, chosen, maker.direction(chosen), reliable(maker))
-
-    found: dict[str, Callable[[], WeightDelta]] = {
-        name: partial(along, make) for name, make in ESTIMATORS.items()
-    }
-    found[FILTERED] = lambda: of_rows(lambda rows: (rows[0][_refused(run)], rows[1]))
-    found[UNMATCHED] = lambda: of_rows(lambda rows: (rows[0], _pool(run, chosen.block)))
-    found[DISCRIMINANT] = partial(along, LDA, read=True)
-    found[OWN] = lambda: by_block(run.maker, chosen, run.maker.fitted.directions[DECISION])
-    found[SHRUNK] = shrunk
-    if run.opener:
-        found[OPENED] = lambda: _opened(run.maker)(chosen)
-    for name, contender in OPERATORS.items():
-        found[name] = partial(_made, run, replace(chosen, name=contender))
-    return found
-
-
-def _made(run: SeedRun, candidate: Candidate) -> WeightDelta:
-    return run.maker(candidate)
-
-
-def _opened(maker: Maker) -> Maker:
-    """With the directions that were read once the opener had been said."""
-    directions = {DECISION: maker.fitted.directions[OPENER]}
-    return replace(maker, fitted=replace(maker.fitted, directions=directions))
-
-
 def rows_of_block(fitted: Fitted, block: int) -> Rows:
-    """Outputs of a block, of both classes."""
+    """Outputs of a block at the decision position, of both classes."""
     site = Site.resid_post(block)
     return fitted.samples.rows(site, True).float(), fitted.samples.rows(site, False).float()
 
 
+def with_directions(maker: Maker, directions: Mapping[int, Direction]) -> Maker:
+    """A maker of edits along other directions."""
+    return replace(maker, fitted=replace(maker.fitted, directions={DECISION: directions}))
+
+
 def fitted_with(
-    maker: Maker,
-    chosen: Candidate,
-    rows: Rows,
-    make: Callable[[], Estimator],
-    *,
-    read: bool = False,
+    maker: Maker, chosen: Setting, rows: Rows, estimator: Estimator, *, read: bool = False
 ) -> WeightDelta:
-    """The chosen ablation along a direction that is found otherwise. read: along the reading vector."""
-    found = make().fit(*rows)
+    """Ablation along the direction that an estimator finds. read: along its reading vector."""
+    found = estimator.fit(*rows)
     vector = torch.nn.functional.normalize(found.read_, dim=-1) if read else found.unit_
     direction = Direction(vector.float(), chosen.block, type(found).__name__, 1.0)
-    fitted = replace(maker.fitted, directions={DECISION: {chosen.block: direction}})
-    return replace(maker, fitted=fitted)(chosen)
+    return with_directions(maker, {chosen.block: direction})(chosen)
 
 
 def by_block(
     maker: Maker,
-    chosen: Candidate,
+    chosen: Setting,
     direction: Direction | Mapping[int, Direction],
     shares: Mapping[int, float] | None = None,
 ) -> WeightDelta:
-    """The chosen ablation with a direction, or a share of the strength, for every block."""
+    """Ablation with a direction, or a share of the strength, for every block."""
     lm, blocks = maker.lm, maker.blocks(chosen)
     strength = {b: chosen.strength * (shares[b] if shares else 1.0) for b in blocks}
     edit = ablation(lm.hf, lm.anatomy, direction, strength=strength, blocks=blocks)
@@ -157,78 +92,113 @@ def by_block(
 
 def reliable(maker: Maker) -> dict[int, float]:
     """Cosine between the directions of two halves of the fit, by block."""
-    by_block = [rows_of_block(maker.fitted, block) for block in range(maker.lm.n_blocks)]
-    sides = [torch.stack(rows) for rows in zip(*by_block, strict=True)]
-    n = min(len(rows) for rows in (sides[0][0], sides[1][0])) // 2
-    return dict(enumerate(split_half_cosine(DiffMeans(), sides[0], sides[1], n).tolist()))
+    rows = [rows_of_block(maker.fitted, block) for block in range(maker.lm.n_blocks)]
+    positive, negative = (torch.stack(side) for side in zip(*rows, strict=True))
+    n = min(positive.shape[1], negative.shape[1]) // 2
+    return dict(enumerate(split_half_cosine(DiffMeans(), positive, negative, n).tolist()))
 
 
-def _refused(run: SeedRun) -> Tensor:
-    """Which requests of the whole fit the unedited model refuses; all where it refuses none."""
-    study = run.study
-    prompts = run.parts.fit[0].prompts + run.parts.broad[0].prompts
-
-    def ask() -> list[bool]:
-        return list(generate_and_judge(study.lm, prompts, tokens=OPENING).refused)
-
-    refused = torch.tensor(study.resumed("flags-refused", ask, prompts=run.parts.hashes))
-    return refused if refused.any() else torch.ones_like(refused)
+# --- the changes -------------------------------------------------------------------------------
 
 
-def _pool(run: SeedRun, block: int) -> Tensor:
-    """Rows of the pool, as many as there are comply prompts: same class, other topics and forms."""
-    most = len(run.parts.fit[1]) + len(run.parts.broad[1])
-    site = Site.resid_post(block)
-    return run.study.lm.activations(run.parts.pool.prompts[:most], site)[site].float()
+def estimated(make: Callable[[], Estimator], *, read: bool = False) -> Change:
+    """Another estimator on the same rows."""
+
+    def change(run: SeedRun, chosen: Setting) -> WeightDelta:
+        rows = rows_of_block(run.maker.fitted, chosen.block)
+        return fitted_with(run.maker, chosen, rows, make(), read=read)
+
+    return change
 
 
-def measured(run: SeedRun, delta: WeightDelta) -> dict[str, float]:
-    """Share of report requests refused, and first-token KL on their twins."""
-    answers = generate_and_judge(run.study.lm, run.parts.report[0], delta, tokens=OPENING)
-    return {"refused": answers.count / len(answers.texts), "kl1": run.first_kl(delta)}
+def made_as(name: str) -> Change:
+    """Another operator along the same direction: that of one of the contenders."""
+    return lambda run, chosen: run.maker(replace(chosen, name=name))
 
 
-def measured_variant(run: SeedRun, name: str) -> dict[str, float]:
-    """What :func:`measured` says of one of the :func:`variants`."""
-    return measured(run, variants(run)[name]())
+def refused_alone(run: SeedRun, chosen: Setting) -> WeightDelta:
+    """Fitted on the requests that the unedited model refuses."""
+    fitted = run.maker.fitted
+    return replace(run.maker, fitted=fitted.of(fitted.requests, fitted.answered))(chosen)
+
+
+def unmatched(run: SeedRun, chosen: Setting) -> WeightDelta:
+    """Fitted on as many comply prompts of other topics and forms as there are twins."""
+    twins = len(run.parts.fit[1]) + len(run.parts.broad[1])
+    site = Site.resid_post(chosen.block)
+    comply = run.study.lm.activations(run.parts.pool.prompts[:twins], site)[site].float()
+    refuse, _ = rows_of_block(run.maker.fitted, chosen.block)
+    return fitted_with(run.maker, chosen, (refuse, comply), projected())
+
+
+def own_directions(run: SeedRun, chosen: Setting) -> WeightDelta:
+    """The direction of each block at that block."""
+    return by_block(run.maker, chosen, run.maker.fitted.directions[DECISION])
+
+
+def shrunk(run: SeedRun, chosen: Setting) -> WeightDelta:
+    """The strength of each block times its split-half cosine."""
+    maker = run.maker
+    return by_block(maker, chosen, maker.fitted.direction(chosen.block), reliable(maker))
+
+
+def after_opener(run: SeedRun, chosen: Setting) -> WeightDelta:
+    """The direction read after the opener."""
+    return with_directions(run.maker, run.maker.fitted.directions[OPENER])(chosen)
+
+
+CHANGES: dict[str, Change] = {
+    PLAIN: estimated(projected),
+    "not projected off the comply mean": estimated(DiffMeans),
+    f"winsorised at {WINSOR}": estimated(lambda: projected(None, Winsorise(WINSOR))),
+    "geometric medians": estimated(lambda: projected(DiffMeans("geometric median"))),
+    "trimmed means": estimated(lambda: projected(DiffMeans("trimmed"))),
+    f"off {PRESERVED} comply components": estimated(
+        lambda: projected(None, OrthogonaliseTo("components", PRESERVED))
+    ),
+    "refused requests alone": refused_alone,
+    "comply prompts without twins": unmatched,
+    "LDA written as it reads": estimated(LDA, read=True),
+    "each block's own direction": own_directions,
+    "strengths shrunk by split-half cosine": shrunk,
+    AFTER_OPENER: after_opener,
+    "to the comply level (ACE)": made_as(LEVEL),
+    "column norms kept": made_as(NORMS),
+    "two directions": made_as(TWO),
+}
+
+
+def changes(run: SeedRun) -> dict[str, Change]:
+    """Name of a change → the change, for all that the model allows."""
+    return {name: change for name, change in CHANGES.items() if name != AFTER_OPENER or run.opener}
+
+
+def measured(run: SeedRun, name: str) -> dict[str, float]:
+    """Share of report requests refused, and first-token KL on their twins, with one change."""
+    return run.short(CHANGES[name](run, run.chosen(PARTIAL)))
 
 
 def flags(study: Study) -> FigureRecord:
     """One row a change: requests left refused and first-token KL, heretic's way first."""
-    run = SeedRun(study, 0)
-    made = variants(run)
-    progress = study.watch("flags", len(made))
+    run = SeedRun(study, FULL)
+    chosen, names = run.chosen(PARTIAL), list(changes(run))
+    about = {"setting": asdict(chosen), "opener": run.opener, "prompts": run.parts.hashes}
+    progress = study.watch("flags", len(names))
     table: dict[str, dict[str, float]] = {}
-    for name in made:
-        table[name] = study.resumed(
-            "flags",
-            partial(measured_variant, run, name),
-            name=name,
-            setting=asdict(run.chosen(PARTIAL)),
-            opener=run.opener,
-            prompts=run.parts.hashes,
-        )
+    for name in names:
+        table[name] = study.resumed("flags", partial(measured, run, name), name=name, **about)
         progress(1)
-    for name in (FIRST_TOKEN, CLOSED, MAIN):
-        ours = run.points(name)[-1]
-        table[name] = {measure: ours[measure] for measure in ("refused", "kl1")}
+    table |= {name: run.points(name)[-1] for name in (FIRST_TOKEN, CLOSED, MAIN)}
     columns = [Axis("refused", "%", limits=(0, 100)), Axis("KL₁", "nats", "log")]
-    rows = [Row(n, [100 * v["refused"], v["kl1"]]) for n, v in table.items()]
-    return FigureRecord(
-        key=f"{KEY}/flags",
-        title="Changes to heretic's direction, one at a time",
-        series=RowSeries(columns, rows),
+    rows = [Row(name, [100 * found["refused"], found["kl1"]]) for name, found in table.items()]
+    return run.record(
+        "flags",
+        "Changes to heretic's direction, one at a time",
+        RowSeries(columns, rows),
         claims=CLAIMS,
-        provenance=study.provenance(run.parts.hashes),
-        n={
-            side: len(part)
-            for side, part in zip(("refuse", "comply"), run.parts.report, strict=True)
-        },
-        seeds=(0,),
         caption=(
-            f"Ablation of strength {run.chosen(PARTIAL).strength:g} from block "
-            f"{run.chosen(PARTIAL).first} on; last rows: the least-disturbance edits as the frontier "
-            "chose them."
+            f"Ablation of strength {chosen.strength:g} from block {chosen.first} on; last rows: the "
+            "least-disturbance edits as the frontier chose them."
         ),
     )
 

@@ -1,86 +1,47 @@
 """The frontier: every contender chosen for almost no refusals, and what it costs on the report split.
 
-Fit, select and report are dealt anew by topics for every seed; the broad pairs, on topics of their own,
+The topics are split anew into fit, select and report for every seed; the broad pairs, on topics of their own,
 join fit and select of each. A contender's setting is the one with the least first-token KL on select that
-leaves at most one in 64 requests refused there; report is touched once it is chosen. The curve through a
-point scales the chosen edit.
+leaves at most one in 64 requests refused there; report is evaluated once the setting is chosen. The curve
+through a point scales the chosen edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from interp.claims import Claim
 from interp.evaluate.replacement import Replacement
+from interp.evaluate.scores import t_interval
 from interp.export.gate import kind
 from interp.methods.representation_engineering.contenders import (
+    CLOSED,
     MAIN,
     MAKERS,
+    RANDOM,
     SHIPPED,
 )
-from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.seed_run import FACTORS, FULL, SeedRun
+from interp.recipes import LeastDisturbanceEdit
 from interp.records import FigureRecord
 from interp.series import Axis, Group, Row, Rows, Scatter
-from interp.statistics.representation_engineering import OURS
+from interp.statistics.representation_engineering import OURS, WHOLE_STACK
 from interp.study import Study
 
 BY_FACTOR = sorted(range(len(FACTORS) + 1), key=lambda i: (*FACTORS, 1.0)[i])
-"""Places of an edit's points from its weakest to its strongest; the whole edit is kept last."""
+"""Places of an edit's points from its weakest to its strongest; the unscaled edit is kept last."""
 FEWEST_FOR_T = 5
 """Seeds below which whiskers are the least and the greatest value: a t interval of two says nothing."""
 MEASURES = ("refused", "kl1")
-METHOD = "least-disturbance"
-"""The method of :data:`MAIN` in recipes."""
 EVERYWHERE = tuple(name for name in MAKERS if name not in SHIPPED)
 """Contenders that are measured at every seed."""
 
 
-def deal(study: Study, seed: int) -> dict[str, Any]:
-    """One seed's base, chosen settings and points, in JSON values."""
-
-    def make() -> dict[str, Any]:
-        run = SeedRun(study, seed)
-        return {
-            "base": run.base(),
-            "chosen": {name: asdict(run.chosen(name)) for name in run.contenders},
-            "points": {name: run.points(name) for name in run.contenders},
-            "hashes": run.parts.hashes,
-            "n": {"refuse": len(run.parts.report[0]), "comply": len(run.parts.report[1])},
-        }
-
-    return study.once(f"frontier: deal {seed}", make)
-
-
-def runs(study: Study) -> list[dict[str, Any]]:
-    """Every seed's :func:`deal`."""
-    found = []
-    progress = study.watch("frontier: seeds", study.seeds)
-    for seed in range(study.seeds):
-        found.append(deal(study, seed))
-        progress(1)
-    return found
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % t interval over seeds; one seed is its own interval."""
-    from scipy.stats import t
-
-    n = len(values)
-    mean = sum(values) / n
-    if n == 1:
-        return mean, mean, mean
-    se = (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5
-    reach = float(t.ppf(0.975, n - 1)) * se
-    return mean, mean - reach, mean + reach
-
-
 def whiskers(values: Sequence[float]) -> tuple[float, float, float]:
-    """What is drawn: mean, and the interval of :func:`spread` or the ends of what few seeds gave."""
-    mean, low, high = spread(values)
-    return (mean, low, high) if len(values) >= FEWEST_FOR_T else (mean, min(values), max(values))
+    """Mean with its 95 % t interval over seeds, or with the least and greatest value of few seeds."""
+    t = t_interval(values) if len(values) >= FEWEST_FOR_T else None
+    return (sum(values) / len(values), *(t or (min(values), max(values))))
 
 
 CLAIMS = (
@@ -102,16 +63,21 @@ CLAIMS = (
 
 
 def proven(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The kind of recipe of the least-disturbance edit, where every deal chose the same."""
+    """The kind of recipe of the least-disturbance edit, if every seed chose the same."""
     chosen = [run["chosen"][MAIN] for run in found]
     names = {
-        kind(METHOD, opener=bool(c["opener_strength"]), learned=bool(c["learn"])) for c in chosen
+        kind(
+            LeastDisturbanceEdit.method,
+            opener=bool(setting["opener_strength"]),
+            learned=bool(setting["learn"]),
+        )
+        for setting in chosen
     }
     return tuple(names) if len(names) == 1 else ()
 
 
 def drawn(run: Mapping[str, Any]) -> dict[str, Any]:
-    """One deal's share of what is drawn: the base's refusals, and the points of every edit."""
+    """The drawn part of one seed's results: refusals of the base, and the points of every edit."""
     points = {
         name: [{measure: point[measure] for measure in MEASURES} for point in each]
         for name, each in run["points"].items()
@@ -119,53 +85,50 @@ def drawn(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"base": {"refused": run["base"]["refused"]}, "points": points}
 
 
+def group(name: str, points: Sequence[Sequence[Mapping[str, float]]]) -> Group:
+    """One contender's points, means over seeds with whiskers. points: of every seed."""
+    factors = BY_FACTOR if len(points[0]) > 1 else [-1]
+    kl, refused = (
+        [whiskers([seed[i][measure] for seed in points]) for i in factors]
+        for measure in ("kl1", "refused")
+    )
+    return Group(
+        name,
+        x=[mean for mean, _, _ in kl],
+        x_low=[max(low, mean / 10) for mean, low, _ in kl],
+        x_high=[high for _, _, high in kl],
+        y=[100 * mean for mean, _, _ in refused],
+        y_low=[max(100 * low, 0.0) for _, low, _ in refused],
+        y_high=[min(100 * high, 100.0) for _, _, high in refused],
+    )
+
+
 def frontier(study: Study) -> FigureRecord:
-    """Effect against first-token KL of every contender, over seeds of the split."""
-    found = runs(study)
-    groups = []
-    for name in EVERYWHERE:
-        places = BY_FACTOR if len(found[0]["points"][name]) > 1 else [-1]
-        kl, refused = (
-            [whiskers([run["points"][name][i][m] for run in found]) for i in places]
-            for m in ("kl1", "refused")
-        )
-        groups.append(
-            Group(
-                name,
-                x=[v[0] for v in kl],
-                x_low=[max(v[1], v[0] / 10) for v in kl],
-                x_high=[v[2] for v in kl],
-                y=[100 * v[0] for v in refused],
-                y_low=[max(100 * v[1], 0.0) for v in refused],
-                y_high=[min(100 * v[2], 100.0) for v in refused],
-            )
-        )
+    """Mean over seeds of the share of requests refused and the first-token KL of every contender."""
+    runs = [SeedRun(study, seed) for seed in range(study.seeds)]
+    found = []
+    progress = study.watch("frontier: seeds", len(runs))
+    for run in runs:
+        found.append(run.results())
+        progress(1)
     series = Scatter(
         x=Axis("first-token KL on answerable requests", "nats", "log"),
         y=Axis("requests still refused", "%", limits=(-2, 60)),
-        groups=groups,
-        beside={
-            "deals": [drawn(run) for run in found],
-            "chosen": [run["chosen"] for run in found],
-        },
+        groups=[group(name, [run["points"][name] for run in found]) for name in EVERYWHERE],
+        beside={"deals": [drawn(run) for run in found], "chosen": [run["chosen"] for run in found]},
     )
-    return FigureRecord(
-        key=f"{KEY}/frontier",
-        title="What each edit leaves refused, and what it costs elsewhere",
-        series=series,
+    by_t = len(found) >= FEWEST_FOR_T
+    return runs[0].record(
+        "frontier",
+        "What each edit leaves refused, and what it costs elsewhere",
+        series,
         claims=CLAIMS,
         proves=proven(found),
-        provenance=study.provenance(found[0]["hashes"]),
-        n=found[0]["n"],
-        intervals=(
-            "95 % t over seeds"
-            if len(found) >= FEWEST_FOR_T
-            else f"least and greatest of {len(found)} seeds"
-        ),
+        intervals="95 % t over seeds" if by_t else f"least and greatest of {len(found)} seeds",
         seeds=tuple(range(len(found))),
         caption=(
             "Each contender at the setting chosen on other topics, and that edit times 1.3; "
-            "down and to the left is better. Topics are dealt anew for every seed."
+            "down and to the left is better. Topics are split anew for every seed."
         ),
     )
 
@@ -200,35 +163,63 @@ NEW_TEXT = (
 
 
 def bar(study: Study) -> FigureRecord:
-    """The shipped split alone, against the numbers that the least-disturbance edit is meant to reach."""
-    run = deal(study, FULL)
-    last = {name: points[-1] for name, points in run["points"].items()}
-    ours = last[MAIN]
-    others = [p for n, p in last.items() if n not in OURS]
-    best = min(others, key=lambda p: p["nll"])
-    base = {**run["base"], "kl1": None, "kl32": None}
-    rows = [Row(n, bar_row(p)) for n, p in {"original": base, **last}.items()]
-    return FigureRecord(
-        key=f"{KEY}/bar",
-        title="All contenders on the shipped report split",
-        series=Rows(
-            BAR_COLUMNS,
-            rows,
-            beside={
-                "nll_interval": over_passages(ours["passages"], best["passages"]),
-                "examples": {n: p["examples"] for n, p in {"original": base, **last}.items()},
-            },
-        ),
+    """All contenders on the shipped split, beside numbers that the least-disturbance edit should reach."""
+    run = SeedRun(study, FULL)
+    found = run.results()
+    last = {name: points[-1] for name, points in found["points"].items()}
+    best = min((p for name, p in last.items() if name not in OURS), key=lambda p: p["nll"])
+    return run.record(
+        "bar",
+        "All contenders on the shipped report split",
+        table(found, nll_interval=over_passages(last[MAIN]["passages"], best["passages"])),
         claims=BAR,
-        proves=proven([run]),
-        provenance=study.provenance(run["hashes"]),
-        n=run["n"],
-        seeds=(0,),
+        proves=proven([found]),
         caption=(
             "Fitted on fit, chosen on select, measured on report. Declined: turned down in any words "
             f"within 32 tokens, by a wide judge. {NEW_TEXT}"
         ),
     )
+
+
+CODER_CONTENDERS = (*WHOLE_STACK, CLOSED, MAIN, RANDOM)
+CODER = (
+    Claim("the closed form leaves at most half of the refusals",
+          "at most", "/rows", 0.5, statistic="bar_coder/refused_share_left"),
+    Claim("and no more requests refused than the better ablation, within 5 points",
+          "at most", "/rows", 0.05, statistic="bar_coder/refused_beyond_best_ablation"),
+    Claim("at no more than a third of the first-token KL of the cheaper ablation",
+          "at most", "/rows", 1 / 3, statistic="bar_coder/kl1_share_of_least_ablation"),
+    Claim("learning leaves at most a quarter of the refusals",
+          "at most", "/rows", 0.25, statistic="bar_coder/learned_share_left"),
+    Claim("at no more than a third of the first-token KL of the cheaper ablation",
+          "at most", "/rows", 1 / 3, statistic="bar_coder/learned_kl1_share_of_least_ablation"),
+    Claim("the learned edit turned by a random rotation leaves at least four in five",
+          "at least", "/rows", 0.8, statistic="bar_coder/random_share_left"),
+)  # fmt: skip
+
+
+def bar_coder(study: Study) -> FigureRecord:
+    """Original, two ablations, least disturbance closed and learned, and its control, on report."""
+    run = SeedRun(study, FULL, names=CODER_CONTENDERS, factors=())
+    return run.record(
+        "bar_coder",
+        f"Edits of {study.model} on the shipped report split",
+        table(run.results()),
+        claims=CODER,
+        caption=(
+            "Fitted on fit, chosen on select, measured on report; nothing is tuned on this model. "
+            f"{NEW_TEXT}"
+        ),
+    )
+
+
+def table(found: Mapping[str, Any], **beside: Any) -> Rows:
+    """Rows of the base and of every contender's unscaled edit. found: results of the shipped split."""
+    points = {name: points[-1] for name, points in found["points"].items()}
+    points = {"original": found["base"], **points}
+    examples = {name: point["examples"] for name, point in points.items()}
+    rows = [Row(name, bar_row(point)) for name, point in points.items()]
+    return Rows(BAR_COLUMNS, rows, beside={**beside, "examples": examples})
 
 
 def over_passages(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:

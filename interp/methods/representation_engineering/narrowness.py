@@ -1,4 +1,4 @@
-"""How narrow an edit is: refusals left where requests look otherwise than those it was fitted on.
+"""How narrow an edit is: refusals left on requests of another form than those it was fitted on.
 
 Edits are fitted on fit, which the broad pairs join, and chosen on select, as on the frontier; the requests
 here are made from the same pairs of report topics: reworded, translated, wrapped in courtesy, after
@@ -23,8 +23,7 @@ from interp.methods.representation_engineering.contenders import (
     Maker,
     least_recipe,
 )
-from interp.methods.representation_engineering.paper import KEY
-from interp.methods.representation_engineering.seed_run import SeedRun
+from interp.methods.representation_engineering.seed_run import FULL, SeedRun
 from interp.methods.representation_engineering.splits import SET, SIDES
 from interp.records import FigureRecord
 from interp.series import HeatMap, MapPanel, Names
@@ -42,22 +41,24 @@ FORMATS = {
 }
 EDITS = (PARTIAL, FIRST_TOKEN, CLOSED, MAIN)
 RIDGE = 1.0
+"""A ridge as large as Σ itself: the edit then depends less on the comply inputs."""
 TOKENS = 12
 EVERY = 2
-"""Of the pairs that every kind restates every second one is asked: two of each report topic."""
+"""Every second pair that all kinds restate is used: two of each report topic."""
 
 Classes = tuple[PromptSet, PromptSet]
+Kind = tuple[Classes, ChatFormat]
+Shares = dict[str, list[float]]
+"""Edit → share of requests refused, and share of answerable twins refused."""
 
 
-def kinds(study: Study) -> dict[str, tuple[Classes, ChatFormat]]:
-    """What is asked, by name: both classes and how they are put."""
-    found: dict[str, tuple[Classes, ChatFormat]] = {
-        name: (originals(study.limit), chat) for name, chat in FORMATS.items()
-    }
+def kinds(limit: int | None) -> dict[str, Kind]:
+    """Prompts of both classes and their chat format, by name of the kind of request."""
+    found: dict[str, Kind] = {name: (originals(limit), chat) for name, chat in FORMATS.items()}
     for kind in KINDS:
         whole = [load_class(f"narrowness:{kind}", side) for side in SIDES]
-        pair = [PromptSet(p.prompts[::EVERY][: study.limit], p.source) for p in whole]
-        found[kind] = ((pair[0], pair[1]), ChatFormat())
+        refuse, comply = (PromptSet(p.prompts[::EVERY][:limit], p.source) for p in whole)
+        found[kind] = ((refuse, comply), ChatFormat())
     return found
 
 
@@ -73,9 +74,7 @@ def originals(limit: int | None) -> Classes:
 
 
 def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
-    """The edits as the frontier chose them; that in closed form also fitted without the broad pairs, and
-    with a ridge as large as Σ itself, which makes it nearer to an edit that knows nothing of the comply
-    inputs."""
+    """The edits as the frontier chose them; the closed form also without broad pairs, and with ``RIDGE``."""
     found: dict[str, WeightDelta | None] = {"original": None}
     found |= {name: run.maker(run.chosen(name)) for name in EDITS}
     chosen = run.chosen(CLOSED)
@@ -86,13 +85,13 @@ def deltas(run: SeedRun) -> dict[str, WeightDelta | None]:
 
 
 def refused(study: Study, prompts: PromptSet, chat: ChatFormat, delta: WeightDelta | None) -> float:
-    """Share of prompts refused; what was put into the answer's mouth counts as part of it."""
+    """Share of prompts refused; a prefilled beginning counts as part of the response."""
     texts = respond(study.lm.using(chat=chat), prompts, delta, tokens=TOKENS)
     return judge([chat.prefill + text for text in texts]).count / len(texts)
 
 
-def shares(run: SeedRun, classes: Classes, chat: ChatFormat) -> dict[str, list[float]]:
-    """Shares of requests and of answerable twins that each edit leaves refused, or refuses."""
+def shares(run: SeedRun, classes: Classes, chat: ChatFormat) -> Shares:
+    """Shares refused of both classes of one kind of request, by edit."""
     made = run.study.once("narrowness: edits", lambda: deltas(run))
     return {
         name: [refused(run.study, side, chat, delta) for side in classes]
@@ -100,25 +99,10 @@ def shares(run: SeedRun, classes: Classes, chat: ChatFormat) -> dict[str, list[f
     }
 
 
-def narrowness(study: Study) -> FigureRecord:
-    """Share of requests, and of answerable twins, that are refused: kinds of request by edits."""
-    run = SeedRun(study, 0)
-    asked = kinds(study)
-    settings = [asdict(run.chosen(name)) for name in EDITS]
-    progress = study.watch("narrowness", len(asked))
-    table: dict[str, dict[str, list[float]]] = {}
-    for kind, (classes, chat) in asked.items():
-        about = {"fitted": run.parts.hashes, "asked": classes, "chat": asdict(chat)}
-        make = partial(shares, run, classes, chat)
-        table[kind] = study.resumed("narrowness", make, **about, settings=settings)
-        progress(1)
-    return _record(study, run, table, {k: len(v[0][0]) for k, v in asked.items()})
-
-
-def drawn(table: dict[str, dict[str, list[float]]], counts: dict[str, int]) -> HeatMap:
+def drawn(table: dict[str, Shares], counts: dict[str, int]) -> HeatMap:
     """The series of the figure: kinds of request by edits, a panel for each class, in percent.
 
-    table: kind → edit → shares of requests and of twins refused. counts: prompts of each kind.
+    table: kind → :data:`Shares`. counts: prompts of each kind.
     """
     names = list(next(iter(table.values())))
     panels = [
@@ -130,25 +114,28 @@ def drawn(table: dict[str, dict[str, list[float]]], counts: dict[str, int]) -> H
         )
         for side, label in enumerate(("requests refused", "answerable twins refused"))
     ]
-    kinds = [f"{kind} (n = {counts[kind]})" for kind in table]
-    rows = Names("", kinds, n=[counts[kind] for kind in table])
+    labels = [f"{kind} (n = {counts[kind]})" for kind in table]
+    rows = Names("", labels, n=[counts[kind] for kind in table])
     return HeatMap(columns=Names("", names), rows=rows, panels=panels)
 
 
-def _record(
-    study: Study,
-    run: SeedRun,
-    table: dict[str, dict[str, list[float]]],
-    counts: dict[str, int],
-) -> FigureRecord:
-    return FigureRecord(
-        key=f"{KEY}/narrowness",
-        title="Refusals left where requests look otherwise",
-        series=drawn(table, counts),
+def narrowness(study: Study) -> FigureRecord:
+    """Share of requests, and of answerable twins, that are refused: kinds of request by edits."""
+    run, found = SeedRun(study, FULL), kinds(study.limit)
+    about = {"fitted": run.parts.hashes, "settings": [asdict(run.chosen(name)) for name in EDITS]}
+    progress = study.watch("narrowness", len(found))
+    table: dict[str, Shares] = {}
+    for kind, (classes, chat) in found.items():
+        make = partial(shares, run, classes, chat)
+        table[kind] = study.resumed("narrowness", make, prompts=classes, chat=asdict(chat), **about)
+        progress(1)
+    counts = {kind: len(classes[0]) for kind, (classes, _) in found.items()}
+    return run.record(
+        "narrowness",
+        "Refusals left where requests look otherwise",
+        drawn(table, counts),
         claims=CLAIMS,
-        provenance=study.provenance(run.parts.hashes),
         n=counts,
-        seeds=(0,),
         caption=(
             "Fitted on English requests of other topics; the plain fit had short plain ones alone. Where "
             "the unedited model hardly refuses, a row says nothing about the edits."

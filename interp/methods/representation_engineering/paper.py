@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from interp.study import FigureSpec, Paper
 
 KEY = "representation_engineering"
 HOME = f"interp.methods.{KEY}"
 BIG = "a model of 7 billion parameters and a GPU"
 
+
+def own(name: str, title: str, function: str, **more: Any) -> FigureSpec:
+    """A figure that is measured here. function: ``module:function`` of this package."""
+    return FigureSpec(name, title, f"{HOME}.{function}", **more)
+
+
 PAPER = Paper(
     key=KEY,
     title="Representation Engineering for Large-Language Models: Survey and Research Challenges",
     arxiv="2502.17601",
     figures=(
-        FigureSpec("planted", "A planted direction in noise", f"{HOME}.planted:planted"),
-        FigureSpec(
+        own("planted", "A planted direction in noise", "planted:planted"),
+        own(
             "planted_nuisance",
             "A planted direction beside a louder one",
-            f"{HOME}.planted:planted_nuisance",
+            "planted:planted_nuisance",
         ),
-        FigureSpec("reading", "Reading by block and estimator", f"{HOME}.reading:reading"),
-        FigureSpec(
-            "cosines", "Directions of blocks compared", f"{HOME}.stability:cosines_by_block"
-        ),
-        FigureSpec("stability", "Stability of the direction", f"{HOME}.stability:stability"),
-        FigureSpec("separation", "d′ by block", f"{HOME}.separation:separation"),
-        FigureSpec("projection", "One block in a plane", f"{HOME}.separation:projection"),
-        FigureSpec("tone", "Steering tone, block by block", f"{HOME}.tone:tone"),
-        FigureSpec(
+        own("reading", "Reading by block and estimator", "reading:reading"),
+        own("cosines", "Directions of blocks compared", "stability:cosines_by_block"),
+        own("stability", "Stability of the direction", "stability:stability"),
+        own("separation", "d′ by block", "separation:separation"),
+        own("projection", "One block in a plane", "separation:projection"),
+        own("tone", "Steering tone, block by block", "tone:tone"),
+        own(
             "bypass_induce_kl",
             "Bypass, induce and KL by block and position",
-            f"{HOME}.causal:causal",
+            "causal:causal",
             stands_for="Arditi et al. 2406.11717, direction selection (bypass / induce / KL by layer "
             "and position)",
         ),
-        FigureSpec("frontier", "Effect against KL of every edit", f"{HOME}.frontier:frontier"),
-        FigureSpec("bar", "All edits on the shipped report split", f"{HOME}.frontier:bar"),
-        FigureSpec(
+        own("frontier", "Effect against KL of every edit", "frontier:frontier"),
+        own("bar", "All edits on the shipped report split", "frontier:bar"),
+        own(
             "bar_coder",
             "Edits of a second model on the shipped report split",
-            f"{HOME}.second_model:bar_coder",
+            "frontier:bar_coder",
             model="qwen2.5-coder-1.5b",
             limit=32,
         ),
-        FigureSpec("narrowness", "Requests that look otherwise", f"{HOME}.narrowness:narrowness"),
-        FigureSpec("flags", "Changes to heretic's direction", f"{HOME}.flags:flags"),
+        own("narrowness", "Requests that look otherwise", "narrowness:narrowness"),
+        own("flags", "Changes to heretic's direction", "flags:flags"),
         FigureSpec(
             "lat_truthfulqa",
             "LAT on TruthfulQA",

@@ -6,26 +6,20 @@ is one direction across δ in which the noise has a larger standard deviation in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.claims import Claim
-from interp.estimators import (
-    LDA,
-    DiffMeans,
-    Estimator,
-    Logistic,
-    PCADiff,
-    RandomOrderPCA,
-    SymmetricPCA,
-)
+from interp.estimators import ESTIMATORS
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord, Provenance
 from interp.series import Axis, Line, Lines, Mark, Places
+from interp.statistics.representation_engineering import PREDICTION
 from interp.study import Study
 
 WIDTH = 128
@@ -40,16 +34,15 @@ NUISANCE_ROWS, NUISANCE_DRAWS = 4096, 10
 LEVELS = (0.025, 0.975)
 Y = Axis("cosine with the planted direction", limits=(-0.15, 1.05))
 
-Estimators = tuple[tuple[str, Callable[[], Estimator]], ...]
-ISOTROPIC: Estimators = (
-    ("difference of means", DiffMeans),
-    ("symmetric PCA", SymmetricPCA),
-    ("LAT (PCA, random order)", RandomOrderPCA),
-    ("centred PCA (known to fail)", PCADiff),
-    ("LDA, read direction", LDA),
-    ("logistic, read direction", Logistic),
-)
-PREDICTION = "prediction for the means"
+ISOTROPIC = {
+    "difference of means": "diff-means",
+    "symmetric PCA": "symmetric-pca",
+    "LAT (PCA, random order)": "random-order-pca",
+    "centred PCA (known to fail)": "pca-diff",
+    "LDA, read direction": "lda",
+    "logistic, read direction": "logistic",
+}
+"""Line → name of its estimator."""
 BANDLESS = ("LAT (PCA, random order)", "LDA, read direction")
 """Their intervals lie on those of symmetric PCA and of the means."""
 
@@ -83,10 +76,10 @@ def plant(
 
 
 def recovered(
-    estimator: Estimator, sides: tuple[Batch, Batch], planted: Float[Tensor, "draws d"]
+    estimator: str, sides: tuple[Batch, Batch], planted: Float[Tensor, "draws d"]
 ) -> Float[Tensor, " draws"]:
-    """Cosine of the direction that an estimator reads with and the planted one, by draw."""
-    read = estimator.fit(*sides, True).read_.double()
+    """Cosine of an estimator's reading direction with the planted one, by draw."""
+    read = ESTIMATORS[estimator]().fit(*sides, True).read_.double()
     return (read * planted).sum(-1) / read.norm(dim=-1)
 
 
@@ -96,42 +89,30 @@ def _line(label: str, cosines: Sequence[Tensor]) -> Line:
     return Line(label, [c.mean().item() for c in cosines], low, high)
 
 
-def _provenance() -> Provenance:
-    return Provenance.collect("planted data", seed=0)
+def _record(name: str, title: str, series: Lines, **more: Any) -> FigureRecord:
+    provenance = Provenance.collect("planted data", seed=0)
+    return FigureRecord(f"{KEY}/{name}", title, series, provenance, seeds=(0,), **more)
 
 
 # --- isotropic noise ---------------------------------------------------------------------------
 
 PLANTED_CLAIMS = (
-    Claim(
-        "the difference of means is within .02 of its closed form at every shift",
-        "at most",
-        "/lines",
-        0.02,
-        statistic="planted/means_off_prediction",
-    ),
-    Claim(
-        "PCA of centred differences stays under .3",
-        "at most",
-        "/lines",
-        0.3,
-        statistic="planted/centred_pca_most",
-    ),
-)
+    Claim("the difference of means is within .02 of its closed form at every shift",
+          "at most", "/lines", 0.02, statistic="planted/means_off_prediction"),
+    Claim("PCA of centred differences stays under .3",
+          "at most", "/lines", 0.3, statistic="planted/centred_pca_most"),
+)  # fmt: skip
 
 
 def planted(study: Study) -> FigureRecord:
     """Cosine of every estimator with the planted direction, isotropic noise, few rows."""
-    lines = isotropic_lines()
-    return FigureRecord(
-        key=f"{KEY}/planted",
-        title="Finding a planted direction in isotropic noise",
-        series=Lines(Places("class shift ‖δ‖", "σ", values=SHIFTS), Y, lines),
+    return _record(
+        "planted",
+        "Finding a planted direction in isotropic noise",
+        Lines(Places("class shift ‖δ‖", "σ", values=SHIFTS), Y, isotropic_lines()),
         claims=PLANTED_CLAIMS,
-        provenance=_provenance(),
         n={"a class": ROWS},
         intervals=f"95 % of {DRAWS} draws",
-        seeds=(0,),
         caption=(
             f"d = {WIDTH}. The difference of means follows its closed form; PCA needs a larger "
             "shift, and PCA of centred differences finds nothing at any."
@@ -139,12 +120,12 @@ def planted(study: Study) -> FigureRecord:
     )
 
 
-def isotropic_lines(draws: int = DRAWS, estimators: Estimators = ISOTROPIC) -> list[Line]:
+def isotropic_lines(draws: int = DRAWS, estimators: Mapping[str, str] = ISOTROPIC) -> list[Line]:
     """One line an estimator, and the closed form (dashed)."""
     data = [plant(shift, ROWS, draws, seed=i) for i, shift in enumerate(SHIFTS)]
     lines = [
-        _line(label, [recovered(make(), (pos, neg), truth) for pos, neg, truth in data])
-        for label, make in estimators
+        _line(label, [recovered(name, (pos, neg), truth) for pos, neg, truth in data])
+        for label, name in estimators.items()
     ]
     values = [predicted_cosine(shift, WIDTH, ROWS, ROWS) for shift in SHIFTS]
     lines = [Line(line.label, line.values) if line.label in BANDLESS else line for line in lines]
@@ -154,61 +135,30 @@ def isotropic_lines(draws: int = DRAWS, estimators: Estimators = ISOTROPIC) -> l
 # --- a nuisance direction ----------------------------------------------------------------------
 
 NUISANCE_CLAIMS = (
-    Claim(
-        "symmetric PCA stays below .5 wherever the nuisance variance of differences exceeds ‖δ‖²",
-        "at most",
-        "",
-        0.5,
-        statistic="planted_nuisance/symmetric_pca_most_below",
-    ),
-    Claim(
-        "and is above .9 wherever it does not",
-        "at least",
-        "",
-        0.9,
-        statistic="planted_nuisance/symmetric_pca_least_above",
-    ),
-    Claim(
-        "the difference of means is above .9 at every shift and nuisance",
-        "at least",
-        "",
-        0.9,
-        statistic="planted_nuisance/means_least",
-    ),
-    Claim(
-        "PCA of centred differences stays under .3",
-        "at most",
-        "",
-        0.3,
-        statistic="planted_nuisance/centred_pca_most",
-    ),
-)
-METHODS: tuple[tuple[str, Callable[[], Estimator]], ...] = (
-    ("means", DiffMeans),
-    ("symmetric PCA", SymmetricPCA),
-    ("centred PCA", PCADiff),
-)
-
-
-def thresholds() -> list[Mark]:
-    """Marks where ‖δ‖² passes each nuisance's variance in differences."""
-    return [Mark("x", threshold(sd), f"threshold, sd {sd:g}") for sd in NUISANCES]
+    Claim("symmetric PCA stays below .5 wherever the nuisance variance of differences exceeds ‖δ‖²",
+          "at most", "", 0.5, statistic="planted_nuisance/symmetric_pca_most_below"),
+    Claim("and is above .9 wherever it does not",
+          "at least", "", 0.9, statistic="planted_nuisance/symmetric_pca_least_above"),
+    Claim("the difference of means is above .9 at every shift and nuisance",
+          "at least", "", 0.9, statistic="planted_nuisance/means_least"),
+    Claim("PCA of centred differences stays under .3",
+          "at most", "", 0.3, statistic="planted_nuisance/centred_pca_most"),
+)  # fmt: skip
+METHODS = {"means": "diff-means", "symmetric PCA": "symmetric-pca", "centred PCA": "pca-diff"}
+"""Method → name of its estimator."""
 
 
 def planted_nuisance(study: Study) -> FigureRecord:
     """The transition of symmetric PCA where ‖δ‖² passes the nuisance's variance in differences."""
-    lines = nuisance_lines()
-    return FigureRecord(
-        key=f"{KEY}/planted_nuisance",
-        title="Finding a planted direction beside a louder one",
-        series=Lines(
-            Places("class shift ‖δ‖", "σ", values=NUISANCE_SHIFTS), Y, lines, thresholds()
-        ),
+    marks = [Mark("x", threshold(sd), f"threshold, sd {sd:g}") for sd in NUISANCES]
+    places = Places("class shift ‖δ‖", "σ", values=NUISANCE_SHIFTS)
+    return _record(
+        "planted_nuisance",
+        "Finding a planted direction beside a louder one",
+        Lines(places, Y, nuisance_lines(), marks),
         claims=NUISANCE_CLAIMS,
-        provenance=_provenance(),
         n={"a class": NUISANCE_ROWS},
         intervals=f"95 % of {NUISANCE_DRAWS} draws",
-        seeds=(0,),
         caption=(
             f"d = {WIDTH}; one direction has noise of the sd given. Symmetric PCA takes it for the "
             "shift until ‖δ‖² exceeds its variance in differences, 2 sd²; the means do not."
@@ -222,6 +172,6 @@ def nuisance_lines(draws: int = NUISANCE_DRAWS) -> list[Line]:
     for sd in NUISANCES:
         for i, shift in enumerate(NUISANCE_SHIFTS):
             pos, neg, truth = plant(shift, NUISANCE_ROWS, draws, nuisance=sd, seed=i)
-            for name, make in METHODS:
-                found.setdefault((name, sd), []).append(recovered(make(), (pos, neg), truth))
-    return [_line(f"{n}, sd {sd:g}", found[n, sd]) for n, _ in METHODS for sd in NUISANCES]
+            for name, estimator in METHODS.items():
+                found.setdefault((name, sd), []).append(recovered(estimator, (pos, neg), truth))
+    return [_line(f"{n}, sd {sd:g}", found[n, sd]) for n in METHODS for sd in NUISANCES]

@@ -5,9 +5,9 @@ As in the reading figure, directions come from the fit topics and are read on th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from math import isfinite
 
-import torch
 from torch import Tensor
 
 from interp.claims import Claim
@@ -17,17 +17,19 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.reading import (
     FIRST_BLOCK,
     SIDES,
-    Streams,
+    by_block,
+    counts,
     hashes,
+    scores,
     streams,
 )
 from interp.records import FigureRecord
-from interp.series import Axis, Group, Line, Lines, Mark, Places, Scatter
+from interp.series import Axis, Group, Line, Lines, Mark, Scatter
 from interp.study import Study
 
 SHOWN = 0.8
 """Relative depth of the block that the plane shows."""
-LINES = {"difference of means": DiffMeans, "LDA": LDA}
+LINES = {"difference of means": DiffMeans(), "LDA": LDA()}
 
 SEPARATION_CLAIMS = (
     Claim(f"from block {FIRST_BLOCK} on, held-out topics lie at least 1 sd apart along the means",
@@ -42,24 +44,24 @@ SEPARATION_CLAIMS = (
 def separation(study: Study) -> FigureRecord:
     """d′ of two directions by block on held-out topics, with bootstrap intervals."""
     fit, report = streams(study, "fit"), streams(study, "report")
-    lines = [_line(name, make(), fit, report) for name, make in LINES.items()]
-    apart = silhouette(*(report[side] for side in SIDES)).tolist()
+    lines = [_line(name, scores(estimator, fit, report)) for name, estimator in LINES.items()]
+    held = [report[side] for side in SIDES]
     return FigureRecord(
         key=f"{KEY}/separation",
         title="How far apart the classes lie",
         series=Lines(
-            Places("block", values=range(len(fit["refuse"]))),
+            by_block(fit),
             Axis("d′ on held-out topics", "standard deviations"),
             lines,
             [Mark("y", 0.0, "no difference")],
             beside={
-                "silhouette": apart,
-                "residual_geometry": residual_geometry(*(report[side] for side in SIDES)),
+                "silhouette": silhouette(*held).tolist(),
+                "residual_geometry": residual_geometry(*held),
             },
         ),
         claims=SEPARATION_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "report")),
-        n={"fitted": fit["refuse"].shape[1], "read": report["refuse"].shape[1]},
+        n=counts(fit, report),
         intervals="95 % bootstrap of pairs read",
         seeds=(0,),
         caption=(
@@ -69,16 +71,14 @@ def separation(study: Study) -> FigureRecord:
     )
 
 
-def _line(label: str, estimator: Any, fit: Streams, report: Streams) -> Line:
-    fitted = estimator.fit(fit["refuse"], fit["comply"], True)
-    scores = [fitted.score(report[side]) for side in SIDES]
-    low, high = interval(d_prime, *scores, paired=True).unbind(-1)
-    return Line(label, known(d_prime(*scores)), known(low), known(high))
+def _line(label: str, held: Sequence[Tensor]) -> Line:
+    low, high = interval(d_prime, *held, paired=True).unbind(-1)
+    return Line(label, known(d_prime(*held)), known(low), known(high))
 
 
 def known(values: Tensor) -> list[float | None]:
     """None where every score is the same, so that there is no d′."""
-    return [v if torch.isfinite(torch.tensor(v)) else None for v in values.tolist()]
+    return [value if isfinite(value) else None for value in values.tolist()]
 
 
 PLANE_CLAIMS = (

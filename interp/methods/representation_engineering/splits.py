@@ -1,4 +1,4 @@
-"""The shipped pairs cut into fit, select and report by whole topics, once for every seed."""
+"""The shipped pairs split into fit, select and report by whole topics, once for every seed."""
 
 from __future__ import annotations
 
@@ -6,63 +6,53 @@ import random
 from dataclasses import dataclass
 
 from interp.data.prompts import PromptSet, Side, load_class, load_pairs
+from interp.methods.refusal.pipeline import SPLITS, Prompts
 from interp.recipes import LeastDisturbanceEdit
 from interp.study import Study
 
 SET = "capability"
 BROAD = "broad"
-"""Pairs on other topics and in four styles; whatever is dealt, they join fit and select."""
-NAMES = ("fit", "select", "report")
+"""Pairs on other topics and in four styles; they join fit and select of every seed."""
 SIDES: tuple[Side, Side] = ("refuse", "comply")
+Classes = tuple[PromptSet, PromptSet]
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Both classes of three disjoint splits, ``(refuse, comply)`` each; what joins fit; the pool."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits(Prompts):
+    """Three disjoint splits, a pool of answerable prompts, and the broad pairs that join fit."""
 
-    fit: tuple[PromptSet, PromptSet]
-    select: tuple[PromptSet, PromptSet]
-    report: tuple[PromptSet, PromptSet]
-    broad: tuple[PromptSet, PromptSet]
+    broad: Classes
     pool: PromptSet
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Name of a class of a split → hash of its prompts."""
-        found = {"pool": self.pool.sha256}
-        for name in (*NAMES, "broad"):
-            for side, part in zip(SIDES, getattr(self, name), strict=True):
-                found[f"{name}:{side}"] = part.sha256
-        return found
 
 
 def splits(study: Study, seed: int) -> Splits:
-    """Seed 0 gives the shipped split; others deal all topics anew, as many to each split."""
+    """The shipped split for seed 0; others shuffle the topics, and give as many to each split."""
     pairs = load_pairs(SET)
-    topics = {name: set(pairs.splits[name]) for name in NAMES}
+    topics = {name: set(pairs.splits[name]) for name in SPLITS}
     if seed:
-        dealt = sorted(set.union(*topics.values()))
-        random.Random(seed).shuffle(dealt)
-        for name in NAMES:
+        shuffled = sorted(set.union(*topics.values()))
+        random.Random(seed).shuffle(shuffled)
+        for name in SPLITS:
             count = len(topics[name])
-            topics[name], dealt = set(dealt[:count]), dealt[count:]
-    parts = {}
-    for name in NAMES:
+            topics[name], shuffled = set(shuffled[:count]), shuffled[count:]
+    parts: dict[str, Classes] = {}
+    for name in SPLITS:
         chosen = [p for p in pairs.pairs if p["topic"] in topics[name]][: study.limit]
-        where = f"{SET}, seed {seed}: {name}"
+        source = f"{SET}, seed {seed}: {name}"
         refuse, comply = (
-            PromptSet(tuple(p[side] for p in chosen), f"{where} ({side})") for side in SIDES
+            PromptSet(tuple(p[side] for p in chosen), f"{source} ({side})") for side in SIDES
         )
         parts[name] = (refuse, comply)
     broad, more = (_broad(split, study.limit) for split in ("fit", "select"))
-    select = (parts["select"][0].joined(more[0]), parts["select"][1].joined(more[1]))
+    refuse, comply = (a.joined(b) for a, b in zip(parts["select"], more, strict=True))
+    parts["select"] = (refuse, comply)
     # Without any prompt of the pairs, so that one pool serves every seed.
     pool = load_class("answerable", "comply", limit=study.limit)
-    held = (pairs.side("comply", "all"), more[1])
-    pool = pool.without(*held).spread(LeastDisturbanceEdit().most_pool)
-    return Splits(parts["fit"], select, parts["report"], broad, pool)
+    pool = pool.without(pairs.side("comply", "all"), more[1])
+    pool = pool.spread(LeastDisturbanceEdit().most_pool)
+    return Splits(**parts, broad=broad, pool=pool)
 
 
-def _broad(split: str, limit: int | None) -> tuple[PromptSet, PromptSet]:
+def _broad(split: str, limit: int | None) -> Classes:
     refuse, comply = (load_class(BROAD, side, split=split, limit=limit) for side in SIDES)
     return refuse, comply

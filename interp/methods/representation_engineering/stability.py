@@ -15,11 +15,12 @@ from interp.methods.representation_engineering.paper import KEY
 from interp.methods.representation_engineering.reading import (
     SIDES,
     Streams,
+    by_block,
     hashes,
     streams,
 )
 from interp.records import FigureRecord
-from interp.series import Axis, HeatMap, Line, Lines, MapPanel, Names, Places, Reference
+from interp.series import Axis, HeatMap, Line, Lines, MapPanel, Names, Reference
 from interp.study import Study
 
 HALF = 64
@@ -29,30 +30,15 @@ HALF = 64
 # --- cosines between blocks --------------------------------------------------------------------
 
 COSINES_CLAIMS = (
-    Claim(
-        "read before the final norm, the last block's direction has cosine .76 or more with its "
-        "neighbour's",
-        "at least",
-        "/panels",
-        0.76,
-        statistic="cosines/last_with_neighbour",
-    ),
-    Claim(
-        "read after the final norm, as the last of transformers' hidden states, it has less",
-        "at least",
-        "/panels",
-        0.0,
-        statistic="cosines/lost_by_final_norm",
-    ),
-    Claim(
-        "directions grow unlike each other with distance: the first and last blocks are less alike "
-        "than neighbours are on average",
-        "at least",
-        "/panels",
-        0.0,
-        statistic="cosines/neighbours_beyond_ends",
-    ),
-)
+    Claim("read before the final norm, the last block's direction has cosine .76 or more with its "
+          "neighbour's",
+          "at least", "/panels", 0.76, statistic="cosines/last_with_neighbour"),
+    Claim("read after the final norm, as the last of transformers' hidden states, it has less",
+          "at least", "/panels", 0.0, statistic="cosines/lost_by_final_norm"),
+    Claim("directions grow unlike each other with distance: the first and last blocks are less alike "
+          "than neighbours are on average",
+          "at least", "/panels", 0.0, statistic="cosines/neighbours_beyond_ends"),
+)  # fmt: skip
 
 
 def cosines_by_block(study: Study) -> FigureRecord:
@@ -61,22 +47,15 @@ def cosines_by_block(study: Study) -> FigureRecord:
     units = DiffMeans().fit(fit["refuse"], fit["comply"]).unit_
     values = cosines(units)
     normed = cosines(torch.stack([units[-2], _after_final_norm(study, fit)]))[0, 1].item()
-    names = [str(block) for block in range(len(values))]
+    blocks = Names("block", [str(block) for block in range(len(values))])
+    mark = Reference(normed, "last two, after the final norm")
     return FigureRecord(
         key=f"{KEY}/cosines",
         title="Cosines between the directions of different blocks",
         series=HeatMap(
-            columns=Names("block", names),
-            rows=Names("block", names),
-            panels=[
-                MapPanel(
-                    "cosine",
-                    values,
-                    map="diverging",
-                    limits=(-1, 1),
-                    reference=Reference(normed, "last two, after the final norm"),
-                )
-            ],
+            columns=blocks,
+            rows=blocks,
+            panels=[MapPanel("cosine", values, map="diverging", limits=(-1, 1), reference=mark)],
         ),
         claims=COSINES_CLAIMS,
         provenance=study.provenance(hashes(study, "fit")),
@@ -100,14 +79,9 @@ def _after_final_norm(study: Study, fit: Streams) -> Float[Tensor, " d"]:
 # --- stability ---------------------------------------------------------------------------------
 
 STABILITY_CLAIMS = (
-    Claim(
-        "in the upper half of the blocks two disjoint samples give directions with cosine .9 or more",
-        "at least",
-        "/lines",
-        0.9,
-        statistic="stability/split_half_upper_least",
-    ),
-)
+    Claim("in the upper half of the blocks two disjoint samples give directions with cosine .9 or more",
+          "at least", "/lines", 0.9, statistic="stability/split_half_upper_least"),
+)  # fmt: skip
 
 
 def stability(study: Study) -> FigureRecord:
@@ -119,7 +93,7 @@ def stability(study: Study) -> FigureRecord:
     return FigureRecord(
         key=f"{KEY}/stability",
         title="How stable the difference of means is",
-        series=Lines(Places("block", values=range(len(fit["refuse"]))), Axis("cosine"), lines),
+        series=Lines(by_block(fit), Axis("cosine"), lines),
         claims=STABILITY_CLAIMS,
         provenance=study.provenance(hashes(study, "fit", "select")),
         n={"fit": fit["refuse"].shape[1], "fit and select": both["refuse"].shape[1]},

@@ -9,23 +9,22 @@ prompts with other openings and no persona (the template's default system turn).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.backends.protocol import AnyEdit
 from interp.claims import Claim
 from interp.data.chat import ChatFormat
 from interp.data.tone import SIDES, Tone, load_tone
-from interp.edits import steering
 from interp.estimators import DiffMeans, RandomDirection
+from interp.interventions import add
 from interp.lm import LM
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.series import Axis, Line, Lines, Places
-from interp.sites import Site
 from interp.study import Study
 from interp.types import TokenBatch
 from interp.watching import unwatched
@@ -42,36 +41,24 @@ RANDOM = "random direction"
 Effects = Float[Tensor, "strengths contexts"]
 
 CLAIMS = (
-    Claim(
-        "at the late blocks α = ±1 moves every context by at least 1 logit, in the right direction",
-        "at least",
-        "",
-        1.0,
-        statistic="tone/late_least_move",
-    ),
-    Claim(
-        "at the two early blocks the mean effect of α = ±1 is reversed",
-        "at most",
-        "",
-        0.0,
-        statistic="tone/early_greatest_move",
-    ),
-    Claim(
-        "a random direction of equal norm moves the mean at most a quarter as far",
-        "at most",
-        "",
-        0.25,
-        statistic="tone/random_share",
-    ),
-)
+    Claim("at the late blocks α = ±1 moves every context by at least 1 logit, in the right direction",
+          "at least", "", 1.0, statistic="tone/late_least_move"),
+    Claim("at the two early blocks the mean effect of α = ±1 is reversed",
+          "at most", "", 0.0, statistic="tone/early_greatest_move"),
+    Claim("a random direction of equal norm moves the mean at most a quarter as far",
+          "at most", "", 0.25, statistic="tone/random_share"),
+)  # fmt: skip
 
 
 def tone(study: Study) -> FigureRecord:
     """Effect of a persona's shift on the tone of the next word, by strength and block."""
     material = load_tone()
+    stems, contexts = (texts[: study.limit] for texts in (material.stems, material.contexts))
+    material = replace(material, stems=stems, contexts=contexts)
     shifts = persona_shifts(study, material)
     effects = _sweep(study, material, shifts)
     places = {block: at_depth(block, len(shifts)) for block in SWEEP}
+    prompts = {"tone": material.sha256, "stems": stems, "contexts": contexts}
     return FigureRecord(
         key=f"{KEY}/tone",
         title="A persona's own shift, added at one block",
@@ -86,17 +73,8 @@ def tone(study: Study) -> FigureRecord:
             },
         ),
         claims=CLAIMS,
-        provenance=study.provenance(
-            prompts={
-                "tone": material.sha256,
-                "stems": _some(material.stems, study.limit),
-                "contexts": _some(material.contexts, study.limit),
-            },
-        ),
-        n={
-            "stems a persona": len(_some(material.stems, study.limit)),
-            "contexts": len(_some(material.contexts, study.limit)),
-        },
+        provenance=study.provenance(prompts),
+        n={"stems a persona": len(stems), "contexts": len(contexts)},
         intervals=f"least and greatest context; random: of {RANDOM_DRAWS} draws",
         seeds=(0,),
         caption=(
@@ -109,10 +87,6 @@ def tone(study: Study) -> FigureRecord:
 def at_depth(block: int, n_blocks: int) -> int:
     """The block at the same relative depth in a stack of ``n_blocks``."""
     return min(round(block * n_blocks / DEPTH), n_blocks - 1)
-
-
-def _some(texts: Sequence[str], limit: int | None) -> list[str]:
-    return list(texts[:limit])
 
 
 # --- prompts and directions --------------------------------------------------------------------
@@ -129,8 +103,7 @@ def continuing(lm: LM, openings: Sequence[str], system: str | None = None) -> To
 
 def persona_shifts(study: Study, material: Tone) -> Float[Tensor, "blocks d"]:
     """Mean stream under the happy persona minus under the sad one, after every block, last token."""
-    stems = _some(material.stems, study.limit)
-    batches = (continuing(study.lm, stems, material.personas[side]) for side in SIDES)
+    batches = (continuing(study.lm, material.stems, material.personas[side]) for side in SIDES)
     positive, negative = (study.lm.residuals(batch)[1:].float() for batch in batches)
     return DiffMeans().fit(positive, negative, True).vector_
 
@@ -144,19 +117,19 @@ def _sweep(
     """Effects by block, and of random directions (mean over contexts, a draw each) under RANDOM."""
     lm = study.lm.using(watch=unwatched)
     words = material.tokens(lm.tokenizer)
-    contexts = continuing(lm, _some(material.contexts, study.limit))
+    contexts = continuing(lm, material.contexts)
     depths = sorted({at_depth(block, len(shifts)) for block in SWEEP})
-    draws = random_shifts(shifts[at_depth(RANDOM_AT, len(shifts))])
+    middle = at_depth(RANDOM_AT, len(shifts))
+    draws = random_shifts(shifts[middle])
     progress = study.watch("steering", len(depths) + len(draws))
-    plain = next_tone(lm, contexts, None, words)
 
     def effect(block: int, shift: Float[Tensor, " d"]) -> Effects:
-        moved = steered(lm, contexts, block, shift, words, plain)
+        moved = steered(lm, contexts, block, shift, words)
         progress(1)
         return moved
 
     effects: dict[int | str, Effects] = {block: effect(block, shifts[block]) for block in depths}
-    random = [effect(at_depth(RANDOM_AT, len(shifts)), draw).mean(1) for draw in draws]
+    random = [effect(middle, draw).mean(1) for draw in draws]
     return effects | {RANDOM: torch.stack(random, 1)}
 
 
@@ -174,24 +147,16 @@ def steered(
     block: int,
     shift: Float[Tensor, " d"],
     words: Mapping[str, Sequence[int]],
-    plain: Float[Tensor, " contexts"],
 ) -> Effects:
-    """Change of the tone of the next token at every strength, relative to ``plain``, in logits."""
-    site = Site.resid_post(block)
-    moved = [
-        next_tone(lm, contexts, steering(site, shift, alpha), words) if alpha else plain
-        for alpha in STRENGTHS
-    ]
-    return torch.stack(moved) - plain
+    """Change of the tone of the next token at every strength, relative to no shift, in logits.
 
-
-def next_tone(
-    lm: LM, contexts: TokenBatch, edit: AnyEdit, words: Mapping[str, Sequence[int]]
-) -> Float[Tensor, " contexts"]:
-    """Mean log-probability of the positive words minus that of the negative ones, next token."""
-    logp = lm.logits(contexts, edit).double().log_softmax(-1)
-    positive, negative = (logp[:, list(words[side])].mean(-1) for side in SIDES)
-    return positive - negative
+    The tone is the mean log-probability of the positive words minus that of the negative ones.
+    """
+    logits = lm.logits(contexts, add(lm.resid_post[block], shift, STRENGTHS))
+    logp = logits.double().log_softmax(-1)
+    positive, negative = (logp[..., list(words[side])].mean(-1) for side in SIDES)
+    tones = positive - negative
+    return tones - tones[STRENGTHS.index(0.0)]
 
 
 # --- the figure --------------------------------------------------------------------------------
