@@ -32,6 +32,7 @@ def test_shipped_traits_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sycophantic" in shown
 
 
+@pytest.mark.slow
 def test_words_become_vectors_with_one_command(
     chat_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
