@@ -145,7 +145,7 @@ def test_the_first_example_runs_as_written(
 @pytest.mark.slow
 def test_the_libraries_behind_a_model_are_to_hand(tmp_path: Path) -> None:
     """From a file: nnsight reads the source of a trace."""
-    opening = 'from interp import open_model\nlm = open_model("tiny:llama")\n'
+    opening = 'import interp\nlm = interp.open_model("tiny:llama")\n'
     script = tmp_path / "example.py"
     script.write_text(opening + EXAMPLES[1].replace("smollm2", "tiny:llama"))
     runpy.run_path(str(script))
