@@ -198,7 +198,11 @@ class LM(SiteNames):
         wanted = tuple(dict.fromkeys((*sites, *places))) if gradients else sites
         logits, found = self.backend.run(batch, wanted, edit, gradients=gradients)
         if not gradients and not mask.all():
-            found = {s: v.masked_fill(~mask.unsqueeze(-1), 0) for s, v in found.items()}
+            for site, value in found.items():
+                # In place, which spares a copy of every site; what an edit put in is not ours to change.
+                own = value if edit is None and value.is_contiguous() else value.clone()
+                own[~mask] = 0
+                found[site] = own
         return logits, Cache(found, self.hook_points.place, mask)
 
     def logits(

@@ -32,7 +32,7 @@ class Replace(HookOnly):
         values = self.values.to(written)
         if values.ndim == 2:
             values = values.unsqueeze(-2)
-        return values.expand(written.shape)
+        return values.expand(written.shape).clone()  # never the given tensor itself
 
     @property
     def real(self) -> Tensor:
