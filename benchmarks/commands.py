@@ -70,7 +70,11 @@ def main() -> None:
                 words += ["--limit", str(given.limit)]
             if name != "measure":
                 words += ["--out", str(Path(folder) / "out")]
-            rows[name] = run(words) | {"limit": given.limit, "load": round(os.getloadavg()[1], 1)}
+            rows[name] = run(words) | {
+                "peak_of": "both processes",
+                "limit": given.limit,
+                "load": round(os.getloadavg()[1], 1),
+            }
         print(name, rows[name], flush=True)
         about = {"hardware": hardware(), "model": given.model}
         path.write_text(json.dumps(about | {"commands": rows}, indent=2) + "\n", encoding="utf-8")
