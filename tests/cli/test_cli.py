@@ -48,6 +48,10 @@ def test_every_command_has_help_with_an_example(
     assert call(name, "--help") == 0
     shown = capsys.readouterr().out
     assert f"Example: interp {name}" in shown
+    parts = ("list", "extract") if name == "persona" else ()
+    for part in parts:
+        assert call(name, part, "--help") == 0
+        shown = capsys.readouterr().out
     assert "--json FILE" in shown
 
 

@@ -66,10 +66,11 @@ ARGV: dict[str, Callable[[Case, Path], list[Argv]]] = {
     ],
     "draw": lambda c, out: [["--folder", c.model, "--out", out]],
     "models": lambda c, out: [[]],
+    "papers": lambda c, out: [[]],
 }  # fmt: skip
 """How a user would give a case to a command. A new command needs a line here."""
 
-UNTOUCHED = {"models"}
+UNTOUCHED = {"models", "papers"}
 """Commands that open no input of the user: one call is enough."""
 
 
