@@ -26,6 +26,7 @@ from interp.methods.refusal import (
     find_opener,
     fit,
     random_control,
+    random_direction,
     rebased,
     run,
 )
@@ -129,6 +130,16 @@ def test_settings_that_are_still_open_are_an_error(lm: LM, fitted: Fitted) -> No
     some = replace(CLOSED, attention=None, ridge=None)
     with pytest.raises(InterpError, match="leaves attention, ridge open"):
         build(lm, fitted, some)
+
+
+def test_a_random_direction_has_equal_norm_at_every_writer(lm: LM, fitted: Fitted) -> None:
+    edit = build(lm, fitted, CLOSED)
+    ours, theirs = (as_delta(lm, fitted, e) for e in (edit, random_direction(edit)))
+    for name, update in ours:
+        other = theirs.updates[name]
+        assert update.dense().norm() == pytest.approx(other.dense().norm().item(), rel=1e-5)
+    with pytest.raises(InterpError, match="least-disturbance"):
+        random_direction(build(lm, fitted, AblationEdit(1.0, 2, 0)))
 
 
 def test_a_rotated_edit_has_equal_norm_and_rank_at_every_writer(lm: LM, fitted: Fitted) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from interp.methods.refusal.attributing import attribution_figure, fit_openers, phrase_openers
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
-from interp.methods.refusal.controls import random_control
+from interp.methods.refusal.controls import random_control, random_direction
 from interp.methods.refusal.delta import as_delta, finished, rebased
 from interp.methods.refusal.fit import Fitted, build, fit
 from interp.methods.refusal.learning import learned
@@ -32,6 +32,7 @@ __all__ = [
     "learned",
     "phrase_openers",
     "random_control",
+    "random_direction",
     "rebased",
     "run",
 ]

@@ -1,4 +1,4 @@
-"""The random control of an edit: equal norms, written in a random direction."""
+"""Random controls of edits: equal norms, written in random directions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,28 @@ from dataclasses import replace
 
 import torch
 
+from interp.edits import Edit
 from interp.errors import InterpError
+from interp.maths import unit
+from interp.operators import LeastDisturbance
 from interp.types import LowRank, Shift, Update, WeightDelta
+
+
+def random_direction(edit: Edit, *, seed: int = 0) -> Edit:
+    """The same least-disturbance updates along one random direction: equal norm at every writer.
+
+    Raises InterpError for an edit of another method.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    operators = {}
+    drawn: torch.Tensor | None = None
+    for name, operator in edit.writers.items():
+        if not isinstance(operator, LeastDisturbance):
+            raise InterpError("a random direction is defined for least-disturbance edits")
+        if drawn is None:
+            drawn = unit(torch.randn(operator.unit.shape, generator=generator))
+        operators[name] = replace(operator, unit=drawn)
+    return Edit(operators, recipe={"method": "random direction of equal norm", "seed": seed})
 
 
 def random_control(delta: WeightDelta, *, seed: int = 0) -> WeightDelta:

@@ -24,7 +24,7 @@ from interp.lm import LM
 from interp.methods.refusal.attributing import attribution_figure, fit_openers
 from interp.methods.refusal.card import report_figure
 from interp.methods.refusal.choose import UPPER, Choice, Selection, choose, depth_blocks
-from interp.methods.refusal.controls import random_control
+from interp.methods.refusal.controls import random_direction
 from interp.methods.refusal.delta import as_delta
 from interp.methods.refusal.fit import Fitted, build, fit
 from interp.recipes import AblationEdit, LeastDisturbanceEdit
@@ -142,11 +142,9 @@ def run(
     with result.timed("select"):
         result.choices = _choices(lm, fitted, prompts, say)
     with result.timed("report"):
-        deltas = {
-            name: as_delta(lm, fitted, build(lm, fitted, choice.setting), prompts.select)
-            for name, choice in result.choices.items()
-        }
-        deltas["random direction"] = random_control(deltas[MAIN], seed=SEED)
+        edits = {name: build(lm, fitted, each.setting) for name, each in result.choices.items()}
+        edits["random direction"] = random_direction(edits[MAIN], seed=SEED)
+        deltas = {name: as_delta(lm, fitted, edit, prompts.select) for name, edit in edits.items()}
         result.rows = _rows(lm, prompts, deltas, judge)
     proves = frozenset.union(*(kinds(deltas[name].recipe) for name in result.choices))
     seconds = sum(result.seconds.values())
