@@ -208,26 +208,6 @@ def weighted(parts: Sequence[tuple[Float[Tensor, "_ d"], float]]) -> Float[Tenso
     return torch.cat([rows * math.sqrt(w / share * total / len(rows)) for rows, w in kept])
 
 
-def rows_of(moment: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Rows R (float32) whose second moment ``RᵀR / d`` is the one given, to 1e-6 of its mean diagonal.
-
-    So a moment that was summed over more tokens than can be kept takes part wherever rows do. A moment of
-    few tokens, singular, is lifted by as little as its factorisation needs, at most 1e-3 of the mean
-    diagonal; ValueError for what is no moment.
-    """
-    wide = moment.double()
-    d = len(wide)
-    size = wide.diagonal().mean()
-    if size == 0.0:
-        return torch.zeros_like(wide, dtype=torch.float32)
-    for lift in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
-        lifted = wide + lift * size * torch.eye(d, dtype=wide.dtype)
-        factor, failed = torch.linalg.cholesky_ex(lifted)
-        if not failed:
-            return (factor.T * math.sqrt(d)).float()
-    raise ValueError("not a second moment: it has negative eigenvalues")
-
-
 def frobenius(value: Tensor) -> float:
     """``‖value‖_F``, summed in float64 by pieces: a whole copy in float64 would double what is held."""
     parts = value.reshape(-1).split(1 << 24)

@@ -18,7 +18,6 @@ from interp.maths import (
     left_out_disturbance,
     mean,
     orthogonalise,
-    rows_of,
     through_gain,
     unit,
     weighted,
@@ -269,27 +268,6 @@ def test_weighted_rows_have_the_weighted_second_moment(
     found = weighted(samples)
     assert len(found) == sum(n for n, _ in parts)
     assert close(found.T @ found / len(found), expected)
-
-
-@given(n=st.integers(0, 12), seed=st.integers(0, 50))
-def test_rows_of_a_moment_have_it(n: int, seed: int) -> None:
-    rows = normal(n, 5, seed=seed)
-    moment = (rows.T @ rows).double() / max(n, 1)
-    found = rows_of(moment).double()
-    assert found.shape == (5, 5)
-    size = moment.diagonal().mean().item()
-    torch.testing.assert_close(found.T @ found / 5, moment, rtol=0, atol=2e-6 * size)
-
-
-def test_a_moment_of_few_tokens_has_rows_as_well() -> None:
-    """Singular, and summed in float32 as long sums are: round-off makes eigenvalues negative."""
-    rows = normal(40, 256, seed=1).float()
-    moment = (rows.T @ rows / 40).double()
-    found = rows_of(moment).double()
-    size = moment.diagonal().mean().item()
-    torch.testing.assert_close(found.T @ found / 256, moment, rtol=0, atol=2e-3 * size)
-    with pytest.raises(ValueError, match="negative"):
-        rows_of(torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64))
 
 
 def test_weights_of_nothing_are_an_error() -> None:

@@ -8,32 +8,18 @@ import torch
 from torch import Tensor
 
 from interp.operators.linear import linear_form
-from interp.operators.protocol import Operator
+from interp.operators.total import Several
 from interp.types import LowRank, Vector, Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Composed:
+class Composed(Several):
     """``y ← opₙ(… op₁(y))``, in the order of ``parts``.
 
     Weight form: each update is taken of the weight that the updates before it left, and their ranks add.
     Exact wherever every part is; for operators that all act on the unedited y see :class:`Total`.
     ValueError without parts.
     """
-
-    parts: tuple[Operator, ...]
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a composition needs at least one operator")
-
-    @property
-    def needs_input(self) -> bool:
-        return any(part.needs_input for part in self.parts)
-
-    @property
-    def homogeneous(self) -> bool:
-        return all(part.homogeneous for part in self.parts)
 
     @property
     def exactness(self) -> str:

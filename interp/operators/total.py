@@ -11,19 +11,14 @@ from interp.types import LowRank, Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Total:
-    """The sum of what several operators change; their order does not matter.
-
-    Not one after the other: two ablations along overlapping directions remove what they share twice
-    (use :class:`SubspaceAblation` for that). Weight form: the sum of theirs, ranks add; it exists where
-    every part has one. ValueError without parts.
-    """
+class Several:
+    """What operators that are made of others share. ValueError without parts."""
 
     parts: tuple[Operator, ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ValueError("a total needs at least one operator")
+            raise ValueError(f"{type(self).__name__} needs at least one operator")
 
     @property
     def needs_input(self) -> bool:
@@ -32,6 +27,16 @@ class Total:
     @property
     def homogeneous(self) -> bool:
         return all(part.homogeneous for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Total(Several):
+    """The sum of what several operators change; their order does not matter.
+
+    Not one after the other: two ablations along overlapping directions remove what they share twice
+    (use :class:`SubspaceAblation` for that). Weight form: the sum of theirs, ranks add; it exists where
+    every part has one. ValueError without parts.
+    """
 
     @property
     def exactness(self) -> str:
