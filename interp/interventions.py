@@ -231,17 +231,13 @@ def _described(operator: Operator | StreamAblation) -> dict[str, Any]:
     if isinstance(operator, Graded):
         return _described(operator.operator) | {"strengths": operator.coefficients.tolist()}
     name = "Ablation" if isinstance(operator, StreamAblation) else type(operator).__name__
-    return {"operator": name} | dict(_numbers(operator))
-
-
-def _numbers(operator: object) -> Iterator[tuple[str, float]]:
-    """Fields of an operator that hold one number."""
-    for each in fields(operator):  # type: ignore[arg-type]
-        value = getattr(operator, each.name)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield each.name, float(value)
+    found = {each.name: getattr(operator, each.name) for each in fields(operator)}
+    numbers = {
+        key: float(value)
+        for key, value in found.items()
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+    }
+    return {"operator": name} | numbers
 
 
 def _rows(operator: Operator | StreamAblation, index: Tensor) -> Operator | StreamAblation:
@@ -399,7 +395,6 @@ def _places(sites: Places) -> list[Place]:
     if isinstance(sites, str):
         raise SiteError(f"{sites!r} is a name; give sites: lm.places({sites!r})")
     given = sites.values() if isinstance(sites, Mapping) else sites
-    places = [sites] if isinstance(sites, Site | SitePart | Heads) else list(given)
-    if not places:
+    if not (places := [sites] if isinstance(sites, Site | SitePart | Heads) else list(given)):
         raise SiteError("no site to intervene at")
     return places

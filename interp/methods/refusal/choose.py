@@ -35,8 +35,9 @@ WITH_OPENER: dict[str, Any] = {
 }  # fmt: skip
 """Settings of a least-disturbance edit that acts after the opener of a refusal as well."""
 FIRST_TOKEN_ALONE: dict[str, Any] = {"attention": 1.0, "ridge": 0.02, "learn": 0.0}
-NO_OPENER: dict[str, Any] = {"after_opener": None, "opener_strength": None, "opener_weight": 0.05}
-"""Settings of an edit of a model whose refusals share no opener."""
+"""Settings of a least-disturbance edit that acts at the first token alone."""
+OPENER_SETTINGS = ("after_opener", "opener_strength", "opener_weight")
+"""Settings that go back to their defaults where refusals share no opener."""
 ALMOST_NONE = 64
 """One request in so many may be left refused on select."""
 
@@ -73,8 +74,8 @@ class Choice:
 
 
 @runtime_checkable
-class Scores(Protocol):
-    """What a choice needs to know of the select split; :class:`Selection` measures it."""
+class SelectSplit(Protocol):
+    """KL and refusals of settings on the select split, as :class:`Selection` measures them."""
 
     @property
     def refuse(self) -> Sized: ...
@@ -134,7 +135,7 @@ class Selection:
 
 
 def choose(
-    selection: Scores,
+    selection: SelectSplit,
     settings: Sequence[Any],
     *,
     allowed: int | None = None,
@@ -187,7 +188,8 @@ def candidates(recipe: R, fitted: Fitted, n_blocks: int) -> list[R]:
         tried = {"block": blocks[-1:], "first_block": (upper,)}
         tried |= {name: (value,) for name, value in WITH_OPENER.items()}
     else:
-        recipe = replace(recipe, **NO_OPENER)
+        default = LeastDisturbanceEdit()
+        recipe = replace(recipe, **{name: getattr(default, name) for name in OPENER_SETTINGS})
         tried |= {name: (value,) for name, value in FIRST_TOKEN_ALONE.items()}
         tried["strength"] = STRENGTHS
     left_open = {name: values for name, values in tried.items() if getattr(recipe, name) is None}

@@ -139,11 +139,7 @@ def fit(
     """
     recipe = recipe or DirectionRecipe()
     lm = lm.using(watch=within(lm.watch, "fit"))
-    requests, refused = refuse, None
-    if not all_requests:
-        judged = generate_and_judge(lm, refuse, tokens=OPENING, by=judge)
-        if judged.n and judged.count >= FEWEST_REFUSED:
-            requests, refused = refuse.chosen(judged.refused), judged.count
+    requests, refused = (refuse, None) if all_requests else refused_among(lm, refuse, judge)
     blocks, writers = lm.resid_post, lm.writer_inputs
     capture = Capture(lm, (*blocks, *writers))
     positive = capture(refuse, DECISION, True)
@@ -164,20 +160,28 @@ def fit(
     read = {role: each for role, each in used.items() if each is not None}
     samples = Samples(tuple(parts))
     return Fitted(
-        samples,
-        Probes(samples),
-        directions_at(samples, recipe),
-        requests,
-        comply,
-        recipe,
-        opener,
-        texts,
-        0 if respond_to is None else len(respond_to),
-        judge,
-        refused,
-        frozenset().union(*(each.fingerprints for each in read.values())),
-        {f"{role}: {each.source}": each.sha256 for role, each in read.items()},
+        samples=samples,
+        probes=Probes(samples),
+        directions=directions_at(samples, recipe),
+        requests=requests,
+        answered=comply,
+        recipe=recipe,
+        opener=opener,
+        texts=texts,
+        responses=0 if respond_to is None else len(respond_to),
+        judge=judge,
+        refused=refused,
+        seen=frozenset().union(*(each.fingerprints for each in read.values())),
+        prompts={f"{role}: {each.source}": each.sha256 for role, each in read.items()},
     )
+
+
+def refused_among(lm: LM, requests: PromptSet, judge: Judge) -> tuple[PromptSet, int | None]:
+    """The requests that the model refuses and their number; all and None below ``FEWEST_REFUSED``."""
+    judged = generate_and_judge(lm, requests, tokens=OPENING, by=judge)
+    if not judged.n or judged.count < FEWEST_REFUSED:
+        return requests, None
+    return requests.chosen(judged.refused), judged.count
 
 
 def responses(capture: Capture, texts: Texts) -> list[Part]:
