@@ -1,4 +1,4 @@
-"""Settings of an extraction."""
+"""Settings of an extraction and of an evaluation."""
 
 from __future__ import annotations
 
@@ -30,3 +30,18 @@ class ExtractionRecipe:
     coherence_threshold: float = setting(
         50.0, "coherence that both responses of a pair must reach", advanced=True, least=0, most=100
     )
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecipe:
+    """How a trait is measured: on evaluation questions, which no vector is made from."""
+
+    n_questions: int | None = setting(
+        None, "evaluation questions used, from the first on", least=1, shown="all"
+    )
+    samples: int = setting(1, "responses per question", least=1)
+    tokens: int = setting(40, "most tokens of a response", least=1)
+    temperature: float = setting(
+        0.7, "temperature of the responses; 0 is greedy (2507.21509: 1)", least=0
+    )
+    seed: int = setting(1, "seed of the responses")
