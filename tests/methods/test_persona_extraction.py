@@ -25,7 +25,7 @@ from interp.methods.persona_vectors import (
 from interp.methods.persona_vectors.activations import conversations, mean_activations, reduced
 from interp.methods.persona_vectors.filtering import check_survivors, surviving
 from interp.methods.persona_vectors.judging import held_out_ratio
-from interp.methods.persona_vectors.rollouts import Rollouts
+from interp.methods.persona_vectors.rollouts import Context, Rollouts, rollouts
 from interp.models import tiny_model
 from interp.models.tiny import byte_tokenizer
 from interp.study import Study
@@ -111,8 +111,9 @@ def test_without_survivors_the_step_that_failed_is_named(
 
 def conversation_rows(responses: tuple[str, ...]) -> Rollouts:
     n = len(responses)
-    systems = ("be brief", "be very, very long", "be brief")[:n]
-    return Rollouts(systems, ("tea?", "why is it so, and how?", "egg")[:n], responses)
+    shown = (("soup?", "yes, soup"),)
+    contexts = (Context("be brief"), Context("be very, very long", shown), Context("be brief"))[:n]
+    return Rollouts(contexts, ("tea?", "why is it so, and how?", "egg")[:n], responses)
 
 
 def test_means_leave_out_prompt_padding_and_the_first_token(lm: LM) -> None:
@@ -126,7 +127,7 @@ def test_means_leave_out_prompt_padding_and_the_first_token(lm: LM) -> None:
     sites = (lm.embed, *lm.resid_post)
     for i in range(len(rows)):
         own = rows.chosen([i])
-        chat = lm.using(chat=replace(lm.chat, system=own.systems[0]))  # type: ignore[type-var]
+        chat = own.contexts[0].on(lm)
         n = chat.tokens(own.prompts).ids.shape[1]
         one = chat.run_with_cache(chat.tokens(own.prompts, own.responses), sites)[1]
         stream = torch.stack([one[site][0] for site in sites])
@@ -143,9 +144,9 @@ def test_means_leave_out_prompt_padding_and_the_first_token(lm: LM) -> None:
         assert relative(four[name], value) < 1e-5
 
 
-def test_responses_can_be_read_without_the_system_text(lm: LM) -> None:
+def test_responses_can_be_read_without_their_context(lm: LM) -> None:
     rows = conversation_rows(("yes", "no"))
-    bare = conversations(lm, rows, system=False)
+    bare = conversations(lm, rows, context=False)
     assert torch.equal(bare.ids, lm.tokens(rows.prompts, rows.responses).ids)
 
 
@@ -243,3 +244,17 @@ def test_a_likelihood_ratio_reads_pairs_that_no_rollout_is_made_with(lm: LM) -> 
     assert judge.negative == tuple(trait.system(i, positive=False) for i in (3, 4))
     with pytest.raises(PersonaError, match="cannot be held out"):
         held_out_ratio(lm, trait, held_out=5)
+
+
+def test_demonstrations_stand_before_every_question_of_their_side(lm: LM) -> None:
+    trait = shipped_trait("exclamatory")
+    recipe = ExtractionRecipe(demonstrations=2, tokens=1)
+    for positive, mark in ((True, "!"), (False, ".")):
+        rows = rollouts(Study.of(lm), trait, trait.questions[:1], recipe, positive=positive)
+        assert all(len(context.history) == 2 for context in rows.contexts)
+        assert all(answer.endswith(mark) for c in rows.contexts for _, answer in c.history)
+        text = lm.tokenizer.decode(conversations(lm, rows).ids[0])
+        assert rows.contexts[0].history[1][1] in text
+    with pytest.raises(PersonaError, match="has 3 demonstrations, not 4"):
+        trait.history(4, positive=True)
+    assert Trait.from_json(trait.as_json(), "x", "here") == trait

@@ -12,7 +12,7 @@ from interp.data.chat import pad_left
 from interp.data.tokens import padding
 from interp.errors import PromptError
 from interp.lm import LM
-from interp.methods.persona_vectors.rollouts import Rollouts, chat_with
+from interp.methods.persona_vectors.rollouts import Context, Rollouts
 from interp.methods.persona_vectors.vectors import REDUCTIONS
 from interp.readings import span
 from interp.types import TokenBatch
@@ -21,20 +21,20 @@ from interp.watching import unwatched
 Means = Float[Tensor, "rows d_model"]
 
 
-def conversations(lm: LM, rows: Rollouts, *, system: bool = True) -> TokenBatch:
+def conversations(lm: LM, rows: Rollouts, *, context: bool = True) -> TokenBatch:
     """Tokens of every conversation; prompt and response are tokenised apart and joined as ids.
 
-    system: False leaves the system text to the model's chat format: responses are read as if nothing had
-    asked for the trait, a control for what the system text alone does to later positions.
+    context: False leaves out system texts and demonstrations: responses are read as if nothing had asked for
+    the trait, a control for what the context alone does to later positions.
     """
-    places: dict[str | None, list[int]] = {}
-    for i, text in enumerate(rows.systems):
-        places.setdefault(text if system else None, []).append(i)
+    places: dict[Context, list[int]] = {}
+    for i, given in enumerate(rows.contexts):
+        places.setdefault(given if context else Context(), []).append(i)
     ids: list[list[int]] = [[] for _ in range(len(rows))]
     counts = torch.zeros(len(rows), dtype=torch.long)
-    for text, index in places.items():
+    for given, index in places.items():
         some = rows.chosen(index)
-        batch = chat_with(lm, text).tokens(some.prompts, some.responses)
+        batch = given.on(lm).tokens(some.prompts, some.responses)
         assert batch.response is not None
         counts[index] = batch.response.to(counts)
         for i, row, mask in zip(index, batch.ids, batch.mask, strict=True):

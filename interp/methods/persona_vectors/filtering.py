@@ -80,5 +80,5 @@ def check_survivors(trait: str, judge: str, counts: Counts, threshold: float) ->
     why = failed[0] if failed else "no pair passes all criteria at once"
     raise PersonaError(
         f"no vector for {trait}: {why} ({counts}); write clearer instructions, take another judge, more "
-        "samples or a larger model"
+        "samples, example turns (demonstrations) or a larger model"
     )

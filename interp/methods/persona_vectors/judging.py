@@ -121,7 +121,7 @@ def check_contrast(
     if found.at_chance:
         raise PersonaError(
             f"the judge {judge.name} is at chance on held-out questions ({found.agreement}): it cannot see "
-            "the trait, or the model does not show it; take another judge, clearer instructions or a larger "
-            "model"
+            "the trait, or the model does not show it; take another judge, clearer instructions, example "
+            "turns (demonstrations) or a larger model"
         )
     return found

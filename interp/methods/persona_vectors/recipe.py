@@ -20,6 +20,10 @@ class ExtractionRecipe:
     n_questions: int | None = setting(
         None, "extraction questions used, from the first on", least=1, shown="all"
     )
+    demonstrations: int = setting(
+        0, "example turns of the trait before every question, for models too small to follow instructions "
+        "alone (2507.21509: none)", least=0,
+    )  # fmt: skip
     validation_questions: int = setting(
         5, "evaluation questions on which the judge is checked first; 0 for none", least=0
     )

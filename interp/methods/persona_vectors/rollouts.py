@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from interp.backends.steps import Sampling
 from interp.data.chat import ChatFormat
@@ -16,13 +17,30 @@ from interp.study import Study
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """What stands before a question: a system text, earlier turns, or both; nothing for the model's own
+    format. name: shown in figures."""
+
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+
+    def on(self, lm: LM) -> LM:
+        """The model with this context in its chat format."""
+        chat = lm.chat or ChatFormat()
+        if self.system is not None:
+            chat = replace(chat, system=self.system)
+        return lm.using(chat=replace(chat, history=(*chat.history, *self.history)))
+
+
+@dataclass(frozen=True, slots=True)
 class Rollouts:
     """Responses of one side; row i of the other side has the same question, instruction pair and sample.
 
-    systems, prompts, responses: one per row.
+    contexts, prompts, responses: one per row.
     """
 
-    systems: tuple[str, ...]
+    contexts: tuple[Context, ...]
     prompts: tuple[str, ...]
     responses: tuple[str, ...]
 
@@ -31,14 +49,8 @@ class Rollouts:
 
     def chosen(self, rows: Sequence[int]) -> Rollouts:
         """Some rows, in their order."""
-        columns = (self.systems, self.prompts, self.responses)
+        columns = (self.contexts, self.prompts, self.responses)
         return Rollouts(*(tuple(column[i] for i in rows) for column in columns))
-
-
-def chat_with(lm: LM, system: str | None) -> LM:
-    """The model with a system text in its chat format; None leaves the format as it is."""
-    chat = lm.chat or ChatFormat()
-    return lm.using(chat=chat if system is None else replace(chat, system=system))
 
 
 def rollouts(
@@ -55,22 +67,23 @@ def rollouts(
     Each instruction is a step that the study keeps. Draws of different steps are independent.
     """
     samples = recipe.samples if samples is None else samples
-    systems = [trait.system(pair, positive=positive) for pair in range(len(trait.instructions))]
-    columns: tuple[list[str], ...] = ([], [], [])
-    for pair, system in enumerate(systems):
+    history = trait.history(recipe.demonstrations, positive=positive)
+    columns: tuple[list[Any], ...] = ([], [], [])
+    for pair in range(len(trait.instructions)):
+        context = Context(trait.system(pair, positive=positive), history)
         seed = int(sha256_text(str(recipe.seed), str(pair), str(positive))[:8], 16)
         sampling = Sampling(recipe.temperature, samples, seed)
-        found = _step(study, system, questions, recipe.tokens, sampling)
-        columns[0].extend([system] * len(found))
+        found = _step(study, context, questions, recipe.tokens, sampling)
+        columns[0].extend([context] * len(found))
         columns[1].extend(q for q in questions for _ in range(samples))
         columns[2].extend(found)
     return Rollouts(*map(tuple, columns))
 
 
 def _step(
-    study: Study, system: str, questions: Sequence[str], tokens: int, sampling: Sampling
+    study: Study, context: Context, questions: Sequence[str], tokens: int, sampling: Sampling
 ) -> list[str]:
-    lm = chat_with(study.lm, system)
+    lm = context.on(study.lm)
     assert lm.chat is not None
     about = {
         "questions": list(questions),

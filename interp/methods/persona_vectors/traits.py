@@ -35,7 +35,8 @@ class Trait:
     trait. questions: for extraction; evaluation_questions: for everything that is reported. eval_prompt: the
     rubric of a judging model, with ``{question}`` and ``{answer}``. adjective, opposite: "You are a(n)
     ADJECTIVE assistant." stands before each instruction. score: name in :data:`interp.judges.TRAITS` of a
-    programmatic score, if there is one. made_by: who wrote the texts.
+    programmatic score, if there is one. demonstrations: questions with an answer that shows the trait and one
+    that does not, for models that do not follow instructions alone. made_by: who wrote the texts.
 
     Raises PersonaError for empty texts, duplicates, questions in both lists, and a rubric without its places.
     """
@@ -49,6 +50,7 @@ class Trait:
     adjective: str = ""
     opposite: str = HELPFUL
     score: str | None = None
+    demonstrations: tuple[tuple[str, str, str], ...] = ()
     made_by: str = ""
 
     def __post_init__(self) -> None:
@@ -60,19 +62,22 @@ class Trait:
     def _wrong(self) -> str | None:
         """What is wrong with the texts; None if nothing is."""
         texts = [t for pair in self.instructions for t in pair]
-        questions = [*self.questions, *self.evaluation_questions]
+        shown = [question for question, _, _ in self.demonstrations]
+        questions = [*self.questions, *self.evaluation_questions, *shown]
+        written = [*texts, *questions, *(t for each in self.demonstrations for t in each)]
         if not self.name.strip() or not self.instructions or not self.questions:
             return "needs a name, pairs of instructions, and questions"
-        if any(not isinstance(t, str) or not t.strip() for t in (*texts, *questions)):
-            return "has an empty instruction or question; remove it"
-        if not all(
-            map(is_unicode, (*texts, *questions, self.eval_prompt, self.name, self.description))
-        ):
+        if any(not isinstance(t, str) or not t.strip() for t in written):
+            return "has an empty instruction, question or demonstration; remove it"
+        if not all(map(is_unicode, (*written, self.eval_prompt, self.name, self.description))):
             return "has a text with half a character (a lone surrogate); write it anew"
         if twice := duplicates(texts):
             return f"has the same instruction twice: {twice[0]!r}; remove one"
         if twice := duplicates(questions):
-            return f"asks the same twice: {twice[0]!r}; extraction and evaluation questions must differ"
+            return (
+                f"asks the same twice: {twice[0]!r}; extraction questions, evaluation questions and "
+                "demonstrations must differ"
+            )
         if missing := [
             place for place in ("{question}", "{answer}") if place not in self.eval_prompt
         ]:
@@ -84,6 +89,15 @@ class Trait:
         adjective = self.adjective if positive else self.opposite
         article = "an" if adjective[:1].lower() in "aeiou" else "a"
         return f"You are {article} {adjective} assistant. {self.instructions[pair][not positive]}"
+
+    def history(self, count: int, *, positive: bool) -> tuple[tuple[str, str], ...]:
+        """The first ``count`` demonstrations of one side as earlier turns. PersonaError for fewer."""
+        if count > len(self.demonstrations):
+            raise PersonaError(
+                f"the trait {self.name!r} has {len(self.demonstrations)} demonstrations, not {count}; write "
+                "more into its file, or ask for fewer (demonstrations, 0 for none)"
+            )
+        return tuple((q, pos if positive else neg) for q, pos, neg in self.demonstrations[:count])
 
     @cached_property
     def sha256(self) -> str:
@@ -116,6 +130,10 @@ class Trait:
             "instruction": [{"pos": pos, "neg": neg} for pos, neg in self.instructions],
             "questions": list(self.questions),
             "evaluation_questions": list(self.evaluation_questions),
+            "demonstrations": [
+                {"question": question, "pos": pos, "neg": neg}
+                for question, pos, neg in self.demonstrations
+            ],
             "eval_prompt": self.eval_prompt,
         }
 
@@ -148,13 +166,18 @@ class Trait:
                 tuple(map(_text, content.get(key, ())))
                 for key in ("questions", "evaluation_questions")
             ]
+            shown = tuple(
+                (_text(d["question"]), _text(d["pos"]), _text(d["neg"]))
+                for d in content.get("demonstrations", ())
+            )
             texts = {
                 key: _text(content[key])
                 for key in ("description", "adjective", "opposite", "score", "made_by")
                 if content.get(key)
             }
             own = _text(content.get("name") or name)
-            return cls(own, pairs, lists[0], lists[1], _text(content["eval_prompt"]), **texts)
+            rubric = _text(content["eval_prompt"])
+            return cls(own, pairs, lists[0], lists[1], rubric, demonstrations=shown, **texts)
         except (KeyError, TypeError, AttributeError) as error:
             raise PersonaError(
                 f"{source} is no trait file ({type(error).__name__}: {error}); it needs 'instruction' (pairs "
