@@ -9,15 +9,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from interp.errors import InterpError
 from interp.files import publish_directory, sha256_text, write_json
@@ -38,9 +39,6 @@ from interp.training.trainer import (
     remove_broken,
 )
 from interp.watching import Watch, unwatched
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 LOGS = frozenset({"step", "epoch", "grad_norm", "learning_rate"})
 """What a Trainer logs beside losses."""
@@ -104,31 +102,92 @@ def train(
     """
     if isinstance(model, LM):
         model, tokenizer = model.hf, tokenizer or model.tokenizer
+    options = Options(name, tokenizer, callbacks, save_every, watch)
     with _own_randomness():
-        made, is_ours = _made(model, recipe.seed)
-        data = Checked(rows, made.get_input_embeddings().weight.shape[0])
-        about = _about(made, data, recipe, loss, during, lora)
-        place = Place.of(runs or cache_directory() / "runs", name, about)
+        made = _made(model, recipe.seed)
+        checked = Checked(rows, made.get_input_embeddings().weight.shape[0])
+        job = Job(checked, recipe, loss, during, lora)
+        place = Place.of(runs or cache_directory() / "runs", name, job.about(made))
         with _alone(place.lock):
-            if (found := _read(place.target)) is not None:
-                return found
-            made = made if is_ours else copy.deepcopy(made)
-            context = nullcontext() if during is None else during(made)
-            made = made if lora is None else with_adapters(made, lora)
-            trainer = _trainer(made, data, recipe, loss, place.work, save_every)
-            watching = _watching(trainer, watch, name, save_every)
-            with without_bars():
-                seconds = _run(trainer, context, place.work, watching, callbacks)
-                _publish(trainer, tokenizer, about, seconds, place)
-    found = _read(place.target)
-    assert found is not None
-    return replace(found, reused=False)
+            found = _whole(place.target)
+            return found or job.run(copy.deepcopy(made) if made is model else made, place, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of :func:`train` that do not change the trained weights."""
+
+    name: str
+    tokenizer: Any
+    callbacks: Sequence[TrainerCallback]
+    save_every: int | None
+    watch: Watch
+
+    def watching(self, trainer: LossTrainer, done: int) -> Watching:
+        """The callback of this project. done: steps of earlier processes."""
+        apart = 0.0 if self.save_every or trainer.args.world_size > 1 else SECONDS_APART
+        return Watching(self.watch(self.name, trainer.args.max_steps), done, apart)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run trains with: beside the model, all that its trained weights depend on."""
+
+    rows: Checked
+    recipe: TrainingRecipe
+    loss: Loss | None
+    during: During | None
+    lora: LoRA | None
+
+    def about(self, model: nn.Module) -> dict[str, Any]:
+        """Everything that the weights trained from this model depend on, in JSON values."""
+        libraries = ["torch", "transformers", "accelerate", *(["peft"] if self.lora else [])]
+        return {
+            "format": FORMAT,
+            "recipe": described(self.recipe),
+            "lora": described(self.lora),
+            "model": model_hash(model),
+            "rows": self.rows.sha256,
+            "loss": None if self.loss is None else content_hash(self.loss),
+            "during": None if self.during is None else content_hash(self.during),
+            "code": [code_hash(LossTrainer), code_hash(collate), code_hash(arguments)],
+            "versions": {name: version(name) for name in libraries},
+        }
+
+    def run(self, model: Any, place: Place, options: Options) -> TrainedRun:
+        """Train this very model, with adapters if there are any, and publish the run at its place."""
+        context = nullcontext() if self.during is None else self.during(model)
+        model = model if self.lora is None else with_adapters(model, self.lora)
+        trainer = self._trainer(model, place.work, options.save_every)
+        with without_bars():
+            seconds = _train(trainer, context, place.work, options)
+            _publish(trainer, options.tokenizer, seconds, place)
+        trainer.accelerator.wait_for_everyone()
+        return _read(place.target, reused=False)
+
+    def _trainer(self, model: Any, work: Path, save_every: int | None) -> LossTrainer:
+        try:
+            settings = arguments(self.recipe, len(self.rows), work, save_every)
+        except (ValueError, TypeError) as error:
+            raise InterpError(
+                f"transformers refuses this recipe: {str(error).splitlines()[0]}"
+            ) from None
+        trainer = LossTrainer(
+            self.loss,
+            model=model,
+            args=settings,
+            train_dataset=self.rows,
+            data_collator=partial(collate, pad=getattr(model.config, "pad_token_id", None) or 0),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run lies: ``target`` when it is whole, ``work`` before."""
+    """Where a run lies: ``target`` when it is whole, ``work`` before. about: all that it depends on."""
 
+    about: dict[str, Any]
     target: Path
     work: Path
     lock: Path
@@ -138,43 +197,18 @@ class Place:
         """The place of the run with everything in ``about``."""
         stem = f"{name}-{sha256_text(json.dumps(about, sort_keys=True))[:KEY]}"
         folder = Path(runs).absolute()
-        return cls(folder / stem, folder / f".{stem}.unfinished", folder / f".{stem}.lock")
+        return cls(about, folder / stem, folder / f".{stem}.unfinished", folder / f".{stem}.lock")
 
 
-def _made(model: nn.Module | Callable[[], nn.Module], seed: int) -> tuple[nn.Module, bool]:
-    """The model to start from, and whether this call made it."""
-    from transformers import set_seed
-
+def _made(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The model to start from."""
     set_seed(seed)
-    made, is_ours = (model, False) if isinstance(model, nn.Module) else (model(), True)
+    made = model if isinstance(model, nn.Module) else model()
     if not isinstance(made, nn.Module) or not hasattr(made, "save_pretrained"):
         raise InterpError(
             f"training needs a model of transformers or a function that makes one, not {type(made).__name__}"
         )
-    return made, is_ours
-
-
-def _about(
-    model: nn.Module,
-    rows: Checked,
-    recipe: TrainingRecipe,
-    loss: Loss | None,
-    during: During | None,
-    lora: LoRA | None,
-) -> dict[str, Any]:
-    """Everything that the trained weights depend on, in JSON values."""
-    libraries = ["torch", "transformers", "accelerate", *(["peft"] if lora else [])]
-    return {
-        "format": FORMAT,
-        "recipe": described(recipe),
-        "lora": described(lora),
-        "model": model_hash(model),
-        "rows": rows.sha256,
-        "loss": None if loss is None else content_hash(loss),
-        "during": None if during is None else content_hash(during),
-        "code": [code_hash(LossTrainer), code_hash(collate), code_hash(arguments)],
-        "versions": {name: version(name) for name in libraries},
-    }
+    return made
 
 
 @contextmanager
@@ -203,49 +237,8 @@ def _alone(lock: Path) -> Iterator[None]:
         state.wait_for_everyone()
 
 
-def _trainer(
-    model: Any,
-    rows: Checked,
-    recipe: TrainingRecipe,
-    loss: Loss | None,
-    work: Path,
-    save_every: int | None,
-) -> LossTrainer:
-    from transformers import PrinterCallback
-
-    try:
-        settings = arguments(recipe, len(rows), work, save_every)
-    except (ValueError, TypeError) as error:
-        raise InterpError(
-            f"transformers refuses this recipe: {str(error).splitlines()[0]}"
-        ) from None
-    pad = getattr(model.config, "pad_token_id", None) or 0
-    trainer = LossTrainer(
-        loss,
-        model=model,
-        args=settings,
-        train_dataset=rows,
-        data_collator=partial(collate, pad=pad),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _watching(
-    trainer: LossTrainer, watch: Watch, name: str, save_every: int | None
-) -> Callable[[int], Watching]:
-    """What makes the callback of this project, given the steps that are done."""
-    apart = 0.0 if save_every or trainer.args.world_size > 1 else SECONDS_APART
-    progress = watch(name, trainer.args.max_steps)
-    return lambda done: Watching(progress, done, apart)
-
-
-def _run(
-    trainer: LossTrainer,
-    context: AbstractContextManager[Any],
-    work: Path,
-    watching: Callable[[int], Watching],
-    callbacks: Sequence[TrainerCallback],
+def _train(
+    trainer: LossTrainer, context: AbstractContextManager[Any], work: Path, options: Options
 ) -> float:
     """Train from the last whole checkpoint in ``work``, or from the start; seconds that it took."""
     started = time.perf_counter()
@@ -253,16 +246,14 @@ def _run(
     if trainer.is_world_process_zero():
         remove_broken(work)
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    for callback in (watching(done), *callbacks):
+    for callback in (options.watching(trainer, done), *options.callbacks):
         trainer.add_callback(callback)
     with context:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return time.perf_counter() - started
 
 
-def _publish(
-    trainer: LossTrainer, tokenizer: Any, about: dict[str, Any], seconds: float, place: Place
-) -> None:
+def _publish(trainer: LossTrainer, tokenizer: Any, seconds: float, place: Place) -> None:
     """Write the finished run beside its place and move it there."""
     if not trainer.is_world_process_zero():
         return
@@ -275,28 +266,33 @@ def _publish(
     curves = {k: [e[k] for e in history] for k in (history[0] if history else ()) if k not in LOGS}
     files = {path.name: path.stat().st_size for path in staged.iterdir()}
     steps = [entry["step"] for entry in history]
-    record = {"about": about, "steps": steps, "curves": curves, "seconds": seconds, "files": files}
-    write_json(staged / ABOUT, record)
+    found = {"about": place.about, "steps": steps, "curves": curves, "seconds": seconds}
+    write_json(staged / ABOUT, {**found, "files": files})
     publish_directory(staged, place.target)
     shutil.rmtree(place.work)
 
 
-def _read(folder: Path) -> TrainedRun | None:
-    """A finished run; None where there is none with all of its files."""
+def _whole(folder: Path) -> TrainedRun | None:
+    """The run that an earlier call finished; None where there is none with all of its files."""
     try:
-        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if any((folder / name).stat().st_size != size for name, size in found["files"].items()):
-            return None
-        curves = {name: tuple(values) for name, values in found["curves"].items()}
-        return TrainedRun(
-            path=folder,
-            key=folder.name.rpartition("-")[2],
-            steps=tuple(found["steps"]),
-            losses=curves.pop("loss"),
-            parts=curves,
-            seconds=found["seconds"],
-            adapter=found["about"]["lora"] is not None,
-            reused=True,
-        )
+        return _read(folder, reused=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _read(folder: Path, *, reused: bool) -> TrainedRun:
+    """A finished run. Raises OSError or ValueError where a file is missing or not whole."""
+    found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    if any((folder / name).stat().st_size != size for name, size in found["files"].items()):
+        raise ValueError(f"{folder} is not whole")
+    curves = {name: tuple(values) for name, values in found["curves"].items()}
+    return TrainedRun(
+        path=folder,
+        key=folder.name.rpartition("-")[2],
+        steps=tuple(found["steps"]),
+        losses=curves.pop("loss"),
+        parts=curves,
+        seconds=found["seconds"],
+        adapter=found["about"]["lora"] is not None,
+        reused=reused,
+    )

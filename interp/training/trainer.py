@@ -152,14 +152,8 @@ def arguments(
     recipe: TrainingRecipe, rows: int, work: Path, save_every: int | None
 ) -> TrainingArguments:
     """The recipe as arguments of ``transformers.Trainer``."""
-    steps, count = recipe.total_steps(rows), PartialState().num_processes
-    devices = count if count > 1 else max(1, torch.cuda.device_count())
-    each = recipe.micro_batch or recipe.batch_size // devices
-    if not each or recipe.batch_size % (each * devices):
-        raise InterpError(
-            f"batch_size={recipe.batch_size} cannot be split over {devices} devices"
-            + (f" in micro-batches of {each}" if recipe.micro_batch else "")
-        )
+    steps = recipe.total_steps(rows)
+    each, micro_batches = _split(recipe)
     logged = max(1, steps // LOGGED)
     saved = max(1, save_every or steps // CHECKPOINTS)
     floor = recipe.final_rate > 0
@@ -167,7 +161,7 @@ def arguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=each,
-        gradient_accumulation_steps=recipe.batch_size // (each * devices),
+        gradient_accumulation_steps=micro_batches,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=f"{COSINE}_with_min_lr" if floor else recipe.schedule,
         lr_scheduler_kwargs={"min_lr_rate": recipe.final_rate} if floor else {},
@@ -191,3 +185,19 @@ def arguments(
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def _split(recipe: TrainingRecipe) -> tuple[int, int]:
+    """Rows of one forward pass on one device, and forward passes of one step.
+
+    Raises InterpError where the batch cannot be split so over the devices.
+    """
+    count = PartialState().num_processes
+    devices = count if count > 1 else max(1, torch.cuda.device_count())
+    each = recipe.micro_batch or recipe.batch_size // devices
+    if not each or recipe.batch_size % (each * devices):
+        raise InterpError(
+            f"batch_size={recipe.batch_size} cannot be split over {devices} devices"
+            + (f" in micro-batches of {each}" if recipe.micro_batch else "")
+        )
+    return each, recipe.batch_size // (each * devices)
