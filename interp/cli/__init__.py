@@ -21,7 +21,7 @@ COMMANDS = {
     "inspect": "every matrix that writes a model's residual stream",
     "ruler": "what other tools call each place in a model's residual stream",
     "attribute": "which blocks and components write the refusal margin",
-    "edit": "fit an edit and save it as a weight delta",
+    "edit": "make an edit and save it as a weight delta",
     "persona": "persona vectors, from the name of a trait or a sentence",
     "measure": "refusals, over-refusals, KL and neutral NLL, with or without a delta",
     "export": "write a delta for PEFT, llama.cpp, heretic, or merged into the model; verified",

@@ -1,4 +1,4 @@
-"""``interp edit``: one command a method; each fits an edit and saves it as a delta."""
+"""``interp edit``: one command a method; each makes an edit and saves it as a delta."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 METHODS = {
     "ablation": "directional ablation: remove one direction from what blocks write",
     "least-disturbance": "move refused requests to answered ones and disturb answers least",
+    "persona": "add a persona vector as biases, or remove its direction",
 }
 
 
@@ -33,7 +34,9 @@ class EditGroup(click.Group):
     epilog="Example: interp edit least-disturbance --model smollm2 --out my-delta",
 )
 def command() -> None:
-    """Fit an edit on the fit split, choose what is left open on the select split, save a delta.
+    """Make an edit and save it as a verified delta.
+
+    Edits of refusal are fitted on the fit split, and what is left open is chosen on the select split.
 
     Each method has --help, --json FILE, and --advanced for the options that its help leaves out.
     """

@@ -336,6 +336,12 @@ def read_delta(folder: Path | None) -> WeightDelta | None:
     return load_delta(folder)
 
 
+def as_is(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with what :meth:`Given.open` needs and a command without prompts does not ask for."""
+    chat = {"system": None, "thinking": None, "prefill": "", "plain": "{prompt}", "batch_size": 32}
+    return chat | values
+
+
 def write_result(json_file: Path | None, result: Any) -> None:
     """Write the JSON that the user asked for and say where it is."""
     if json_file is not None:

@@ -9,6 +9,7 @@ import click
 
 from interp.cli.options import (
     Given,
+    as_is,
     check_place,
     json_option,
     model_options,
@@ -88,7 +89,7 @@ def extract(trait: str, out: Path, json_file: Path | None, **values: Any) -> Non
     recipe = read_recipe(ExtractionRecipe, values)
     check_target(out)
     read = _trait_of(trait, values)
-    given = Given(values | {"system": None, "prefill": "", "plain": "{prompt}"})
+    given = Given(as_is(values))
     lm = given.open()
     with watching(out) as watch:
         extractor, chosen = _extractor(lm.using(watch=watch), trait, read, recipe, values)

@@ -96,7 +96,7 @@ def _type(kind: Any, about: Mapping[str, Any]) -> Any:
     if kind is float:
         number = FiniteRange(**bounds) if low is not None else Finite()
         return _Number(number, about["words"]) if about["words"] else number
-    return click.STRING
+    return click.Choice(about["choices"]) if about["choices"] else click.STRING
 
 
 def _option(names: tuple[str, ...], default: Any, about: Mapping[str, Any], kind: Any) -> Any:
@@ -106,7 +106,8 @@ def _option(names: tuple[str, ...], default: Any, about: Mapping[str, Any], kind
         declaration = f"{flag}/--no{flag[1:]}" if default else flag
         return click.option(declaration, is_flag=True, show_default=default, **shared)
     shown = about["shown"] or default is not None
-    metavar = "|".join(("TEXT", *about["words"])) if kind is str else None
+    text = kind is str and not about["choices"]
+    metavar = "|".join(("TEXT", *about["words"])) if text else None
     return click.option(
         flag, type=_type(kind, about), show_default=shown, metavar=metavar, **shared
     )

@@ -28,11 +28,7 @@ def _writer_updates(
     """Updates of a writer's weight and bias. before: operator on what the writer reads."""
     stored = readable_parameter(model.get_parameter(writer.weight), writer.weight)
     weight = canonical(stored, writer.axes)
-    bias = (
-        None
-        if writer.bias is None
-        else readable_parameter(model.get_parameter(writer.bias), writer.bias)
-    )
+    bias = _bias(model, writer)
     changes: list[LowRank] = []
     shift = None
     if before is not None:
@@ -47,6 +43,16 @@ def _writer_updates(
         changes += [] if change is None else [change]
         shift = after if shift is None else shift if after is None else shift + after
     yield from _as_updates(anatomy, writer, changes, shift, weight)
+
+
+def _bias(model: nn.Module, writer: BoundWriter) -> Tensor | None:
+    """The bias that the module has: its family's, or one that an applied delta gave it."""
+    name = writer.bias or f"{writer.module}.bias"
+    owner = model.get_submodule(writer.module)
+    new = isinstance(getattr(owner, "bias", None), nn.Parameter) and not writer.fused
+    if writer.bias is None and not new:
+        return None
+    return readable_parameter(model.get_parameter(name), name)
 
 
 def _check_constant(writer: BoundWriter, operator: Operator, weight: Tensor) -> None:

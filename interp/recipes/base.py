@@ -26,15 +26,18 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     words: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
     shown: str | None = None,
 ) -> Any:
     """A field of a recipe with what its option says and takes.
 
     advanced: shown by ``--advanced`` alone. least, above, most: bounds of a number, the second excluded.
-    words: taken beside numbers. shown: the default in words.
+    words: taken beside numbers. choices: the only texts that are taken. shown: the default in words.
     """
     about = {"help": help, "advanced": advanced, "least": least, "above": above, "most": most}
-    return field(default=default, metadata=about | {"words": words, "shown": shown})
+    return field(
+        default=default, metadata=about | {"words": words, "choices": choices, "shown": shown}
+    )
 
 
 def leaves(

@@ -22,6 +22,7 @@ def call(*args: object) -> int:
     [
         ("edit", "ablation", "--out", "x", "--strength"),
         ("edit", "least-disturbance", "--out", "x", "--winsor"),
+        ("edit", "persona", ".", "--out", "x", "--coefficient"),
         ("heretic", "--kernel", "1,1,1,1", "--out", "x", "--winsor"),
         ("diff", "x", ".", "--tolerance"),
     ],

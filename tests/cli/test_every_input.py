@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from unusual import CASES, Case
 
 from interp.cli import COMMANDS, main
+from interp.methods.persona_vectors import PersonaVector
 
 Argv = list[object]
 
@@ -20,6 +22,11 @@ CLOSED = ("--responses", 2)
 
 def model(case: Case) -> Argv:
     return ["--model", case.model, *case.loading]
+
+
+def persona(folder: Path) -> Path:
+    """Persona vectors in the shape of the good model."""
+    return PersonaVector("keen", {"response_avg": torch.eye(4, 32)}).save(folder / "keen")
 
 
 def asking(case: Case, folder: Path) -> Argv:
@@ -41,6 +48,7 @@ ARGV: dict[str, Callable[[Case, Path], list[Argv]]] = {
     "edit": lambda c, out: [
         ["ablation", *model(c), *asking(c, out.parent), *ABLATION, "--out", out / "a"],
         ["least-disturbance", *model(c), *asking(c, out.parent), *CLOSED, "--out", out / "b"],
+        ["persona", persona(out.parent), "--layer", 1, *model(c), "--out", out / "c"],
     ],
     "persona": lambda c, out: [
         ["extract", "terse", *model(c), "--tokens", 2, "--n-questions", 1, "--validation-questions", 0,

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.edits.saving import edit_options, finish, fit_and_save
+from interp.cli.edits.saving import Made, edit_options, finish, make_and_save
 from interp.cli.options import Given
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AblationEdit
 
 if TYPE_CHECKING:
     from interp.lm import LM
-    from interp.methods.refusal import Choice
-    from interp.types import WeightDelta
 
 
 @click.command(epilog="Example: interp edit ablation --model smollm2 --out my-delta")
@@ -30,7 +28,7 @@ def command(**values: Any) -> None:
     given = Given(values)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
 
-    def fit(lm: LM) -> tuple[Choice, WeightDelta]:
+    def fit(lm: LM) -> Made:
         from interp.methods import refusal
 
         # The direction alone is taken, which a behaviour filter would not change.
@@ -38,6 +36,6 @@ def command(**values: Any) -> None:
             "recipe": recipe.direction, "all_requests": True, "judge": given.judge,
         }  # fmt: skip
         fitted = refusal.fit(lm, fit_r, fit_c, **reading)
-        return finish(lm, fitted, recipe, (select_r, select_c), reading)
+        return finish(given, lm, fitted, recipe, (select_r, select_c), reading)
 
-    fit_and_save(given, fit, method="ablation")
+    make_and_save(given, fit)

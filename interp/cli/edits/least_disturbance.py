@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.edits.saving import edit_options, finish, fit_and_save
+from interp.cli.edits.saving import Made, edit_options, finish, make_and_save
 from interp.cli.options import Given, pool_option
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.recipes import AUTO, LeastDisturbanceEdit
@@ -14,8 +14,6 @@ from interp.recipes import AUTO, LeastDisturbanceEdit
 if TYPE_CHECKING:
     from interp.data import PromptSet
     from interp.lm import LM
-    from interp.methods.refusal import Choice
-    from interp.types import WeightDelta
 
 
 @click.command(
@@ -34,7 +32,7 @@ def command(**values: Any) -> None:
     given = Given(values)
     fit_r, fit_c, select_r, select_c = given.fit_and_select()
 
-    def fit(lm: LM) -> tuple[Choice, WeightDelta]:
+    def fit(lm: LM) -> Made:
         from interp.methods import refusal
 
         reading: dict[str, Any] = {
@@ -47,9 +45,9 @@ def command(**values: Any) -> None:
         if recipe.responses and recipe.response_weight:
             respond_to = (pool or fit_c).spread(recipe.responses)
         fitted = refusal.fit(lm, fit_r, fit_c, pool=pool, respond_to=respond_to, **reading)
-        return finish(lm, fitted, recipe, (select_r, select_c), reading)
+        return finish(given, lm, fitted, recipe, (select_r, select_c), reading)
 
-    fit_and_save(given, fit, method="least-disturbance")
+    make_and_save(given, fit)
 
 
 def _opener(

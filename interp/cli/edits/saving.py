@@ -1,9 +1,10 @@
-"""What the commands of ``interp edit`` share: options, and the way from a choice to a saved delta."""
+"""What the commands of ``interp edit`` share: options, and the way from an edit to a saved delta."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,22 +29,32 @@ if TYPE_CHECKING:
     from interp.recipes import AblationEdit, LeastDisturbanceEdit
     from interp.types import WeightDelta
 
-Fit = Callable[["LM"], "tuple[Choice, WeightDelta]"]
-"""``fit(lm)``: what was chosen, and its delta."""
+Fit = Callable[["LM"], "Made"]
 
-edit_options = stack(
-    model_options,
-    prompt_options,
-    markers_option,
+save_options = stack(
     delta_option,
     click.option("--overwrite", is_flag=True, help="replace what is at --out"),
     out_option(),
     json_option,
 )
+edit_options = stack(model_options, prompt_options, markers_option, save_options)
 
 
-def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
-    """Fit an edit, on the model with ``--delta`` in it if there is one, and save it verified.
+@dataclass(frozen=True)
+class Made:
+    """An edit as a delta. shown: what was done, in a line. result: its part of ``--json``.
+
+    judges: spellings of judges that see what the edit does.
+    """
+
+    delta: WeightDelta
+    shown: str
+    result: dict[str, Any]
+    judges: tuple[str, ...] = ()
+
+
+def make_and_save(given: Given, make: Fit) -> None:
+    """Make an edit, on the model with ``--delta`` in it if there is one, and save it verified.
 
     What is saved is the sum of both deltas.
     """
@@ -59,35 +70,36 @@ def fit_and_save(given: Given, fit: Fit, *, method: str) -> None:
     with watching(out) as watch:
         lm = lm.using(watch=watch)
         if before is None:
-            choice, delta = fit(lm)
+            made = make(lm)
+            delta = made.delta
         else:
             with applied(lm.hf, lm.anatomy, before):
-                choice, made = fit(lm)
-            delta = before.compose(rebased(made, before))
+                made = make(lm)
+            delta = before.compose(rebased(made.delta, before))
         verdict = _save(given, lm, delta)
-    _tell(method, choice, lm, delta)
+    _tell(made, lm, delta)
     click.echo(f"delta {verdict}: {out}")
-    measure = ("interp", "measure", "--model", given.values["model"], "--delta", str(out))
-    click.echo(f"unproven until it is measured: {shlex.join(measure)}")
+    judges = [word for judge in made.judges for word in ("--judge", judge)]
+    words = ("interp", "measure", "--model", given.values["model"], "--delta", str(out), *judges)
+    click.echo(f"unproven until it is measured: {shlex.join(words)}")
     result = {
         "delta": str(out),
         "recipe": dict(delta.recipe),
-        "choice": choice.as_json(),
         "coverage": {"edited": len(delta.coverage.edited), "writers": delta.coverage.total},
         "verdict": verdict,
-        "judge": given.judge.as_json(),
     }
-    write_result(given.values["json_file"], result)
+    write_result(given.values["json_file"], result | made.result)
 
 
 def finish(
+    given: Given,
     lm: LM,
     fitted: Fitted,
     recipe: AblationEdit | LeastDisturbanceEdit,
     select: tuple[PromptSet, PromptSet],
     reading: dict[str, Any],
-) -> tuple[Choice, WeightDelta]:
-    """What a recipe leaves open, chosen on the select split in closed form, and the delta.
+) -> Made:
+    """The edit of refusal with what its recipe leaves open chosen on the select split, in closed form.
 
     The select split is not looked at where nothing is left open; otherwise it joins the fit once it has
     chosen. reading: options of :func:`interp.methods.refusal.fit`, as for the first fit.
@@ -96,11 +108,22 @@ def finish(
 
     settings = refusal.candidates(recipe, fitted, lm.n_blocks)
     if len(settings) == 1:
-        return refusal.Choice(settings[0], ()), refusal.finished(lm, fitted, settings[0])
+        choice = refusal.Choice(settings[0], ())
+        return _chosen(given, lm, choice, refusal.finished(lm, fitted, settings[0]))
     selection = refusal.Selection.prepare(lm, fitted, *select)
     choice = refusal.choose(selection, settings, watch=lm.watch)
     fitted = fitted.joined(refusal.fit(lm, *select, **reading))
-    return choice, refusal.finished(lm, fitted, choice.setting, chosen_on=select)
+    delta = refusal.finished(lm, fitted, choice.setting, chosen_on=select)
+    return _chosen(given, lm, choice, delta)
+
+
+def _chosen(given: Given, lm: LM, choice: Choice, delta: WeightDelta) -> Made:
+    setting = choice.setting
+    shown = (
+        f"{setting.method}: direction of block {setting.block}, blocks {setting.first_block} … "
+        f"{lm.n_blocks - 1}, strength {setting.strength:g}"
+    )
+    return Made(delta, shown, {"choice": choice.as_json(), "judge": given.judge.as_json()})
 
 
 def _save(given: Given, lm: LM, delta: WeightDelta) -> str:
@@ -114,12 +137,8 @@ def _save(given: Given, lm: LM, delta: WeightDelta) -> str:
     ).verdict  # fmt: skip
 
 
-def _tell(method: str, choice: Choice, lm: LM, delta: WeightDelta) -> None:
-    chosen = choice.setting
-    click.echo(
-        f"{method}: direction of block {chosen.block}, blocks {chosen.first_block} … "
-        f"{lm.n_blocks - 1}, strength {chosen.strength:g}"
-    )
+def _tell(made: Made, lm: LM, delta: WeightDelta) -> None:
+    click.echo(made.shown)
     click.echo(
         f"{len(delta.coverage.edited)} of {delta.coverage.total} writers edited; rank {delta.rank}; "
         f"{delta.exactness}"

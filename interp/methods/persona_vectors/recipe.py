@@ -1,10 +1,14 @@
-"""Settings of an extraction and of an evaluation."""
+"""Settings of an extraction, of an evaluation and of an edit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from interp.errors import InterpError
 from interp.recipes.base import setting
+
+BIAS, INCREMENTS, REMOVAL = FORMS = ("bias", "increments", "removal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +53,40 @@ class EvaluationRecipe:
         0.7, "temperature of the responses; 0 is greedy (2507.21509: 1)", least=0
     )
     seed: int = setting(1, "seed of the responses")
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaEdit:
+    """How a persona vector becomes a weight edit; layer ℓ, as in the paper, is the output of block ℓ − 1.
+
+    Raises InterpError for a form that lacks its layer, and for a setting that the form ignores.
+    """
+
+    method: ClassVar[str] = "persona"
+
+    form: str = setting(
+        BIAS, "bias adds α v to the stream at one layer; increments adds α (v_ℓ − v_{ℓ−1}) at several; "
+        "removal projects v out of every matrix that writes", choices=FORMS,
+    )  # fmt: skip
+    layer: int | None = setting(
+        None, "layer of the vector, from 1 on; for bias and removal", least=1
+    )
+    coefficient: float = setting(1.0, "α of bias and increments; negative suppresses the trait")
+    first_layer: int | None = setting(None, "first layer of increments", least=1, shown="1")
+    last_layer: int | None = setting(None, "last layer of increments", least=1, shown="the last")
+    reduction: str | None = setting(
+        None, "response_avg, prompt_avg or prompt_last", advanced=True,
+        shown="the one that the vectors name",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise InterpError(f"no form {self.form!r}; forms are {', '.join(FORMS)}")
+        if self.form != INCREMENTS and self.layer is None:
+            raise InterpError(f"{self.form} needs layer: the one whose vector is taken")
+        ignored = {BIAS: ("first_layer", "last_layer"), INCREMENTS: ("layer",)}
+        ignored[REMOVAL] = (*ignored[BIAS], "coefficient")
+        defaults = {name: each.default for name, each in self.__dataclass_fields__.items()}
+        for name in ignored[self.form]:
+            if getattr(self, name) != defaults[name]:
+                raise InterpError(f"{name} does nothing in the form {self.form}; leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,11 @@ class PersonaVector:
     def rows(self) -> Rows:
         """``[n_blocks + 1, d_model]``; the last row of an authors' file has been through the final norm."""
         return self.vectors[self.reduction]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of :attr:`rows` in float32."""
+        return hashlib.sha256(self.rows.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
     @property
     def n_blocks(self) -> int:
