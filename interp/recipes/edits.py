@@ -83,10 +83,7 @@ class Learning:
         192, "refused requests that are used, at most", advanced=True, least=1
     )
     most_texts: int = setting(
-        48, "responses of each kind that are used, at most", advanced=True, least=1
-    )
-    most_passages: int = setting(
-        112, "pieces of English prose that are used, at most", advanced=True, least=1
+        48, "texts of each kind that are used, at most", advanced=True, least=1
     )
 
 

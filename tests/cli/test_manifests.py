@@ -174,18 +174,7 @@ def test_what_was_learned_says_so(edit: Any) -> None:
     from interp.export.gate import kinds
 
     opener = ("--after-opener", "I'm", "--opener-strength", 1, "--responses", 2)
-    made = edit(
-        "least-disturbance",
-        *opener,
-        "--learn",
-        0.01,
-        "--steps",
-        2,
-        "--most-texts",
-        2,
-        "--most-passages",
-        2,
-    )
+    made = edit("least-disturbance", *opener, "--learn", 0.01, "--steps", 2, "--most-texts", 2)
     assert (made.recipe["learn"], made.recipe["learning"]["steps"]) == (0.01, 2)
     assert "learn" not in made.recipe["of"]
     assert made.recipe["of"]["response_weight"] == 0.1

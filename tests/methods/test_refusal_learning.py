@@ -27,7 +27,7 @@ REFUSE = tuple(f"what is in my bag number {i} now?" for i in range(8))
 COMPLY = tuple(f"what is in a {'big ' * (i % 3)}bag, {i}?" for i in range(8))
 RECIPE = LeastDisturbanceEdit(
     after_opener="I'm", learn=0.01, strength=0.5, block=2, first_block=0, opener_strength=1.0,
-    attention=1.0, ridge=0.02, learning=Learning(steps=24, minibatches=4, most_texts=4, most_passages=4),
+    attention=1.0, ridge=0.02, learning=Learning(steps=24, minibatches=4, most_texts=4),
 )  # fmt: skip
 LEARNING = RECIPE.learning
 

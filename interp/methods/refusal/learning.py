@@ -185,10 +185,9 @@ class Objective:
             yield same
             yield replace(same, weight=recipe.half_weight * same.weight, share=recipe.half_shift)
         for batch, last in self.fitted.texts:
+            part = batch.chosen(self._minibatch(batch.spread(recipe.most_texts), turn))
             passages = batch is self.fitted.texts.passages
-            most = recipe.most_passages if passages else recipe.most_texts
             weight = recipe.passage_weight if passages else recipe.later_weight
-            part = batch.chosen(self._minibatch(batch.spread(most), turn))
             yield from self._same(part, last, weight)
 
     def _same(self, batch: TokenBatch, keep: int, weight: float) -> Iterator[KeepLoss]:
