@@ -6,6 +6,11 @@ One module a folder of cards, and one for a kind of series; each registers funct
 
 from __future__ import annotations
 
-from interp.statistics import correlation, refusal, representation_engineering
+from interp.statistics import (
+    correlation,
+    persona_vectors,
+    refusal,
+    representation_engineering,
+)
 
-__all__ = ["correlation", "refusal", "representation_engineering"]
+__all__ = ["correlation", "persona_vectors", "refusal", "representation_engineering"]

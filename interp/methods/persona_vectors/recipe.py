@@ -1,8 +1,8 @@
-"""Settings of an extraction, of an evaluation and of an edit."""
+"""Settings of an extraction, of an evaluation, of an edit, and of the figures of steering."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from interp.errors import InterpError
@@ -90,3 +90,26 @@ class PersonaEdit:
         for name in ignored[self.form]:
             if getattr(self, name) != defaults[name]:
                 raise InterpError(f"{name} does nothing in the form {self.form}; leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringRecipe:
+    """Traits, blocks, strengths and controls of the figures.
+
+    depths: steered blocks as shares of the stack. strengths: coefficients of the unnormalised vector.
+    controls, shuffles: random directions of either kind, and vectors of exchanged labels. The first half of
+    the evaluation questions chooses block and strength, the second half is reported.
+    """
+
+    traits: tuple[str, ...] = ("exclamatory", "uppercase", "hedging", "apologetic", "listing")
+    depths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.7, 0.8, 0.95)
+    strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
+    controls: int = 10
+    shuffles: int = 5
+    samples_monitored: int = 2
+    extraction: ExtractionRecipe = field(
+        default_factory=lambda: ExtractionRecipe(demonstrations=3, tokens=32, n_questions=10)
+    )
+    evaluation: EvaluationRecipe = field(
+        default_factory=lambda: EvaluationRecipe(n_questions=16, tokens=32)
+    )
