@@ -73,3 +73,63 @@ def test_the_step_that_failed_is_named(
     assert "no generator 'x'" in error("pirate", "--generator", "x")
     assert "leave out --generator" in error(path, "--generator", "local")
     assert "cannot be read" in error(tmp_path / "absent.json")
+
+
+@pytest.fixture
+def vector(chat_dir: Path, tmp_path: Path) -> Path:
+    """Random vectors of a shipped trait for the tiny model."""
+    import torch
+
+    import interp
+
+    lm = interp.open_model(str(chat_dir))
+    generator = torch.Generator().manual_seed(0)
+    rows = {"response_avg": torch.randn(lm.n_blocks + 1, lm.d_model, generator=generator)}
+    record = {"trait": shipped_trait("terse").as_json()}
+    return PersonaVector("terse", rows, record=record).save(tmp_path / "vector")
+
+
+def test_a_vector_steers_answers_side_by_side(
+    chat_dir: Path, vector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.json"
+    about = ("--model", chat_dir, "--tokens", 4, "--layer", 1)
+    assert call("steer", vector, "Tea?", *about, "--coefficients", "0,40", "--json", file) == 0
+    shown = capsys.readouterr().out
+    assert "steered at blocks.0.hook_resid_post (layer 1 of" in shown
+    found = json.loads(file.read_text())
+    plain, strong = found["answers"]
+    assert (plain["coefficient"], strong["coefficient"]) == (0.0, 40.0)
+    assert plain["responses"] != strong["responses"]
+    assert call("steer", vector, *about, "--coefficients", "much") == 1
+    assert "write them as -2,0,2" in capsys.readouterr().err
+    assert call("steer", vector, *about[:-1], 0) == 1
+    assert "layers of the paper are 1" in capsys.readouterr().err
+
+
+def test_prompts_are_monitored_before_anything_is_generated(
+    chat_dir: Path, vector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import interp
+
+    file, lm = tmp_path / "out.json", interp.open_model(str(chat_dir))
+    about = ("--model", chat_dir, "--layer", 2, "--json", file)
+    assert call("monitor", vector, "Tea?", "Why is the sky blue?", *about) == 0
+    persona, site = PersonaVector.load(vector), lm.resid_post[1]
+    wanted = persona.project(lm.activations(["Tea?"], site)[site], site)
+    rows = json.loads(file.read_text())["rows"]
+    assert rows[0]["projection"] == pytest.approx(float(wanted), abs=1e-4)
+    assert "Why is the sky blue?" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_graded_system_texts_are_correlated_with_scores(
+    chat_dir: Path, vector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.json"
+    about = ("--model", chat_dir, "--tokens", 6, "--samples", 2, "--json", file)
+    assert call("monitor", vector, *about) == 0  # the layer is chosen by a sweep
+    found = json.loads(file.read_text())
+    assert -1 <= found["r"] <= 1
+    assert len({row["condition"] for row in found["rows"]}) == 8
+    assert "within system texts" in capsys.readouterr().out
