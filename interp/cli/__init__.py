@@ -23,6 +23,7 @@ COMMANDS = {
     "attribute": "which blocks and components write the refusal margin",
     "edit": "make an edit and save it as a weight delta",
     "persona": "persona vectors, from the name of a trait or a sentence",
+    "audit": "traits that a finetune, adapter or delta will show, predicted without a token",
     "measure": "refusals, over-refusals, KL and neutral NLL, with or without a delta",
     "export": "write a delta for PEFT, llama.cpp, heretic, or merged into the model; verified",
     "diff": "what a finetune or an edit changed, matrix by matrix, and along a direction",

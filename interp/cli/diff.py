@@ -156,10 +156,11 @@ def _print(found: Difference, every: bool) -> None:
     click.echo("effective rank: exp of the entropy of σ²/Σσ² (after Roy and Vetterli, 2007)")
     if delta.untied:
         click.echo("the embedding is no longer shared with the unembedding")
-    _print_rest(delta.recipe)
+    print_rest(delta.recipe)
 
 
-def _print_rest(recipe: Mapping[str, Any]) -> None:
+def print_rest(recipe: Mapping[str, Any]) -> None:
+    """Say what a difference of two checkpoints leaves out."""
     if recipe.get("method") != "difference":
         return
     for name, norm in recipe["rounding"].items():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interp.judges.keywords import KeywordJudge
     from interp.lm import LM
     from interp.methods.heretic import Conditions
+    from interp.methods.persona_vectors import PersonaVector
     from interp.methods.refusal.pipeline import Prompts
     from interp.types import WeightDelta
 
@@ -340,6 +341,19 @@ def as_is(values: dict[str, Any]) -> dict[str, Any]:
     """``values`` with what :meth:`Given.open` needs and a command without prompts does not ask for."""
     chat = {"system": None, "thinking": None, "prefill": "", "plain": "{prompt}", "batch_size": 32}
     return chat | values
+
+
+def note_other_weights(persona: PersonaVector, lm: LM) -> None:
+    """Tell on stderr where persona vectors were extracted on other weights than they are used on."""
+    from interp.edits import fingerprint
+
+    made_on = persona.record.get("fingerprint")
+    if made_on is not None and made_on != fingerprint(lm.hf, lm.anatomy):
+        click.echo(
+            f"note: the vectors of {persona.trait} were extracted on other weights "
+            f"({persona.record.get('model')})",
+            err=True,
+        )
 
 
 def write_result(json_file: Path | None, result: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from interp.cli import audit
 from interp.cli.options import (
     Given,
     as_is,
@@ -92,3 +93,4 @@ def _tell(persona: PersonaVector, out: Path) -> None:
 
 command.add_command(steer)
 command.add_command(monitor)
+command.add_command(audit.command, "audit")

@@ -161,6 +161,6 @@ def test_vectors_of_other_weights_are_told(
     other = PersonaVector("terse", persona.vectors, record=record).save(tmp_path / "other")
     assert call(other, "--layer", 1, "--model", chat_dir, "--out", tmp_path / "delta") == 0
     shown = capsys.readouterr()
-    assert "extracted on other weights (another)" in shown.err
+    assert "vectors of terse were extracted on other weights (another)" in shown.err
     assert "--judge" not in shown.out
     assert "seen_prompts" not in load_delta(tmp_path / "delta").provenance

@@ -54,6 +54,10 @@ ARGV: dict[str, Callable[[Case, Path], list[Argv]]] = {
         ["extract", "terse", *model(c), "--tokens", 2, "--n-questions", 1, "--validation-questions", 0,
          "--out", out]
     ],
+    "audit": lambda c, out: [
+        [base, other, "--vectors", persona(out.parent), "--n-prompts", 2, *c.loading]
+        for base, other in ((c.base, c.model), (c.model, c.artefact))
+    ],
     "measure": lambda c, out: [
         [*model(c), *asking(c, out.parent), "--tokens", 3, "--backend", backend, "--json", out / "m.json"]
         for backend in ("hooks", "transformer_lens", "nnsight")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp.cli.edits.saving import Made, make_and_save, save_options
-from interp.cli.options import Given, as_is, model_options
+from interp.cli.options import Given, as_is, model_options, note_other_weights
 from interp.cli.recipes import read_recipe, recipe_options
 from interp.methods.persona_vectors.recipe import REMOVAL, PersonaEdit
 
@@ -38,7 +38,7 @@ def command(vectors: Path, **values: Any) -> None:
     persona = PersonaVector.load(vectors)
 
     def make(lm: LM) -> Made:
-        _note_other_model(persona, lm)
+        note_other_weights(persona, lm)
         delta = as_delta(lm, persona, recipe)
         return Made(delta, _shown(delta.recipe), {"vectors": str(vectors)}, _judges(persona))
 
@@ -51,16 +51,6 @@ def _shown(recipe: Any) -> str:
     place = f"resid_post[{first - 1}]" if first == last else f"resid_post[{first - 1} … {last - 1}]"
     done = f"{recipe['form']} of {recipe['trait']}, {where} ({place})"
     return done if recipe["form"] == REMOVAL else f"{done}, coefficient {recipe['coefficient']:g}"
-
-
-def _note_other_model(persona: PersonaVector, lm: LM) -> None:
-    """Tell where the vectors were extracted on other weights than they are used on."""
-    from interp.edits import fingerprint
-
-    made_on = persona.record.get("fingerprint")
-    if made_on is not None and made_on != fingerprint(lm.hf, lm.anatomy):
-        name = persona.record.get("model")
-        click.echo(f"note: these vectors were extracted on other weights ({name})", err=True)
 
 
 def _judges(persona: PersonaVector) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Settings of an extraction, of an evaluation, of an edit, and of the figures of steering."""
+"""Settings of an extraction, an evaluation, an edit, an audit, and of the figures of steering."""
 
 from __future__ import annotations
 
@@ -113,3 +113,18 @@ class SteeringRecipe:
     evaluation: EvaluationRecipe = field(
         default_factory=lambda: EvaluationRecipe(n_questions=16, tokens=32)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecipe:
+    """Where an audit projects, and on how many random directions beside the persona vectors."""
+
+    layer: int | None = setting(
+        None, "layer at which the shift is projected, from 1 on", least=1, shown="the middle"
+    )
+    controls: int = setting(100, "random directions of equal norm beside each vector", least=10)
+    seed: int = setting(0, "seed of the random directions", advanced=True)
+
+    def layer_of(self, n_blocks: int) -> int:
+        """The layer; the middle one where none is named."""
+        return (n_blocks + 1) // 2 if self.layer is None else self.layer
