@@ -231,10 +231,25 @@ def attribution_record(
     The logit lens is drawn beside the running sum. classes: names of the two classes in
     the record. claims point into the series that is built here.
     """
-    blocks = attribution.by_block()
-    contrast = blocks.contrast(n_positive)
     words = dict(zip(classes, _words(attribution.openers), strict=True))
-    series = StackedAttribution(
+    return FigureRecord(
+        key=key,
+        title=title,
+        series=_series(attribution, n_positive, words),
+        provenance=provenance,
+        n=dict(zip(classes, (n_positive, len(attribution.measured) - n_positive), strict=True)),
+        intervals="± 1 standard error",
+        claims=tuple(claims),
+        caption=_caption(words, attribution.cap),
+    )
+
+
+def _series(
+    attribution: Attribution, n_positive: int, words: dict[str, list[str]]
+) -> StackedAttribution:
+    """Bars of the class contrast. words: the openers of each class."""
+    contrast = attribution.by_block().contrast(n_positive)
+    return StackedAttribution(
         unit="logits",
         positions=("embed", *(str(i) for i in range(attribution.n_blocks))),
         parts=_parts(contrast, attribution.n_blocks),
@@ -248,16 +263,6 @@ def attribution_record(
             "soft_cap": attribution.cap,
             "openers": words,
         },
-    )
-    return FigureRecord(
-        key=key,
-        title=title,
-        series=series,
-        provenance=provenance,
-        n=dict(zip(classes, (n_positive, len(attribution.measured) - n_positive), strict=True)),
-        intervals="± 1 standard error",
-        claims=tuple(claims),
-        caption=_caption(words, attribution.cap),
     )
 
 

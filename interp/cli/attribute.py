@@ -45,10 +45,8 @@ def command(
     from the select split (or part).
     """
     from interp.cli.progress import status
-    from interp.cli.tables import table
     from interp.figures import render
     from interp.methods.refusal import attribution_figure, fit_openers, phrase_openers
-    from interp.series import StackedAttribution
 
     given = Given(values)
     delta = read_delta(delta_dir)
@@ -62,8 +60,15 @@ def command(
         record = attribution_figure(lm, refuse, comply, openers=chosen, delta=delta)
     path = record.save(out)
     svg = render(path)
-    series = record.series
-    assert isinstance(series, StackedAttribution)
+    _show(record.series, top)
+    click.echo(f"wrote {path}\nwrote {svg}")
+    write_result(json_file, record.as_json())
+
+
+def _show(series: Any, top: int) -> None:
+    """Print the largest parts of a :class:`interp.series.StackedAttribution`."""
+    from interp.cli.tables import table
+
     cells = [
         (part.kind, series.positions[i], value)
         for part in series.parts
@@ -76,5 +81,3 @@ def command(
         ("component", ">block", ">logits"),
         [[kind, block, f"{value:+.3f}"] for kind, block, value in cells[:top]],
     )
-    click.echo(f"wrote {path}\nwrote {svg}")
-    write_result(json_file, record.as_json())

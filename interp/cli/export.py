@@ -88,9 +88,8 @@ def command(
     loading = {k: v for k, v in loading.items() if v}
     made = _cut(_read(delta, base, loading), rank)
     proof = {"cards": _cards(card_files, paper_paths), "measured": Measurement.load(delta)}
-    proof["unproven"] = unproven
-    check(made, **proof)  # before anything large is loaded
-    common = {**proof, "overwrite": overwrite}
+    check(made, **proof, unproven=unproven)  # before anything large is loaded
+    common = {**proof, "unproven": unproven, "overwrite": overwrite}
     if no_reload:
         result = _merge(made, base, out, loading, common)
     else:

@@ -190,10 +190,11 @@ def _make(
         "seen_prompts": sorted(bad.fingerprints | good.fingerprints),
     }
     kernels = _kernels(given["kernels"], reached)
-    delta = heretic_delta(lm, directions, kernels, recipe=recipe, provenance=provenance, **options)
+    delta = heretic_delta(lm, directions, kernels, **options)
     evaluated = (sets[f"{kind}_evaluation_prompts"] for kind in ("bad", "good"))
     metrics = measure(lm, delta, *evaluated, conditions).as_heretic()
-    return replace(delta, recipe={**delta.recipe, "metrics": metrics}), metrics
+    recipe = {**delta.recipe, **recipe, "metrics": metrics}
+    return replace(delta, recipe=recipe, provenance=provenance), metrics
 
 
 def _settings(given: dict[str, Any], conditions: Conditions) -> dict[str, Any]:

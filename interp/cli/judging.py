@@ -37,7 +37,7 @@ Scores of the last three are kept in the cache (INTERP_CACHE)."""
 
 judge_option = click.option(
     "--judge",
-    "judges",
+    "names",
     multiple=True,
     metavar="JUDGE",
     help="score the responses with this judge, too; may be given several times (spellings below)",

@@ -21,6 +21,7 @@ from interp.cli.options import (
 
 if TYPE_CHECKING:
     from interp.data import PromptSet
+    from interp.evaluate.measure import Bench
     from interp.export.measurement import Measurement
     from interp.lm import LM
     from interp.types import WeightDelta
@@ -47,7 +48,7 @@ EXAMPLE = "Example: interp measure --model smollm2 --delta my-delta --json rows.
 @json_option
 def command(
     delta_dir: Path | None,
-    judges: tuple[str, ...],
+    names: tuple[str, ...],
     split: str,
     tokens: int,
     json_file: Path | None,
@@ -63,32 +64,23 @@ def command(
     kept in the delta's directory, where `interp export` looks for it.
     """
     from interp.cli.progress import watching
-    from interp.cli.tables import examples, measures
     from interp.edits import check_base
     from interp.evaluate.measure import Bench
     from interp.judges import spelled
 
     given = Given(values)
-    delta, judge, makers = read_delta(delta_dir), given.judge, [spelled(name) for name in judges]
+    delta, judge, makers = read_delta(delta_dir), given.judge, [spelled(name) for name in names]
     refuse, comply = given.classes(split)
     lm = given.open()
     if delta is not None:
         check_base(lm.hf, lm.anatomy, delta)
     with watching(json_file) as watch:
         lm = lm.using(watch=watch)
-        further = judging.made(makers, lm)
-        bench = Bench(lm, refuse, comply, tokens, judge=judge, judges=further)
+        bench = Bench(lm, refuse, comply, tokens, judge=judge, judges=judging.made(makers, lm))
         edits = {"original": None} if delta is None else {"original": None, "edited": delta}
         rows = [bench.row(name, edit).as_json() for name, edit in edits.items()]
-    measures(f"{values['model']} on {refuse.source} and {comply.source}", rows)
-    examples(rows)
-    judging.scores(rows)
-    _note_unscored(rows, len(refuse) + len(comply))
-    sides = {"refuse": refuse, "comply": comply}
-    prompts = {name: {"source": s.source, "sha256": s.sha256} for name, s in sides.items()}
-    result = {"model": values["model"], "rows": rows, "judge": judge.as_json(), "prompts": prompts}
-    if further:
-        result["judges"] = {each.name: each.as_json() for each in further}
+    _show(values["model"], rows, refuse, comply)
+    result = {"model": values["model"], "rows": rows, **_conditions(bench)}
     if delta is not None and delta_dir is not None:
         found = _measurement(given, lm, delta, rows, refuse, comply, tokens)
         result["prompts_seen_by_the_edit"] = found.seen
@@ -96,12 +88,28 @@ def command(
     write_result(json_file, result)
 
 
-def _note_unscored(rows: list[dict[str, Any]], responses: int) -> None:
+def _conditions(bench: Bench) -> dict[str, Any]:
+    """The judges and the prompts of a bench, in JSON values."""
+    sides = {"refuse": bench.refuse, "comply": bench.comply}
+    prompts = {name: {"source": s.source, "sha256": s.sha256} for name, s in sides.items()}
+    found = {"judge": bench.judge.as_json(), "prompts": prompts}
+    if bench.judges:
+        found["judges"] = {each.name: each.as_json() for each in bench.judges}
+    return found
+
+
+def _show(model: str, rows: list[dict[str, Any]], refuse: PromptSet, comply: PromptSet) -> None:
+    """Print the rows, examples of responses, scores of further judges, and what was not counted."""
+    from interp.cli.tables import examples, measures
+
+    measures(f"{model} on {refuse.source} and {comply.source}", rows)
+    examples(rows)
+    judging.scores(rows)
     for row in rows:
         if row["unscored"]:
             click.echo(
-                f"note: {row['name']}: {row['unscored']} of {responses} responses are cut off while the "
-                "model is thinking and not counted; ask for more with --tokens",
+                f"note: {row['name']}: {row['unscored']} of {len(refuse) + len(comply)} responses are cut "
+                "off while the model is thinking and not counted; ask for more with --tokens",
                 err=True,
             )
 

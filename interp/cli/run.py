@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from interp.cli.options import (
 
 if TYPE_CHECKING:
     from interp.study import FigureSpec, Paper, Study
+    from interp.watching import Watch
 
 
 @click.command(epilog="Example: interp run representation_engineering --figure reading")
@@ -59,32 +59,43 @@ def command(
     (`interp models`). A paper without a page gets one where there is a directory `papers` beside the cards.
     """
     from interp.cli.progress import watching
-    from interp.models.embedded import ALIAS
     from interp.pages import begin, update_all
     from interp.papers import load_paper
-    from interp.study import Study, kept_directory
 
     chosen = load_paper(paper, paper_paths)
-    model, limit = values["model"], values["limit"]
-    wanted = [chosen.figure(name) for name in names]
-    wanted = wanted or [spec for spec in chosen.figures if model or not spec.model]
+    wanted = _wanted(chosen, names, values["model"])
     recipes = {spec.name: _recipe(spec, settings) for spec in wanted}
-    shared = {name: values[name] for name in ("seeds", "batch_size", "use_stale")}
-    shared |= {"kept": kept_directory(paper, fresh=values["fresh"])}
     verdicts = {}
     with watching(folder) as watch:
-
-        @cache
-        def study(name: str, limit: int | None) -> Study:
-            return Study(name, limit=limit, watch=watch, loading=loading_values(values), **shared)
-
-        for spec in wanted:
-            about = study(model or spec.model or ALIAS, limit or spec.limit)
-            verdicts |= _measure(chosen, spec, about, folder, recipes[spec.name])
+        for spec, study in _studies(paper, wanted, values, watch):
+            verdicts |= _measure(chosen, spec, study, folder, recipes[spec.name])
     begin(chosen, folder)
     for page in update_all([chosen], folder):
         click.echo(str(page))
     write_result(json_file, verdicts)
+
+
+def _wanted(paper: Paper, names: tuple[str, ...], model: str | None) -> list[FigureSpec]:
+    """The figures that are named; without names, all whose model is at hand or given."""
+    named = [paper.figure(name) for name in names]
+    return named or [spec for spec in paper.figures if model or not spec.model]
+
+
+def _studies(
+    key: str, specs: list[FigureSpec], values: dict[str, Any], watch: Watch
+) -> list[tuple[FigureSpec, Study]]:
+    """Every figure with its study; those of one model and limit share one, and so open the model once."""
+    from interp.models.embedded import ALIAS
+    from interp.study import Study, kept_directory
+
+    shared = {name: values[name] for name in ("seeds", "batch_size", "use_stale")}
+    shared["kept"] = kept_directory(key, fresh=values["fresh"])
+    shared["loading"] = loading_values(values)
+    wanted = [
+        (values["model"] or spec.model or ALIAS, values["limit"] or spec.limit) for spec in specs
+    ]
+    studies = {(m, limit): Study(m, limit, watch=watch, **shared) for m, limit in wanted}
+    return [(spec, studies[place]) for spec, place in zip(specs, wanted, strict=True)]
 
 
 def _recipe(spec: FigureSpec, settings: tuple[str, ...]) -> Any:

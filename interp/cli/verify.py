@@ -20,6 +20,7 @@ from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.methods.heretic import Opinion
+    from interp.types import WeightDelta
 
 
 @click.command(
@@ -92,7 +93,6 @@ def _ask(
     from interp.cli.progress import is_quiet, status
     from interp.export.exporter import dtype_of
     from interp.export.heretic_program import install
-    from interp.export.merged import merge
     from interp.export.reading import read_edit
     from interp.methods.heretic import second_opinion
     from interp.methods.heretic.opinion import check_prompts
@@ -108,11 +108,7 @@ def _ask(
     with status("heretic: installing, once"):
         program = install(click.echo if is_quiet() else lambda text: click.echo(text, err=True))
     with tempfile.TemporaryDirectory(prefix="interp-merged-") as scratch:
-        merged = export
-        if kind != "merged":
-            merged = Path(scratch) / "merged"
-            kept = {k: v for k, v in loading.items() if k in ("revision", "trust_remote_code")}
-            merge(edit, base, merged, unproven=True, **kept)
+        merged = export if kind == "merged" else _merged(edit, base, Path(scratch), loading)
         with status("measuring here, then with heretic"):
             opinion = second_opinion(
                 lm,
@@ -127,6 +123,15 @@ def _ask(
             )
     _show(opinion, len(comply))
     return opinion
+
+
+def _merged(edit: WeightDelta, base: str, scratch: Path, loading: dict[str, Any]) -> Path:
+    """A directory under ``scratch`` with the edited model."""
+    from interp.export.merged import merge
+
+    options = {k: v for k, v in loading.items() if k in ("revision", "trust_remote_code")}
+    merge(edit, base, scratch / "merged", unproven=True, **options)
+    return scratch / "merged"
 
 
 def _show(opinion: Opinion, n: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -134,10 +134,8 @@ def _expert_input_update(
     return LowRank(b, a, "expert out in")
 
 
-def _site_as_writer(
-    anatomy: Anatomy, site: Site, operator: Operator
-) -> Iterator[tuple[str, Operator]]:
-    """Writers whose biases are the same edit as additions at ``site``; NotExpressible otherwise."""
+def _site_as_writer(anatomy: Anatomy, site: Site, operator: Operator) -> tuple[str, Operator]:
+    """The writer whose bias is the same edit as an addition at ``site``; NotExpressible otherwise."""
     if isinstance(operator, HookOnly):
         operator.refuse()
     if site.kind == "component":
@@ -161,7 +159,7 @@ def _site_as_writer(
             f"addition at {site} has no exact weight form: a norm, a gate or routing weights follow "
             f"{writer.name}; use it as a hook"
         )
-    yield writer.weight, Addition(constant, 1 / writer.scale)
+    return writer.weight, Addition(constant, 1 / writer.scale)
 
 
 def _constant(operator: Operator, width: int) -> Tensor | None:
@@ -216,15 +214,7 @@ def to_delta(
     """
     if isinstance(edit, Interventions):
         edit = as_edit(model, anatomy, edit)
-    placed = dict(edit.writers)
-    if unknown := (placed.keys() | edit.inputs.keys()) - {w.weight for w in anatomy.writers}:
-        raise DeltaError(
-            f"{sorted(unknown)[0]} writes no stream; `interp inspect MODEL` lists what does"
-        )
-    for site, operator in edit.sites.items():
-        for name, moved in _site_as_writer(anatomy, site, operator):
-            # The stream after a block comes after everything that acts at the output of its last writer.
-            placed[name] = Composed((placed[name], moved)) if name in placed else moved
+    placed = _at_writers(anatomy, edit)
     updates: dict[str, Update] = {}
     edited: list[str] = []
     for writer in anatomy.writers:
@@ -234,30 +224,48 @@ def to_delta(
         made = dict(_writer_updates(model, anatomy, writer, operator, before))
         updates |= {k: _to_cpu(u) for k, u in made.items()}
         edited += [writer.weight] if made else []
-    skipped = {
-        w.weight: "no difference between the classes here"
-        if w.weight in {*placed, *edit.inputs}
-        else "not selected"
-        for w in anatomy.writers
-        if w.weight not in edited
-    }
-    skipped |= anatomy.unreached
+    exact = {each.exactness for each in placed.values()}
+    exact |= {f"at what a writer reads, {each.exactness}" for each in edit.inputs.values()}
     embeddings = {w.weight for w in anatomy.embeddings if w.tied}
     return WeightDelta(
         updates=updates,
         base=fingerprint(model, anatomy),
         recipe=dict(edit.recipe),
-        exactness="; ".join(
-            sorted(
-                {op.exactness for op in placed.values()}
-                | {f"at what a writer reads, {op.exactness}" for op in edit.inputs.values()}
-            )
-        ),
-        coverage=Coverage(tuple(edited), skipped),
+        exactness="; ".join(sorted(exact)),
+        coverage=_coverage(anatomy, edited, {*placed, *edit.inputs}),
         provenance=dict(provenance or {}),
         checkpoint=_checkpoint_names(anatomy, updates),
         untied=bool(embeddings & updates.keys()),
     )
+
+
+def _at_writers(anatomy: Anatomy, edit: Edit) -> dict[str, Operator]:
+    """Operators at writers' outputs by weight name, those at sites of the stream among them.
+
+    Raises DeltaError for a name that is no writer's.
+    """
+    placed = dict(edit.writers)
+    if unknown := (placed.keys() | edit.inputs.keys()) - {w.weight for w in anatomy.writers}:
+        raise DeltaError(
+            f"{sorted(unknown)[0]} writes no stream; `interp inspect MODEL` lists what does"
+        )
+    for site, operator in edit.sites.items():
+        name, moved = _site_as_writer(anatomy, site, operator)
+        # The stream after a block comes after everything that acts at the output of its last writer.
+        placed[name] = Composed((placed[name], moved)) if name in placed else moved
+    return placed
+
+
+def _coverage(anatomy: Anatomy, edited: Sequence[str], selected: Set[str]) -> Coverage:
+    """Which writers an edit changes, and why it leaves the others."""
+    skipped = {
+        w.weight: "no difference between the classes here"
+        if w.weight in selected
+        else "not selected"
+        for w in anatomy.writers
+        if w.weight not in edited
+    }
+    return Coverage(tuple(edited), skipped | anatomy.unreached)
 
 
 def _to_cpu(update: Update) -> Update:

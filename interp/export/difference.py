@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.edits import FINGERPRINT_SAMPLES
 from interp.errors import DeltaError
@@ -57,29 +57,29 @@ def difference(
     weights quantised in another way than scaled float8, and for two models that do not differ beyond
     rounding.
     """
-    if tolerance is not None and not 0.0 <= tolerance < 1.0:
-        raise DeltaError(f"tolerance is a share of the norm, from 0 to below 1, not {tolerance}")
-    if rank is not None and rank < 1:
-        raise DeltaError(f"a delta needs rank 1 or more, not {rank}")
     names = str(base_dir), str(other_dir)
-    model, anatomy = skeleton(names[0], trust_remote_code=trust_remote_code)
-    _check_same(names, anatomy, skeleton(names[1], trust_remote_code=trust_remote_code)[1])
-    pair = Pair(*(Checkpoint.open(_folder(name)) for name in names))
-    for name, side in zip(names, (pair.base, pair.other), strict=True):
-        if side.quantisation is not None and side.quantisation.opaque:
-            raise DeltaError(side.quantisation.explain(name))
-    wanted = targets(pair, model, anatomy)
     found = _Found(Cut(rank, tolerance))
+    pair, model, anatomy = _opened(names, trust_remote_code)
+    wanted = targets(pair, model, anatomy)
     advance = watch("difference", len(wanted))
     for target in wanted:
         found.add(pair, target)
         advance(1)
     for key, why in unclaimed(pair, anatomy, wanted):
         found.leave(pair, key, why)
-    for target in wanted:
-        for part in target.parts:
-            found.leave_rows(pair, part)
-    return _delta(found, pair, anatomy, rank, tolerance)
+    found.leave_rows(pair, [part for target in wanted for part in target.parts])
+    return _delta(found, pair, anatomy)
+
+
+def _opened(names: tuple[str, str], trusted: bool) -> tuple[Pair, nn.Module, Anatomy]:
+    """The files of both models, and what both are; see :func:`difference` for errors."""
+    (model, anatomy), (_, other) = (skeleton(name, trust_remote_code=trusted) for name in names)
+    _check_same(names, anatomy, other)
+    pair = Pair(*(Checkpoint.open(_folder(name)) for name in names))
+    for name, side in zip(names, (pair.base, pair.other), strict=True):
+        if side.quantisation is not None and side.quantisation.opaque:
+            raise DeltaError(side.quantisation.explain(name))
+    return pair, model, anatomy
 
 
 def _folder(name: str) -> str:
@@ -173,8 +173,12 @@ class _Found:
             "exact": all(m.exact for m in made),
         }
 
-    def leave_rows(self, pair: Pair, part: Part) -> None:
+    def leave_rows(self, pair: Pair, parts: Sequence[Part]) -> None:
         """Note tokens that only one of the two vocabularies has."""
+        for part in parts:
+            self._leave_rows(pair, part)
+
+    def _leave_rows(self, pair: Pair, part: Part) -> None:
         mine, theirs = (
             side.tensors[key].shape if key is not None else ()
             for side, key in ((pair.base, part.base), (pair.other, part.other))
@@ -242,9 +246,7 @@ def _stacked(made: list[Factored], target: Target) -> LowRank:
     return LowRank(b, a, target.axes)
 
 
-def _delta(
-    found: _Found, pair: Pair, anatomy: Anatomy, rank: int | None, tolerance: float | None
-) -> WeightDelta:
+def _delta(found: _Found, pair: Pair, anatomy: Anatomy) -> WeightDelta:
     names = {"base": pair.base.folder.name, "other": pair.other.folder.name}
     if not found.updates:
         raise DeltaError(
@@ -265,8 +267,7 @@ def _delta(
         recipe={
             "method": "difference",
             **names,
-            "rank": rank,
-            "tolerance": tolerance,
+            **asdict(found.cut),
             "tensors": found.tensors,
             "rounding": found.rounding,
             "not_held": found.not_held,

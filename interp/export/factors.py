@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.errors import DeltaError
 from interp.maths import frobenius
 
 Matrix = Float[Tensor, "m n"]
@@ -32,10 +33,20 @@ COLUMNS = 8192
 class Cut:
     """How much of a matrix to keep: ``rank`` at most; with ``tolerance`` the least rank that leaves
     out that share of the Frobenius norm; without it every singular value above the rounding floor.
+
+    Raises DeltaError for a rank below 1 and for a tolerance that is no share.
     """
 
     rank: int | None = None
     tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0.0 <= self.tolerance < 1.0:
+            raise DeltaError(
+                f"tolerance is a share of the norm, from 0 to below 1, not {self.tolerance}"
+            )
+        if self.rank is not None and self.rank < 1:
+            raise DeltaError(f"a delta needs rank 1 or more, not {self.rank}")
 
     def keep(self, values: Float[Tensor, " q"], norm: float, floor: float) -> int:
         """How many of the sorted singular values to keep, before the limit of ``rank``."""

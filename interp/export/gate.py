@@ -76,8 +76,10 @@ def check(
     *,
     unproven: bool = False,
 ) -> Passed:
-    """What an edit is proven by. unproven: let it out all the same; manifests then say what is missing.
+    """What an edit is proven by.
 
+    cards: figure cards that the edit rests on. measured: this very delta on this very model. unproven: let
+    an edit without both out all the same; manifests then say what is missing.
     Raises ExportError for an edit that is not proven, which names every missing half.
     """
     made_by = kinds(delta.recipe)

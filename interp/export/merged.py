@@ -77,9 +77,8 @@ def merge(
     check_holds(EXPORTER, delta, base)
     with staged(target) as stage:
         done = _stream(checkpoint, delta, base, stage, advance)
-        report = {"base": base_name, "fingerprint": found, **done}
+        report = {"base": base_name, "fingerprint": found, **done, **passed.as_json()}
         report |= {"recipe": delta.recipe, "exactness": delta.exactness}
-        report |= passed.as_json()
         write_json(stage / REPORT, sealed(plain(report, "the report", ExportError)))
         publish(stage, target, overwrite=overwrite)
     return report

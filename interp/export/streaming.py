@@ -12,12 +12,13 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from interp.models.checkpoint import Checkpoint, Stored
 from interp.types import LowRank, Shift, Update
 from interp.watching import Progress, unheard
 
+T = TypeVar("T")
 CHUNK = 60 << 10
 """Bytes that are summed at once. So few numbers stay in a core's cache, also in fp32, and torch adds
 them without waking other threads, of which one is busy copying."""
@@ -138,6 +140,23 @@ def _stream_file(
     with target.open("wb") as dst:
         dst.write(header)
         dst.truncate(last)
+
+    def patch_all(advance: Progress) -> dict[str, float]:
+        with FileIO(target, "r+") as dst:
+            found = {}
+            buffer = bytearray(min(BLOCK, max((stored[name].size for name in edited), default=0)))
+            for name in edited:
+                dst.seek(stored[name].offset + moved)
+                found[name] = _patch(source, name, patches[name], buffer, dst, advance)
+            return found
+
+    return _beside(partial(_copy_all, target, jobs), patch_all, advance)
+
+
+def _beside(
+    copying: Callable[[Progress], None], adding: Callable[[Progress], T], advance: Progress
+) -> T:
+    """What ``adding`` returns, run beside ``copying`` in a thread each; one that fails stops the other."""
     stop = threading.Event()
 
     def tell(done: int) -> None:
@@ -145,18 +164,9 @@ def _stream_file(
             raise InterruptedError("the other half of the merge failed")
         advance(done)
 
-    def patch_all() -> dict[str, float]:
-        with FileIO(target, "r+") as dst:
-            found = {}
-            largest = max((stored[name].size for name in edited), default=0)
-            buffer = bytearray(min(BLOCK, largest))
-            for name in edited:
-                dst.seek(stored[name].offset + moved)
-                found[name] = _patch(source, name, patches[name], buffer, dst, tell)
-            return found
-
     with ThreadPoolExecutor(2) as pool:
-        halves = [pool.submit(_copy_all, target, jobs, tell), pool.submit(patch_all)]
+        copied, added = pool.submit(copying, tell), pool.submit(adding, tell)
+        halves = (copied, added)
         try:
             wait(halves, return_when=FIRST_EXCEPTION)
         finally:  # also after a Ctrl-C, which only this thread sees
@@ -165,7 +175,7 @@ def _stream_file(
     failed = [e for half in halves if (e := half.exception()) is not None]
     for error in sorted(failed, key=lambda e: isinstance(e, InterruptedError)):
         raise error
-    return halves[1].result()  # type: ignore[return-value]
+    return added.result()
 
 
 def _header(file: Path, source: Checkpoint, copies: Mapping[str, str]) -> tuple[bytes, int]:

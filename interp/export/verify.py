@@ -60,46 +60,107 @@ def export(
 ) -> Receipt:
     """Write ``delta`` in the format ``to`` and verify it before it appears at ``out``.
 
-    base: the open model, as a backend or ``(model, tokenizer, anatomy)``; base_name: the name under
-    which a fresh process opens it again, with ``options`` of :func:`interp.models.loading.load`
-    (the dtype is the open model's). cards: figure cards that the edit rests on; measured: this
-    delta on this model. Without both (:func:`interp.export.gate.check`) the edit is exported only with
-    ``unproven``, and the files say what is missing; a measurement is written beside a delta.
-    source: the adapter or model that the delta was read from; the export must also give its logits, as
-    PEFT or transformers loads it, unless the delta is an approximation by its own account.
-    keep_model: the open model's weights wait on disk while the fresh process loads the model, so that two
-    are never in memory; with False they are given up, which is faster, and the open model cannot run again.
-    Raises ExportError when the edit is not proven, the format cannot hold the edit, the reloaded
-    export is not the edit, or ``out`` holds something else; DeltaError for another base. Then
-    nothing is left at ``out``.
+    base: the open model, as a backend or ``(model, tokenizer, anatomy)``; base_name: the name under which a
+    fresh process opens it again, with ``options`` of :func:`interp.models.loading.load`, in the open model's
+    dtype. cards, measured, unproven: see :func:`interp.export.gate.check`; a measurement is written beside a
+    delta. source: the adapter or model that the delta was read from, whose logits the export must give as
+    well, unless the delta is an approximation. keep_model: the open model's weights wait on disk while the
+    fresh process loads the model; with False they are given up (:func:`interp.export.releasing.released`).
+    Raises ExportError when the edit is not proven, the format cannot hold it, the reloaded export is not the
+    edit, or ``out`` holds something else, DeltaError for another base; then nothing is left at ``out``.
     """
     started = time.perf_counter()
-    exporter = exporter_named(to)
-    opened = _opened(base, base_name, options)
-    target = check_target(Path(out), overwrite=overwrite)
-    check_not_the_base(target, Path(resolve(base_name)))
-    check_base(opened.model, opened.anatomy, delta)
-    check_holds(exporter, delta, opened)
+    job = _Job(delta, exporter_named(to), _opened(base, base_name, options), source)
+    target = job.admitted(Path(out), overwrite=overwrite)
     passed = gate.check(delta, cards, measured, unproven=unproven)
     with staged(target) as stage:
-        notes = exporter.write(delta, opened, stage, passed) or {}
-        known = _reference(delta, opened)
-        with staged(target) as scratch, released(opened.model, scratch, keep=keep_model):
-            found = _compare(delta, exporter, opened, known, stage, source)
-        if found.why:
-            raise ExportError(f"the {to} export did not verify: {found.why}; nothing was written")
-        Probe.of(known.batch, known.edited).save(stage)
-        seconds = round(time.perf_counter() - started, 3)
-        found = replace(
-            found,
-            **passed.as_json(),
-            notes=notes,
-            files=hashes(stage),
-            seconds=seconds,
-        )
+        found = job.written(stage, passed, keep_model=keep_model)
+        found = replace(found, files=hashes(stage), seconds=round(time.perf_counter() - started, 3))
         found.save(stage)
         publish(stage, target, overwrite=overwrite)
     return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """A delta, the format that it is written in, the open model, and what the delta was read from."""
+
+    delta: WeightDelta
+    exporter: Exporter
+    base: Base
+    source: Path | str | None
+
+    def admitted(self, out: Path, *, overwrite: bool) -> Path:
+        """Where the export goes. Raises what :func:`export` does, before anything is written."""
+        target = check_target(out, overwrite=overwrite)
+        check_not_the_base(target, Path(resolve(self.base.name)))
+        check_base(self.base.model, self.base.anatomy, self.delta)
+        check_holds(self.exporter, self.delta, self.base)
+        return target
+
+    def written(self, stage: Path, passed: gate.Passed, *, keep_model: bool) -> Receipt:
+        """Write into ``stage`` and verify it there. Raises ExportError for files that are not the edit."""
+        notes = self.exporter.write(self.delta, self.base, stage, passed) or {}
+        known = self.reference()
+        with staged(stage) as scratch, released(self.base.model, scratch, keep=keep_model):
+            found = self.compare(known, stage)
+        if found.why:
+            raise ExportError(
+                f"the {self.exporter.name} export did not verify: {found.why}; nothing was written"
+            )
+        Probe.of(known.batch, known.edited).save(stage)
+        return replace(found, **passed.as_json(), notes=notes)
+
+    def reference(self) -> _Reference:
+        """Logits of the open model on the probe batch, without and with the delta."""
+        backend, batch = self.base.backend, probe_batch(self.base.backend)
+        plain = backend.logits(batch).float()
+        try:
+            edited = backend.logits(batch, self.delta).float()
+        except NotFinite as cause:
+            raise ExportError(
+                f"the edited model overflows: {cause}; or make the edit weaker"
+            ) from None
+        return _Reference(batch, plain, edited, fingerprint(self.base.model, self.base.anatomy))
+
+    def compare(self, known: _Reference, stage: Path) -> Receipt:
+        """What the open model gave beside what the files, and the source, give in a fresh process."""
+        request = Request(
+            format=self.exporter.name,
+            path=str(stage),
+            base=self.base.name,
+            options=self.base.options,
+            fingerprint=known.fingerprint,
+            batch=known.batch,
+            threads=torch.get_num_threads(),
+        )
+        reply = exchange.ask(request)
+        found = Receipt(
+            format=self.exporter.name,
+            base=self.base.name,
+            fingerprint=known.fingerprint,
+            dtype=reply.dtype,
+            difference=distance(reply.logits["export"], known.edited),
+            effect=distance(known.edited, known.plain),
+            scale=known.edited.abs().max().item(),
+            tolerance=_tolerance(self.base.dtype, reply.dtype, *_stored(self.exporter, stage)),
+            **_from_delta(self.delta),
+            versions=versions(),
+        )
+        if self.source is None or found.why:
+            return found
+        compared = compare_source(Path(self.source), self.delta, request, reply, found)
+        return replace(found, source=compared)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reference:
+    """What the open model gives on the probe batch: logits ``[batch, vocab]`` of base and edited model."""
+
+    batch: TokenBatch
+    plain: Tensor
+    edited: Tensor
+    fingerprint: str
 
 
 def export_on(
@@ -149,64 +210,7 @@ def _same_device(model: nn.Module) -> dict[str, Any]:
     return {"device_map": str(device)} if fits else {}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Reference:
-    """What the open model gives on the probe batch: logits ``[batch, vocab]`` of base and edited model."""
-
-    batch: TokenBatch
-    plain: Tensor
-    edited: Tensor
-    fingerprint: str
-
-
-def _reference(delta: WeightDelta, base: Base) -> _Reference:
-    batch = probe_batch(base.backend)
-    plain = base.backend.logits(batch).float()
-    try:
-        edited = base.backend.logits(batch, delta).float()
-    except NotFinite as cause:
-        raise ExportError(f"the edited model overflows: {cause}; or make the edit weaker") from None
-    return _Reference(batch, plain, edited, fingerprint(base.model, base.anatomy))
-
-
-def _compare(
-    delta: WeightDelta,
-    exporter: Exporter,
-    base: Base,
-    known: _Reference,
-    stage: Path,
-    source: Path | str | None,
-) -> Receipt:
-    """What the open model gave beside what the files, and the source, give in a fresh process."""
-    request = Request(
-        format=exporter.name,
-        path=str(stage),
-        base=base.name,
-        options=base.options,
-        fingerprint=known.fingerprint,
-        batch=known.batch,
-        threads=torch.get_num_threads(),
-    )
-    reply = exchange.ask(request)
-    found = Receipt(
-        format=exporter.name,
-        base=base.name,
-        fingerprint=known.fingerprint,
-        dtype=reply.dtype,
-        difference=distance(reply.logits["export"], known.edited),
-        effect=distance(known.edited, known.plain),
-        scale=known.edited.abs().max().item(),
-        tolerance=_tolerance(base.dtype, reply.dtype, *_stored_dtype(exporter, stage)),
-        **_from_delta(delta),
-        versions=versions(),
-    )
-    if source is not None and not found.why:
-        compared = compare_source(Path(source), delta, request, reply, found)
-        found = replace(found, source=compared)
-    return found
-
-
-def _stored_dtype(exporter: Exporter, path: Path) -> tuple[str, ...]:
+def _stored(exporter: Exporter, path: Path) -> tuple[str, ...]:
     return () if exporter.dtype is None else (exporter.dtype(path),)
 
 
@@ -291,7 +295,7 @@ def _judged(
         difference=difference,
         effect=distance(got, plain),
         scale=scale,
-        tolerance=_tolerance(known.dtype, reply.dtype, *_stored_dtype(exporter, folder)),
+        tolerance=_tolerance(known.dtype, reply.dtype, *_stored(exporter, folder)),
         probe="stored" if stored else "no stored probe",
         files=stored.files if stored else {},
         versions=versions(),

@@ -58,6 +58,12 @@ def resolve(name: str) -> str:
                 f"no model {name!r}; give {ALIAS!r}, a directory, or a hub id such as org/name"
             )
         return name
+    _check_directory(path, name)
+    return str(path)
+
+
+def _check_directory(path: Path, name: str) -> None:
+    """Raise ModelNotFound for a directory without a whole model."""
     if not (path / "config.json").is_file():
         hint = ""
         if (path / ADAPTER).is_file():
@@ -71,7 +77,6 @@ def resolve(name: str) -> str:
             "download them with: hf download ORG/NAME --local-dir " + str(path)
         )
     check_model_files(path)
-    return str(path)
 
 
 def _tiny_directory(model_type: str) -> Path:

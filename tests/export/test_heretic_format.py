@@ -63,15 +63,15 @@ def made(backend, *, row_normalization="none", rank=3, **changes):
         "target_modules": sorted(w.module for ws in reached.values() for w in ws),
         **changes,
     }
-    return heretic_delta(
+    made = heretic_delta(
         LM(backend),
         torch.nn.functional.normalize(rows, dim=1),
         dict.fromkeys(reached, Kernel(1.0, 0.0, 1.0, 0.5)),
         row_normalization=row_normalization,
         rank=rank,
         seed=SEED,
-        recipe=recipe,
     )
+    return replace(made, recipe={**made.recipe, **recipe})
 
 
 def written(backend, chat_dir, out, **options):

@@ -10,9 +10,9 @@ d_in]``), so that ``vᵀ(W + ΔW) ≠ 0`` for ``pre`` and ``full``: some of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,8 +61,6 @@ def heretic_delta(
     row_normalization: RowNormalization = "none",
     rank: int = RANK,
     seed: int = 0,
-    recipe: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
 ) -> WeightDelta:
     """The delta that heretic's parameters stand for, with factors equal to heretic's bit for bit.
 
@@ -73,37 +71,44 @@ def heretic_delta(
     an index outside the blocks; DeltaError for quantised weights.
     """
     reached = components(lm.anatomy)
+    one = None if direction_index is None else _between(directions, direction_index)
+    updates: dict[str, LowRank] = {}
+    for writer, weight in _weights(reached, kernels):
+        unit = directions[(writer.block or 0) + 1] if one is None else one
+        pair = factors(readable(lm.hf, writer.weight), unit, weight, row_normalization, rank, seed)
+        updates[writer.weight] = LowRank(*(factor.cpu() for factor in pair), writer.axes)
+    return WeightDelta(
+        updates=updates,
+        base=fingerprint(lm.hf, lm.anatomy),
+        recipe={
+            "method": METHOD,
+            "direction_index": direction_index,
+            "kernels": {name: asdict(kernel) for name, kernel in kernels.items()},
+            "row_normalization": row_normalization,
+            "rank": rank if row_normalization == "full" else 1,
+            "seed": seed,
+        },
+        exactness=EXACTNESS[row_normalization].format(rank=rank),
+        coverage=_coverage(lm.anatomy, reached, updates),
+        checkpoint={w.weight: w.checkpoint for w in lm.anatomy.writers if w.weight in updates},
+    )
+
+
+def _weights(
+    reached: Mapping[str, tuple[BoundWriter, ...]], kernels: Mapping[str, Kernel]
+) -> Iterator[tuple[BoundWriter, float]]:
+    """Every writer that is edited, with its weight.
+
+    Raises NotExpressible unless each component has a kernel.
+    """
     if kernels.keys() != reached.keys():
         raise NotExpressible(
             f"give one kernel for each of {', '.join(reached)}; got {', '.join(kernels) or 'none'}"
         )
-    one = None if direction_index is None else _between(directions, direction_index)
-    updates: dict[str, LowRank] = {}
-    each = [(kernels[name], writer) for name in reached for writer in reached[name]]
-    for kernel, writer in each:
-        block = writer.block or 0
-        if (weight := kernel.weight(block)) is not None:
-            unit = directions[block + 1] if one is None else one
-            matrix = readable(lm.hf, writer.weight)
-            pair = factors(matrix, unit.to(matrix.device), weight, row_normalization, rank, seed)
-            updates[writer.weight] = LowRank(*(factor.cpu() for factor in pair), writer.axes)
-    own = {
-        "method": METHOD,
-        "direction_index": direction_index,
-        "kernels": {name: asdict(kernel) for name, kernel in kernels.items()},
-        "row_normalization": row_normalization,
-        "rank": rank if row_normalization == "full" else 1,
-        "seed": seed,
-    }
-    return WeightDelta(
-        updates=updates,
-        base=fingerprint(lm.hf, lm.anatomy),
-        recipe={**own, **(recipe or {})},
-        exactness=EXACTNESS[row_normalization].format(rank=rank),
-        coverage=_coverage(lm.anatomy, reached, updates),
-        provenance=dict(provenance or {}),
-        checkpoint={w.weight: w.checkpoint for w in lm.anatomy.writers if w.weight in updates},
-    )
+    for name, writers in reached.items():
+        for writer in writers:
+            if (weight := kernels[name].weight(writer.block or 0)) is not None:
+                yield writer, weight
 
 
 def _coverage(
@@ -134,6 +139,7 @@ def factors(
     weight: Tensor, unit: Vector, strength: float, normalization: str, rank: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """``(B [d_model, k], A [k, d_in])`` for ``W [d_model, d_in]`` in fp32; see the module."""
+    unit = unit.to(weight.device)
     if normalization == "none":
         return (-strength * unit).view(-1, 1), (unit @ weight).view(1, -1)
     norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
