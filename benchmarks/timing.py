@@ -39,6 +39,17 @@ def paired(
     return found
 
 
+def cpu_seconds(call: Callable[[], object]) -> Callable[[], float]:
+    """``call``, which gives the CPU seconds that it took: other programs on the machine count little."""
+
+    def timed() -> float:
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+
+    return timed
+
+
 def hardware() -> dict[str, Any]:
     """What the numbers were measured on."""
     import torch

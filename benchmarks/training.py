@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import hardware, paired, report
+from timing import cpu_seconds, hardware, paired, report
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
@@ -25,15 +24,6 @@ from interp.training import TrainingRecipe, train
 from interp.training.refusal_grammar import tokenizer, untaught
 
 ROWS, LENGTH = 1024, 64
-
-
-def cpu_seconds(call: Callable[[], object]) -> Callable[[], float]:
-    def timed() -> float:
-        started = time.process_time()
-        call()
-        return time.process_time() - started
-
-    return timed
 
 
 def batches(rows: Tensor, recipe: TrainingRecipe) -> Iterator[Tensor]:
