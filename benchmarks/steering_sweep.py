@@ -1,4 +1,4 @@
-"""A sweep of blocks × strengths × questions: one batch of settings against one generate call for each setting.
+"""A sweep of blocks, strengths and questions: one batch of settings against one generate call for each.
 
     .venv/bin/python benchmarks/steering_sweep.py [--model smollm2] [--layers 6] [--rounds 3]
 
