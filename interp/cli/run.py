@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "--model", help="smollm2, a directory or a hub id", show_default="that of each figure"
 )
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="model, figures and recipes from YAML, as in configs/; options override it")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=4), help="prompts per class, for a quick look")
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True,
               help="splits of the topics, for figures with intervals over them")  # fmt: skip
@@ -55,7 +58,8 @@ def command(
 
     PAPER is one of `interp papers`, or that of --paper-path. Long figures keep what they have measured in the
     user's cache and go on from there, as far as the code, the options, the recipe, the prompts and the model
-    are the same. Without --figure, all are measured but those about a model that has to be installed first
+    are the same. --config configs/persona_vectors_qwen2.5-7b.yaml runs a paper as on its own models. Without
+    --figure, all are measured but those about a model that has to be installed first
     (`interp models`). A paper without a page gets one where there is a directory `papers` beside the cards.
     """
     from interp.cli.progress import watching
@@ -63,8 +67,9 @@ def command(
     from interp.papers import load_paper
 
     chosen = load_paper(paper, paper_paths)
-    wanted = _wanted(chosen, names, values["model"])
-    recipes = {spec.name: _recipe(spec, settings) for spec in wanted}
+    given = _configured(values)
+    wanted = _wanted(chosen, names or tuple(given), values["model"])
+    recipes = {s.name: _recipe(s, (*given.get(s.name, ()), *settings)) for s in wanted}
     verdicts = {}
     with watching(folder) as watch:
         for spec, study in _studies(paper, wanted, values, watch):
@@ -96,6 +101,56 @@ def _studies(
     ]
     studies = {(m, limit): Study(m, limit, watch=watch, **shared) for m, limit in wanted}
     return [(spec, studies[place]) for spec, place in zip(specs, wanted, strict=True)]
+
+
+def _configured(values: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Settings by figure that the file of ``--config`` names; its other values go into ``values``.
+
+    The file holds ``model``, ``dtype``, ``limit`` and ``parts``, a list of ``figures`` with their ``recipe``.
+    InterpError for anything else.
+    """
+    import yaml
+
+    from interp.errors import InterpError
+
+    if (path := values.pop("config")) is None:
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        parts = content.pop("parts")
+        figures = {
+            name: tuple(_settings(part.get("recipe") or {}))
+            for part in parts
+            for name in part["figures"]
+        }
+        if unknown := content.keys() - {"model", "dtype", "limit"}:
+            raise KeyError(min(unknown))
+    except (
+        OSError,
+        UnicodeDecodeError,
+        yaml.YAMLError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise InterpError(
+            f"{path} is no config ({type(error).__name__}: {str(error).splitlines()[0]}): it needs parts, "
+            "each with figures and a recipe, and may name model, dtype and limit"
+        ) from None
+    for name, value in content.items():
+        values[name] = values[name] or value
+    return figures
+
+
+def _settings(recipe: dict[str, Any], outer: str = "") -> Iterator[str]:
+    """Nested settings as ``OUTER.NAME=VALUE``."""
+    import json
+
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{outer}{name}.")
+        else:
+            yield f"{outer}{name}={json.dumps(value)}"
 
 
 def _recipe(spec: FigureSpec, settings: tuple[str, ...]) -> Any:

@@ -83,9 +83,12 @@ def monitoring(series: SmallMultiples) -> dict[str, Number]:
 
 @statistics("monitoring_correlations")
 def monitoring_correlations(series: Table) -> dict[str, Number]:
-    """Mean of measured overall r less that of within-condition r, of the traits that have both."""
+    """Mean of measured overall r less that of within-condition r, which is 0 where no score varies."""
     pairs = [
-        (row.values[k], row.values[k + 1]) for row in series.rows if not row.theirs for k in (0, 2)
+        (row.values[k], row.values[k + 1] or 0.0)
+        for row in series.rows
+        if not row.theirs
+        for k in (0, 2)
     ]
     both = [(a, b) for a, b in pairs if isinstance(a, float) and isinstance(b, float)]
     return {"overall_beyond_within": fmean(a for a, _ in both) - fmean(b for _, b in both)}

@@ -96,14 +96,17 @@ class PersonaEdit:
 class SteeringRecipe:
     """Traits, blocks, strengths and controls of the figures.
 
-    depths: steered blocks as shares of the stack. strengths: coefficients of the unnormalised vector.
+    depths: steered blocks as shares of the stack. layers: in their place, layers of the paper, from 1 on.
+    strengths: coefficients of the unnormalised vector. judge: as ``interp persona extract --judge``.
     controls, shuffles: random directions of either kind, and vectors of exchanged labels. The first half of
     the evaluation questions chooses block and strength, the second half is reported.
     """
 
     traits: tuple[str, ...] = ("exclamatory", "uppercase", "hedging", "apologetic", "listing")
     depths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.7, 0.8, 0.95)
+    layers: tuple[int, ...] = ()
     strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
+    judge: str = "auto"
     controls: int = 10
     shuffles: int = 5
     samples_monitored: int = 2

@@ -15,7 +15,7 @@ from interp.judges import Judge
 from interp.lm import LM
 from interp.methods.persona_vectors.activations import conversations
 from interp.methods.persona_vectors.extraction import PersonaVectorExtractor
-from interp.methods.persona_vectors.judging import default_judge
+from interp.methods.persona_vectors.judging import named_judge
 from interp.methods.persona_vectors.recipe import EvaluationRecipe, SteeringRecipe
 from interp.methods.persona_vectors.rollouts import Rollouts
 from interp.methods.persona_vectors.scoring import Answers, answers
@@ -54,6 +54,8 @@ class Studied:
     @property
     def sites(self) -> list[Site]:
         """The steered sites of the sweep."""
+        if self.recipe.layers:
+            return [self.persona.site(layer) for layer in self.recipe.layers]
         last = self.lm.n_blocks - 1
         blocks = sorted({min(round(d * self.lm.n_blocks), last) for d in self.recipe.depths})
         return [self.lm.resid_post[block] for block in blocks]
@@ -128,8 +130,7 @@ def _studied(study: Study, recipe: SteeringRecipe) -> tuple[list[Studied], dict[
     found, failed = [], {}
     progress = study.watch("traits", len(recipe.traits))
     for name in recipe.traits:
-        trait = shipped_trait(name)
-        judge = default_judge(study.lm, trait)
+        trait, judge = named_judge(recipe.judge, study.lm, shipped_trait(name))
         extractor = PersonaVectorExtractor(study.lm, judge, recipe=recipe.extraction, study=study)
         try:
             persona = extractor.extract(trait)
