@@ -13,6 +13,7 @@ from typing import Any
 from interp.errors import JudgeError
 from interp.files import sha256_text
 from interp.judges.protocol import Judge, check_prompts, finite
+from interp.source import code_hash
 from interp.watching import Watch, unwatched
 
 FILE = "scores.sqlite"
@@ -47,7 +48,8 @@ class CachedJudge:
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         """See :class:`interp.judges.Judge`. Responses are scored and kept ``batch`` at a time."""
         check_prompts(prompts, responses)
-        about = json.dumps(self.judge.as_json(), sort_keys=True)
+        code = code_hash(type(self.judge).score)
+        about = json.dumps([self.judge.as_json(), code], sort_keys=True)
         asked = list(prompts) or [""] * len(responses)
         keys = [sha256_text(about, p, r) for p, r in zip(asked, responses, strict=True)]
         with _opened(self.directory / FILE) as database:
@@ -72,9 +74,10 @@ def cached(
 ) -> CachedJudge:
     """The same judge, its scores kept in a file in ``directory``, by what they depend on.
 
-    A score is found again if the judge's description (``as_json``), the prompt and the response are the
-    same; those without a score are kept, too. The file holds hashes and scores and no texts; several
-    processes may share it. batch: responses that are scored at a time, the most that a kill can lose.
+    A score is found again if the judge's description (``as_json``), its code
+    (:func:`interp.source.code_hash`), the prompt and the response are the same; those without a score are
+    kept, too. The file holds hashes and scores and no texts; several processes may share it. batch: responses
+    that are scored at a time, the most that a kill can lose.
     """
     return CachedJudge(judge, Path(directory), batch, watch)
 

@@ -41,6 +41,15 @@ class Lengths:
         return {"name": self.name}
 
 
+@dataclass
+class DoubledLengths(Lengths):
+    """Describes itself as its base does and scores otherwise, as a judge does whose code was changed."""
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
+        found = super().score(prompts, responses)
+        return [None if score is None else 2 * score for score in found]
+
+
 TEXTS = ["a", "bb", "?", "nan", "ccc", "dddd", "eeeee"]
 SCORES = [1.0, 2.0, None, None, 3.0, 4.0, 5.0]
 
@@ -67,6 +76,7 @@ def test_another_prompt_response_or_judge_is_scored(tmp_path: Path) -> None:
     other = Lengths(name="other")
     cached(other, tmp_path).score(["p"], ["a"])
     assert other.seen == ["a"]
+    assert cached(DoubledLengths(), tmp_path).score(["p"], ["a"]) == [2.0], "of other code"
 
 
 def test_a_failure_loses_nothing_that_was_finished(tmp_path: Path) -> None:
