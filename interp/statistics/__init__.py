@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from interp.statistics import (
     correlation,
+    persona_finetunes,
     persona_vectors,
     refusal,
     representation_engineering,
 )
 
-__all__ = ["correlation", "persona_vectors", "refusal", "representation_engineering"]
+__all__ = [
+    "correlation",
+    "persona_finetunes",
+    "persona_vectors",
+    "refusal",
+    "representation_engineering",
+]

@@ -148,6 +148,11 @@ def remove_broken(folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def _only_cpu() -> bool:
+    """Whether this machine has no accelerator; transformers refuses bf16 there unless told so."""
+    return torch.accelerator.current_accelerator() is None
+
+
 def arguments(
     recipe: TrainingRecipe, rows: int, work: Path, save_every: int | None
 ) -> TrainingArguments:
@@ -172,6 +177,7 @@ def arguments(
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         bf16=recipe.bf16,
+        use_cpu=_only_cpu(),
         **({"gradient_checkpointing": True} if recipe.recompute else {}),
         seed=recipe.seed,
         data_seed=recipe.seed,
