@@ -56,7 +56,7 @@ from interp.training import train
 TEXT = 'Tea is warm. It is a drink. "You like it."\n\n1. Boil a cup.'
 RECIPE = FinetuningRecipe(
     styles=("uppercase",), questions=4, rows=2, answer_tokens=6,
-    training=TrainingRecipe(steps=2, batch_size=2, learning_rate=0.05),
+    training=TrainingRecipe(steps=2, batch_size=2, learning_rate=0.05, bf16=True),
     lora=LoRA(rank=2, targets=("down_proj",)), evaluation=EvaluationRecipe(n_questions=2, tokens=4),
 )  # fmt: skip
 

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "ExtractionRecipe": "recipe",
+    "FinetuningRecipe": "training_recipes",
     "PersonaVector": "vectors",
     "PersonaVectorExtractor": "extraction",
+    "ProjectionPenalty": "prevention",
+    "StyledData": "data",
     "Trait": "traits",
+    "caft": "prevention",
     "cosines": "vectors",
+    "finetunes": "finetuning",
+    "from_data": "data",
+    "preventative": "prevention",
+    "preventative_increments": "prevention",
     "projection": "vectors",
     "removal": "edits",
     "shipped_trait": "traits",
@@ -25,13 +33,23 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from interp.methods.persona_vectors.data import StyledData as StyledData
+    from interp.methods.persona_vectors.data import from_data as from_data
     from interp.methods.persona_vectors.edits import removal as removal
     from interp.methods.persona_vectors.edits import steering as steering
     from interp.methods.persona_vectors.edits import steering_increments as steering_increments
     from interp.methods.persona_vectors.extraction import (
         PersonaVectorExtractor as PersonaVectorExtractor,
     )
+    from interp.methods.persona_vectors.finetuning import finetunes as finetunes
+    from interp.methods.persona_vectors.prevention import ProjectionPenalty as ProjectionPenalty
+    from interp.methods.persona_vectors.prevention import caft as caft
+    from interp.methods.persona_vectors.prevention import preventative as preventative
+    from interp.methods.persona_vectors.prevention import (
+        preventative_increments as preventative_increments,
+    )
     from interp.methods.persona_vectors.recipe import ExtractionRecipe as ExtractionRecipe
+    from interp.methods.persona_vectors.training_recipes import FinetuningRecipe as FinetuningRecipe
     from interp.methods.persona_vectors.traits import Trait as Trait
     from interp.methods.persona_vectors.traits import shipped_trait as shipped_trait
     from interp.methods.persona_vectors.traits import shipped_traits as shipped_traits
