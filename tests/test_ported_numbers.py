@@ -103,7 +103,7 @@ def study_of_edits() -> dict[str, Any]:
 
 def row(found: Any) -> dict[str, Any]:
     names = ("refusals", "over_refusals", "kl_first", "kl_continuation", "nll")
-    return {name: getattr(found, name) for name in names}
+    return {name: found.as_json()[name] for name in names}
 
 
 @cache

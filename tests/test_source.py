@@ -138,7 +138,7 @@ def test_code_that_was_written_since_it_was_loaded_has_no_hash(package: Package)
 
 def test_functions_methods_and_partials_have_the_hash_of_what_they_are_in() -> None:
     from interp.data import PromptSet
-    from interp.evaluate.refusal import judge
+    from interp.evaluate.scores import judge
 
     name = code_hash("interp.data.prompts:PromptSet")
     assert name is not None

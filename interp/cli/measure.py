@@ -90,7 +90,7 @@ def command(
 
 def _conditions(bench: Bench) -> dict[str, Any]:
     """The judges and the prompts of a bench, in JSON values."""
-    sides = {"refuse": bench.refuse, "comply": bench.comply}
+    sides = {"refuse": bench.positive, "comply": bench.negative}
     prompts = {name: {"source": s.source, "sha256": s.sha256} for name, s in sides.items()}
     found = {"judge": bench.judge.as_json(), "prompts": prompts}
     if bench.judges:

@@ -1,12 +1,12 @@
-"""Choose a direction by its effects: ablated, it should end refusals; added, it should make them.
+"""Choose a direction by its effects: ablated, it should end a behaviour; added, it should cause it.
 
 Direction selection of Arditi et al. 2406.11717 (section 2 and its appendix on selection). For the raw
 difference of means at each block and each template token after the prompt:
 
-- *bypass*: mean refusal metric on positive (refused) prompts with the direction ablated at every writer.
+- *bypass*: mean log-odds of the openers on positive prompts with the direction ablated at every writer.
   They ablate at every block's input and at every attention and MLP output; the input is the sum of the
   embedding and those outputs, so ablating every writer with the embeddings is the same.
-- *induce*: mean refusal metric on negative prompts with the raw difference added once, at all positions.
+- *induce*: mean log-odds on negative prompts with the raw difference added once, at all positions.
 - *kl*: mean first-token ``KL(base ‖ ablated)`` on negative prompts, in nats.
 
 Blocks here are those whose *output* is read. Their layer l is the *input* of block l, that is our block
@@ -173,45 +173,20 @@ class Trial:
 # --- the choice --------------------------------------------------------------------------------
 
 
-def broken(
-    score: CausalScore,
-    n_blocks: int,
-    *,
-    kl_limit: float = KL_LIMIT,
-    induce_at_least: float = INDUCE_AT_LEAST,
-    depth_limit: float = DEPTH_LIMIT,
-) -> list[str]:
-    """The limits that a score breaks, in words; empty when it may be chosen."""
+def broken(score: CausalScore, n_blocks: int) -> list[str]:
+    """Names of the measures with which a score breaks a limit; empty when it may be chosen."""
     depth = (score.block + 1) / n_blocks  # their layer l = block + 1, and l < 0.8 L
-    checks = [
-        (math.isfinite(score.bypass), f"bypass {score.bypass} is no number"),
-        (score.kl <= kl_limit, f"kl {score.kl:.3g} is above kl_limit {kl_limit:g}"),
-        (
-            score.induce >= induce_at_least,
-            f"induce {score.induce:.3g} is below induce_at_least {induce_at_least:g}",
-        ),
-        (depth < depth_limit, f"depth {depth:.2f} is not below depth_limit {depth_limit:g}"),
-    ]
-    return [message for holds, message in checks if not holds]
+    kept = {
+        "bypass": math.isfinite(score.bypass),
+        "kl": score.kl <= KL_LIMIT,
+        "induce": score.induce >= INDUCE_AT_LEAST,
+        "depth": depth < DEPTH_LIMIT,
+    }
+    return [name for name, holds in kept.items() if not holds]
 
 
-def nearest(scores: Sequence[CausalScore], n_blocks: int, **limits: float) -> CausalScore:
+def nearest(scores: Sequence[CausalScore], n_blocks: int) -> CausalScore:
     """The score that breaks the fewest limits; among those, the one with the least bypass."""
     if not scores:
         raise InterpError("nothing to choose from: no direction has been scored")
-    return min(scores, key=lambda s: (len(broken(s, n_blocks, **limits)), s.bypass))
-
-
-def select(scores: Sequence[CausalScore], n_blocks: int, **limits: float) -> CausalScore:
-    """The least bypass among the scores within all limits (those of :func:`broken`).
-
-    n_blocks: of the model. Raises InterpError when no score is, with the one that came nearest.
-    """
-    best = nearest(scores, n_blocks, **limits)
-    if reasons := broken(best, n_blocks, **limits):
-        raise InterpError(
-            f"no direction keeps all limits; the nearest, at block {best.block} and position "
-            f"{best.position} with bypass {best.bypass:.3g}, does not: {', '.join(reasons)}; relax that "
-            "limit, or fit on prompts that the model does refuse"
-        )
-    return best
+    return min(scores, key=lambda s: (len(broken(s, n_blocks)), s.bypass))

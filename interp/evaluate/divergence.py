@@ -2,13 +2,13 @@
 
 First-token KL is ``KL(base ‖ edited)`` in nats at the decision position, averaged over prompts (the
 definition of heretic's evaluator). k-token KL is the same divergence averaged over the k tokens of the
-base model's own greedy continuation, teacher-forced, up to and including its end of text. On neutral text,
-which has nothing to do with refusing, the negative log-likelihood is measured.
+base model's own greedy continuation, teacher-forced, up to and including its end of text. On neutral text
+the negative log-likelihood is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,7 @@ def first_log_probs(lm: LM, prompts: Prompts, edit: AnyEdit = None) -> Float[Ten
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """Comply prompts with the base model's continuation, split into batches.
+    """Prompts with the base model's continuations, split into batches.
 
     kept[i]: base log-probabilities ``[batch, tokens, vocab]`` of batch i at the continuation's tokens.
     real[i]: 1 up to and including the end of text. (Batches differ in size, so no shape is shared.)
@@ -75,7 +75,7 @@ def _logits(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n tokens v
 
 
 def _log_probs(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n tokens vocab"]:
-    """Log-probabilities at the positions that predict the last ``tokens`` tokens."""
+    """Log-probabilities at those positions."""
     logits = _logits(lm, batch, tokens)
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
@@ -88,40 +88,32 @@ def token_nats(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n token
     return (logits.logsumexp(-1) - logits.gather(-1, target).squeeze(-1)).cpu().double()
 
 
-def until_end(ids: Ids, ends: frozenset[int]) -> Int[Tensor, "batch tokens"]:
-    """1 for every token up to and including the first end of text."""
-    is_end = torch.zeros_like(ids, dtype=torch.bool)
-    for end in ends:
-        is_end |= ids == end
+def until_end(ids: Ids, ends: Collection[int]) -> Int[Tensor, "batch tokens"]:
+    """1 for every token up to and including the first of ``ends``, the ids that end a response."""
+    is_end = torch.isin(ids, torch.tensor(list(ends), dtype=ids.dtype, device=ids.device))
     return ((is_end.cumsum(1) - is_end.long()) == 0).long()
 
 
-def end_tokens(lm: LM) -> frozenset[int]:
-    """The ids that end a response, from the generation config or else the config."""
-    return frozenset(end_ids(lm.hf))
-
-
-def reference(lm: LM, comply: Prompts, *, tokens: int = CONTINUATION) -> Reference:
+def reference(lm: LM, prompts: Prompts, *, tokens: int = CONTINUATION) -> Reference:
     """Greedy continuations of the base model with its log-probabilities.
 
     Raises PromptError where these would take more than ``MOST_BYTES``.
     """
-    batch = lm.tokens(comply)
+    batch = lm.tokens(prompts)
     vocab = getattr(lm.hf.config.get_text_config(), "vocab_size", 0)
     if (size := 4 * len(batch) * tokens * vocab) > MOST_BYTES:
         raise PromptError(
-            f"{len(batch)} comply prompts need {size / 1e9:.0f} GB for what the base predicts; "
+            f"{len(batch)} prompts need {size / 1e9:.0f} GB for what the base predicts; "
             f"use --limit {MOST_BYTES // (4 * tokens * vocab)}"
         )
     batches, kept, real = [], [], []
-    ends = end_tokens(lm)
     progress = lm.watch("base continuations", len(batch))
     for chunk in batch.split(lm.batch_size):
         new = lm.backend.generate(chunk, tokens=tokens)
         spoken = chunk.extended(new)
         batches.append(spoken)
         kept.append(_log_probs(lm, spoken, tokens))
-        real.append(until_end(new, ends))
+        real.append(until_end(new, end_ids(lm.hf)))
         progress(len(chunk))
     return Reference(tuple(batches), tuple(kept), tuple(real))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import reduce
 from typing import Any
 
 import torch
@@ -23,9 +22,8 @@ from interp.evaluate.divergence import (
     passage_nats,
     reference,
 )
-from interp.evaluate.refusal import Judged, generate_ids, judge
 from interp.evaluate.replacement import Replacement, measured, replaced
-from interp.evaluate.scores import Scores
+from interp.evaluate.scores import Scores, generate_ids, judge
 from interp.judges.keywords import ENGLISH_JUDGE
 from interp.judges.protocol import Judge
 from interp.lm import LM
@@ -34,60 +32,74 @@ from interp.watching import within
 
 RESPONSE = 24
 EXAMPLES = 3
-"""Requests whose responses are kept to be read side by side."""
-SIDES = ("refuse", "comply")
+"""Prompts whose responses are kept to be read side by side."""
+CLASSES = ("refuse", "comply")
+"""Names of the positive and the negative class in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """Measures of one edit. Counts with Wilson 95 % intervals; KL and NLL in nats per token.
+    """Measures of one edit. KL and NLL are in nats per token.
 
-    refusals of n_refuse: refused requests; over_refusals of n_comply: refused answerable twins. Both counts
-    are of responses that could be judged; unscored: how many could not, of both classes.
-    replacement: measures of the responses to requests that the base refused and the edit does not; for the
-    base itself, of its responses to the answerable prompts, for comparison. examples: ``{prompt,
-    response}`` for the first ``EXAMPLES`` requests that the base refused, the same for every edit.
-    scores: of further judges, by name and class (``refuse``, ``comply``). passages: nats and number of tokens
-    of every neutral passage, for intervals over passages; not part of the JSON.
+    positive, negative: the judge's scores of responses to each class. divergence: on the negative prompts.
+    replacement: measures of the responses to positive prompts that the judge flags of the base and not of the
+    edit; for the base itself, of its responses to negative prompts that are not flagged, for comparison.
+    examples: ``{prompt, response}`` for the first ``EXAMPLES`` positive prompts that are flagged of the base,
+    the same for every edit. scores: of further judges by name, of each class. passages: nats and number of
+    tokens of every neutral passage, for intervals over passages; not part of the JSON.
     """
 
     name: str
-    refusals: int
-    n_refuse: int
-    refusal_interval: tuple[float, float]
-    over_refusals: int
-    n_comply: int
-    over_refusal_interval: tuple[float, float]
-    kl_first: float
-    kl_first_se: float
-    kl_continuation: float
-    kl_continuation_se: float
+    positive: Scores
+    negative: Scores
+    divergence: Divergence
     nll: float
-    unscored: int = 0
-    replacement: Replacement | None = None
-    examples: tuple[dict[str, str], ...] = ()
-    scores: Mapping[str, Mapping[str, Scores]] | None = None
-    passages: tuple[Sequence[float], Sequence[int]] = field(default=((), ()), repr=False)
+    replacement: Replacement
+    examples: tuple[dict[str, str], ...]
+    scores: Mapping[str, tuple[Scores, ...]]
+    passages: tuple[Sequence[float], Sequence[int]] = field(repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``scores`` is left out without further judges."""
-        left_out = {"passages"} if self.scores else {"passages", "scores"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        found, other, kl = self.positive, self.negative, self.divergence
+        values = {
+            "name": self.name,
+            "refusals": found.count,
+            "n_refuse": found.n,
+            "refusal_interval": found.interval,
+            "over_refusals": other.count,
+            "n_comply": other.n,
+            "over_refusal_interval": other.interval,
+            "kl_first": kl.first,
+            "kl_first_se": kl.first_se,
+            "kl_continuation": kl.continuation,
+            "kl_continuation_se": kl.continuation_se,
+            "nll": self.nll,
+            "unscored": found.unscored + other.unscored,
+            "replacement": asdict(self.replacement),
+            "examples": self.examples,
+        }
+        further = {
+            name: {side: each.summary() for side, each in zip(CLASSES, both, strict=True)}
+            for name, both in self.scores.items()
+        }
+        return {**values, "scores": further} if further else values
 
 
 @dataclass(eq=False)
 class Bench:
     """Held-out prompts of both classes, measured once on the base model and then on any edit.
 
-    response_tokens: length of responses. judged_tokens: first tokens of a response, on which refusals are
-    counted; None for all. continuation: tokens of the k-token KL. passages: neutral text; None for all that
-    is shipped. judge: of refusals. judges: further ones, whose mean scores of whole responses become part
-    of every row.
+    positive: prompts whose responses the judge should flag of the base, as refusals for instance. negative:
+    prompts on which an edit should change nothing. response_tokens: length of responses. judged_tokens: first
+    tokens of a response that are judged; None for all. continuation: tokens of the k-token KL. passages:
+    neutral text; None for all that is shipped. judges: further ones, whose mean scores of whole responses
+    become part of every row.
     """
 
     lm: LM
-    refuse: PromptSet
-    comply: PromptSet
+    positive: PromptSet
+    negative: PromptSet
     response_tokens: int = RESPONSE
     judged_tokens: int | None = None
     continuation: int = CONTINUATION
@@ -101,7 +113,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         lm = self.lm.using(watch=within(self.lm.watch, "base"))
-        self.batches = (lm.tokens(self.refuse), lm.tokens(self.comply))
+        self.batches = (lm.tokens(self.positive), lm.tokens(self.negative))
         self.neutral = neutral_batch(lm, self.passages)
         self.reference = reference(self.lm, self.batches[1], tokens=self.continuation)
         self.base_ids = generate_ids(lm, self.batches[0], tokens=self.response_tokens)
@@ -109,85 +121,62 @@ class Bench:
     def row(self, name: str, edit: AnyEdit = None) -> BenchRow:
         """Measure one edit (None: the base itself, whose divergences are 0 by definition)."""
         lm = self.lm.using(watch=within(self.lm.watch, name))
-        d = Divergence(0.0, 0.0, 0.0, 0.0)
+        kl = Divergence(0.0, 0.0, 0.0, 0.0)
         if edit is not None:
-            d = divergence(lm, self.reference, edit)
-        new, answers = self.responses(edit, d.agreed, name)
-        requests, twins = self.batches
-        refused, over = self.judged(requests, new), self.judged(twins, answers)
-        was = self.judged(requests, self.base_ids).refused
+            kl = divergence(lm, self.reference, edit)
+        ids = self.responses(edit, kl.agreed, name)
+        texts = [self.texts(batch, each) for batch, each in zip(self.batches, ids, strict=True)]
+        found, other = (self.judged(b, each) for b, each in zip(self.batches, ids, strict=True))
+        was = self.judged(self.batches[0], self.base_ids).flagged
         if edit is None:
-            answered = [i for i, is_refusal in enumerate(over.refused) if not is_refusal]
-            compared = (self.comply.prompts, twins, answers, answered)
+            side, rows = 1, [i for i, flag in enumerate(other.flagged) if not flag]
         else:
-            compared = (self.refuse.prompts, requests, new, replaced(was, refused.refused))
-        texts = [self.texts(requests, new), self.texts(twins, answers)]
-        places = [i for i, is_refusal in enumerate(was) if is_refusal][:EXAMPLES]
+            side, rows = 0, replaced(was, found.flagged)
+        prompts = (self.positive.prompts, self.negative.prompts)
+        shown = [i for i, flag in enumerate(was) if flag][:EXAMPLES]
         nats, tokens = passage_nats(lm, self.neutral, edit)
         return BenchRow(
             name,
-            refused.count,
-            refused.n,
-            refused.interval,
-            over.count,
-            over.n,
-            over.interval,
-            d.first,
-            d.first_se,
-            d.continuation,
-            d.continuation_se,
+            found,
+            other,
+            kl,
             nats.sum().item() / int(tokens.sum()),
-            refused.unscored + over.unscored,
-            measured(self.lm, *compared),
-            tuple({"prompt": self.refuse.prompts[i], "response": texts[0][i]} for i in places),
-            self.scores(texts),
+            measured(self.lm, prompts[side], self.batches[side], ids[side], rows),
+            tuple({"prompt": prompts[0][i], "response": texts[0][i]} for i in shown),
+            {j.name: tuple(map(judge, texts, (j, j), prompts)) for j in self.judges},
             (nats.tolist(), tokens.tolist()),
         )
 
-    def scores(self, texts: Sequence[Sequence[str]]) -> dict[str, dict[str, Scores]] | None:
-        """Scores of the further judges by name and class, of the responses to each; None without any."""
-        classes = (self.refuse, self.comply)
-        return {
-            judge.name: {
-                side: Scores.of(judge, prompts.prompts, responses)
-                for side, prompts, responses in zip(SIDES, classes, texts, strict=True)
-            }
-            for judge in self.judges
-        } or None
-
     def responses(
         self, edit: AnyEdit = None, agreed: Sequence[int] = (), name: str = "edited"
-    ) -> tuple[Int[Tensor, "refuse seq"], Int[Tensor, "comply seq"]]:
-        """Responses to both classes, ``[n_refuse, tokens]`` and ``[n_comply, tokens]``.
+    ) -> tuple[Int[Tensor, "positive seq"], Int[Tensor, "negative seq"]]:
+        """Responses to both classes, ``[n, tokens]`` each.
 
-        agreed: for every comply prompt, how many first tokens of the base's response the edit keeps
+        agreed: for every negative prompt, how many first tokens of the base's response the edit keeps
         (:class:`interp.evaluate.divergence.Divergence`). A response that is kept whole, and those of the
         base itself, are taken from the reference.
         """
-        requests, twins = self.batches
-        known = self.reference.first_ids(self.response_tokens)
-        changed = list(range(len(twins)))
-        if known is not None and (edit is None or agreed):
-            changed = [i for i, n in enumerate(agreed) if n < self.response_tokens]
-        prompts = [requests] if edit is not None else []
-        prompts += [twins.chosen(torch.tensor(changed))] if changed else []
-        new = self.base_ids[:0]
-        if prompts:
-            # Both classes in one batch: a decoding step reads the weights once for all of them.
-            lm = self.lm.using(watch=within(self.lm.watch, name))
-            whole = reduce(TokenBatch.followed_by, prompts)
-            new = generate_ids(lm, whole, edit, tokens=self.response_tokens)
-        refused, rest = (
-            (self.base_ids, new) if edit is None else new.split([len(requests), len(changed)])
+        lm, tokens = self.lm.using(watch=within(self.lm.watch, name)), self.response_tokens
+        positive, negative = self.batches
+        known = self.reference.first_ids(tokens)
+        if edit is None:
+            known = generate_ids(lm, negative, tokens=tokens) if known is None else known
+            return self.base_ids, known
+        kept = agreed if known is not None and agreed else [0] * len(negative)
+        changed = torch.tensor([i for i, n in enumerate(kept) if n < tokens], dtype=torch.long)
+        # Both classes in one batch: a decoding step reads the weights once for all of them.
+        whole = positive.followed_by(negative.chosen(changed)) if len(changed) else positive
+        new, rest = generate_ids(lm, whole, edit, tokens=tokens).split(
+            [len(positive), len(changed)]
         )
-        answers = (rest if known is None else known).clone()
-        answers[changed] = rest
-        return refused, answers
+        responses = (rest if known is None else known).clone()
+        responses[changed] = rest
+        return new, responses
 
     def texts(self, batch: TokenBatch, ids: Ids) -> list[str]:
         """Responses ``[n, tokens]`` to a class as text."""
         return response_texts(self.lm.tokenizer, batch.ids, ids)
 
-    def judged(self, batch: TokenBatch, ids: Ids) -> Judged:
+    def judged(self, batch: TokenBatch, ids: Ids) -> Scores:
         """The judge's scores of the first ``judged_tokens`` of responses to a class."""
         return judge(self.texts(batch, ids[:, : self.judged_tokens]), self.judge)

@@ -1,7 +1,7 @@
-"""Measures of the responses that replace refusals: likelihood, repetition, overlap with the request.
+"""Measures of responses that replace others: likelihood, repetition, overlap with the prompt.
 
-KL and over-refusal are about prompts that the base model answers. The measures here are about requests that
-the base model refused and the edited model does not.
+KL is about prompts on which nothing should change. The measures here are about prompts whose response the
+judge flagged, as a refusal for instance, and flags no longer.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.evaluate.divergence import end_tokens, ratio, token_nats, until_end
+from interp.backends.generation import end_ids
+from interp.evaluate.divergence import ratio, token_nats, until_end
 from interp.lm import LM
 from interp.types import Ids, TokenBatch
 
 FIRST_LEFT_OUT = 4
-"""Tokens at the start of a response without NLL: the base model would have begun with a refusal there."""
+"""Tokens at the start of a response without NLL: the base model would have begun otherwise there."""
 LOOPING = 0.5
 """A response loops if less than this share of its token bigrams is distinct."""
 FEWEST_BIGRAMS = 8
@@ -33,11 +34,11 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Measures of the responses that replace refusals.
+    """Measures of responses that replace others.
 
     n: responses measured. nll, nll_se: base-model NLL of a response given its prompt, nats per token over
     all tokens but the first ``FIRST_LEFT_OUT``, and its standard error over responses. looping: share of
-    responses that repeat themselves (:func:`is_looping`). overlap: mean share of a request's content words
+    responses that repeat themselves (:func:`is_looping`). overlap: mean share of a prompt's content words
     that its response names. None where nothing could be measured.
     """
 
@@ -59,13 +60,13 @@ def measured(
 ) -> Replacement:
     """Measures of the responses ``ids [n, tokens]`` to ``batch [n, seq]`` in the given rows.
 
-    lm: with the unedited model, whose NLL is taken. prompts: text of every request.
+    lm: with the unedited model, whose NLL is taken. prompts: text of every prompt.
     """
     if not rows:
         return Replacement(0, None, None, None, None)
     places = torch.tensor(rows)
     batch, ids = batch.chosen(places), ids[places]
-    real = until_end(ids, end_tokens(lm))
+    real = until_end(ids, end_ids(lm.hf))
     texts = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
     shares = [content_overlap(prompts[row], text) for row, text in zip(rows, texts, strict=True)]
     known = [share for share in shares if share is not None]
@@ -118,5 +119,5 @@ def _content_words(text: str) -> frozenset[str]:
 
 
 def replaced(before: Sequence[bool], after: Sequence[bool]) -> list[int]:
-    """Rows that the base model refused and the edited model does not."""
+    """Rows that were flagged and are no longer."""
     return [i for i, (was, now) in enumerate(zip(before, after, strict=True)) if was and not now]

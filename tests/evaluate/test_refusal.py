@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from interp.data.markers import languages, load_markers
 from interp.data.thinking import answer, response_texts
 from interp.errors import InterpError, PromptError
-from interp.evaluate.refusal import judge
+from interp.evaluate.scores import judge
 from interp.judges.agreement import wilson
 from interp.judges.keywords import DECLINES, MARKERS, KeywordJudge, is_refusal
 
@@ -47,7 +47,7 @@ def test_own_markers() -> None:
 
 def test_counts_and_interval() -> None:
     judged = judge(["I'm sorry", "fine", "fine", "fine"])
-    assert (judged.count, judged.refused) == (1, (True, False, False, False))
+    assert (judged.count, judged.flagged) == (1, (True, False, False, False))
     assert (judged.n, judged.unscored) == (4, 0)
     low, high = judged.interval
     assert low < 0.25 < high
@@ -109,7 +109,7 @@ def test_refusals_in_other_languages(language: str) -> None:
     refusal, other = OTHERS[language]
     for name in (language, f"en+{language}", "all"):
         by = KeywordJudge(load_markers(name))
-        assert judge([refusal, refusal.upper(), other], by).refused == (True, True, False)
+        assert judge([refusal, refusal.upper(), other], by).flagged == (True, True, False)
     assert not judge([refusal]).count, "English alone is the default"
     markers = load_markers(language)
     assert KeywordJudge(markers).markers == markers, "shipped as they are compared"
@@ -119,7 +119,7 @@ def test_markers_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes("\ufeffComputer  SAYS No\r\n\r\nI’m out\n".encode())
     by = KeywordJudge(load_markers(str(path)))
-    assert judge(["The computer says\nno.", "I'm out", "I'm sorry"], by).refused == (
+    assert judge(["The computer says\nno.", "I'm out", "I'm sorry"], by).flagged == (
         True, True, False,
     )  # fmt: skip
     path.write_text("\n")
@@ -161,7 +161,7 @@ def test_only_the_answer_is_judged(text: str, refused: bool | None) -> None:
     (score,) = KeywordJudge().score((), [text])
     assert score == (None if refused is None else float(refused))
     whole = judge([text], KeywordJudge(whole=True))
-    assert whole.refused == (is_refusal(text),), "as heretic counts"
+    assert whole.flagged == (is_refusal(text),), "as heretic counts"
 
 
 def test_what_cannot_be_judged_is_no_refusal_and_not_counted() -> None:
@@ -188,7 +188,7 @@ class Odd:
 
 def test_any_judge_may_score_and_nan_is_never_a_refusal() -> None:
     found = judge(["a", "b", "c", "d"], Odd())
-    assert found.scores == (None, None, 0.6, 0.4)
+    assert found.values == (None, None, 0.6, 0.4)
     assert (found.count, found.n) == (1, 2)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from interp import open_model
+from interp.backends.generation import end_ids
 from interp.data import encode
-from interp.evaluate.divergence import end_tokens, until_end
+from interp.evaluate.divergence import until_end
 from interp.evaluate.replacement import (
     FIRST_LEFT_OUT,
     content_overlap,
@@ -49,7 +50,7 @@ def test_nll_is_that_of_the_base_model_after_the_first_tokens(lm: LM) -> None:
     """Against a plain forward pass over one prompt and its response."""
     batch = encode(lm.tokenizer, PROMPTS)
     ids = lm.backend.generate(batch, tokens=9)
-    real = until_end(ids, end_tokens(lm))
+    real = until_end(ids, end_ids(lm.hf))
     nats, tokens = response_nats(lm, batch, ids, real)
     for row in range(len(PROMPTS)):
         prompt = batch.ids[row][batch.mask[row].bool()]

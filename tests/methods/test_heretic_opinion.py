@@ -185,5 +185,5 @@ def test_our_measures_are_those_of_the_bench(chat_dir) -> None:
     found = opinion.measure(lm, delta, REFUSE, COMPLY, Conditions("Be brief.", tokens=5))
     bench = Bench(lm.using(chat=ChatFormat(system="Be brief.")), REFUSE, COMPLY, response_tokens=5)
     row = bench.row("edited", delta)
-    assert found.refusals == row.refusals
-    assert found.kl == pytest.approx(row.kl_first, rel=1e-4)
+    assert found.refusals == row.positive.count
+    assert found.kl == pytest.approx(row.divergence.first, rel=1e-4)

@@ -23,7 +23,7 @@ from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet
 from interp.errors import ExportError, PromptError
 from interp.evaluate.divergence import divergence, reference
-from interp.evaluate.refusal import judge, respond
+from interp.evaluate.scores import judge, respond
 from interp.export.heretic_program import Program
 from interp.export.releasing import released
 from interp.files import write_text

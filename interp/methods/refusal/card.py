@@ -46,7 +46,7 @@ def report_figure(
         claims=CLAIMS,
         proves=tuple(proves),
         provenance=provenance,
-        n={"refuse": rows[0].n_refuse, "comply": rows[0].n_comply},
+        n={"refuse": rows[0].positive.n, "comply": rows[0].negative.n},
         intervals="95 % Wilson; KL ± 1 standard error",
         seeds=(provenance.seed,),
         caption="Fitted and chosen on other topics. KL₃₂ and NLL are per token.",
@@ -54,22 +54,12 @@ def report_figure(
 
 
 def _figure_row(row: BenchRow) -> Row:
-    refused, over = row.refusals / row.n_refuse, row.over_refusals / row.n_comply
+    kl, sides = row.divergence, (row.positive, row.negative)
+    nats = ((kl.first, kl.first_se), (kl.continuation, kl.continuation_se))
+    low, high = ([100 * side.interval[end] for side in sides] for end in (0, 1))
     return Row(
         row.name,
-        [100 * refused, 100 * over, row.kl_first, row.kl_continuation, row.nll],
-        low=[
-            100 * row.refusal_interval[0],
-            100 * row.over_refusal_interval[0],
-            max(row.kl_first - row.kl_first_se, 0.0),
-            max(row.kl_continuation - row.kl_continuation_se, 0.0),
-            None,
-        ],
-        high=[
-            100 * row.refusal_interval[1],
-            100 * row.over_refusal_interval[1],
-            row.kl_first + row.kl_first_se,
-            row.kl_continuation + row.kl_continuation_se,
-            None,
-        ],
+        [*(100 * side.share for side in sides), kl.first, kl.continuation, row.nll],
+        low=[*low, *(max(mean - error, 0.0) for mean, error in nats), None],
+        high=[*high, *(mean + error for mean, error in nats), None],
     )

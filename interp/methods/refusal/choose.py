@@ -12,7 +12,7 @@ import torch
 from interp.data.prompts import PromptSet
 from interp.errors import InterpError
 from interp.evaluate.divergence import first_log_probs, kl_nats
-from interp.evaluate.refusal import generate_and_judge
+from interp.evaluate.scores import generate_and_judge
 from interp.judges.keywords import ENGLISH_JUDGE
 from interp.judges.protocol import Judge
 from interp.lm import LM

@@ -9,7 +9,7 @@ from typing import Any
 from interp.data.prompts import PromptSet
 from interp.edits import Edit, ablation
 from interp.errors import InterpError
-from interp.evaluate.refusal import generate_and_judge
+from interp.evaluate.scores import generate_and_judge
 from interp.fitting import Probes, directions, least_disturbance, places_of
 from interp.judges.keywords import ENGLISH_JUDGE
 from interp.judges.protocol import Judge
@@ -181,7 +181,7 @@ def refused_among(lm: LM, requests: PromptSet, judge: Judge) -> tuple[PromptSet,
     judged = generate_and_judge(lm, requests, tokens=OPENING, by=judge)
     if not judged.n or judged.count < FEWEST_REFUSED:
         return requests, None
-    return requests.chosen(judged.refused), judged.count
+    return requests.chosen(judged.flagged), judged.count
 
 
 def responses(capture: Capture, texts: Texts) -> list[Part]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from interp.data.prompts import PromptSet
 from interp.evaluate.divergence import first_log_probs
-from interp.evaluate.refusal import generate_and_judge
+from interp.evaluate.scores import generate_and_judge
 from interp.judges.keywords import ENGLISH_JUDGE
 from interp.judges.protocol import Judge
 from interp.lm import LM
@@ -42,8 +42,8 @@ def find_opener(
     found = generate_and_judge(lm, refuse, tokens=OPENING, by=judge)
     if found.count < FEWEST_REFUSED:
         return ""
-    texts = [text for text, refused in zip(found.texts, found.refused, strict=True) if refused]
-    classes = (refuse.chosen(found.refused), comply)
+    texts = [text for text, refused in zip(found.texts, found.flagged, strict=True) if refused]
+    classes = (refuse.chosen(found.flagged), comply)
     shared = shared_beginning(
         [lm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     )

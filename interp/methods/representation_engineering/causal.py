@@ -23,7 +23,7 @@ from interp.evaluate.causal import (
     placed_directions,
 )
 from interp.evaluate.geometry import auroc
-from interp.evaluate.refusal import generate_and_judge
+from interp.evaluate.scores import generate_and_judge
 from interp.maths import unit
 from interp.methods.refusal.attributing import OPENERS, fit_openers
 from interp.methods.representation_engineering.paper import KEY

@@ -13,7 +13,7 @@ from functools import partial
 from interp.claims import Claim
 from interp.data.chat import ChatFormat
 from interp.data.prompts import PromptSet, load_class, load_pairs
-from interp.evaluate.refusal import judge, respond
+from interp.evaluate.scores import judge, respond
 from interp.methods.refusal import finished
 from interp.methods.representation_engineering.contenders import (
     CLOSED,

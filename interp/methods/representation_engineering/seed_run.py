@@ -190,14 +190,12 @@ class SeedRun:
         if self.seed != FULL:
             return self.short(delta)
         row = self.bench.row(name, delta)
-        assert row.scores is not None
-        assert row.replacement is not None
         return {
-            "refused": row.refusals / row.n_refuse,
-            "declined": row.scores[DECLINE_JUDGE.name]["refuse"].mean,
-            "over_refused": row.over_refusals / row.n_comply,
-            "kl1": row.kl_first,
-            "kl32": row.kl_continuation,
+            "refused": row.positive.share,
+            "declined": row.scores[DECLINE_JUDGE.name][0].mean,
+            "over_refused": row.negative.share,
+            "kl1": row.divergence.first,
+            "kl32": row.divergence.continuation,
             "nll": row.nll,
             "passages": list(row.passages),
             "replacement": asdict(row.replacement),
