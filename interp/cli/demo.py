@@ -44,9 +44,7 @@ def command(out: Path, json_file: Path | None, **values: Any) -> None:
     lm = given.open()
     with watching(out) as watch:
         say = click.echo if is_quiet() else watch.say
-        outcome = run(
-            lm.using(watch=watch), prompts, out, judge=judge, loading=given.loading, say=say
-        )
+        outcome = run(lm.using(watch=watch), prompts, out, judge=judge, say=say)
     click.echo()
     rows = [row.as_json() for row in outcome.rows]
     measures(f"{values['model']} on {prompts.report[0].source}, held out", rows)

@@ -32,6 +32,8 @@ from interp.files import sha256_text
 from interp.printable import printable
 
 Side = Literal["refuse", "comply"]
+SIDES: tuple[Side, Side] = ("refuse", "comply")
+"""The positive and the negative class of every shipped set."""
 SPLITS = ("fit", "select", "report")
 LISTS = ("answerable",)
 SMALLEST_CLASS = 4

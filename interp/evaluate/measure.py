@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.backends.protocol import AnyEdit
-from interp.data.prompts import PromptSet
+from interp.data.prompts import SIDES, PromptSet
 from interp.data.thinking import response_texts
 from interp.evaluate.divergence import (
     CONTINUATION,
@@ -33,8 +33,6 @@ from interp.watching import within
 RESPONSE = 24
 EXAMPLES = 3
 """Prompts whose responses are kept to be read side by side."""
-CLASSES = ("refuse", "comply")
-"""Names of the positive and the negative class in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class BenchRow:
             "examples": self.examples,
         }
         further = {
-            name: {side: each.summary() for side, each in zip(CLASSES, both, strict=True)}
+            name: {side: each.summary() for side, each in zip(SIDES, both, strict=True)}
             for name, both in self.scores.items()
         }
         return {**values, "scores": further} if further else values

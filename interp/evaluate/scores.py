@@ -69,7 +69,7 @@ class Scores:
         return sum(found) / len(found) if found else None
 
     def summary(self) -> dict[str, Any]:
-        """In JSON values: ``mean``, its t ``interval`` of 95 %, ``n`` with a score and ``unscorable`` without."""
+        """``mean``, its t ``interval`` of 95 %, ``n`` with a score, ``unscorable`` without; JSON values."""
         found = [value for value in self.values if value is not None]
         counts = {"n": len(found), "unscorable": self.unscored}
         return {"mean": self.mean, "interval": t_interval(found), **counts}

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from interp.methods.refusal.attributing import attribution_figure, fit_openers, phrase_openers
 from interp.methods.refusal.choose import Choice, Selection, candidates, choose
-from interp.methods.refusal.controls import random_control, random_direction
-from interp.methods.refusal.delta import as_delta, finished, rebased
+from interp.methods.refusal.delta import (
+    as_delta,
+    finished,
+    random_control,
+    random_direction,
+    rebased,
+)
 from interp.methods.refusal.fit import Fitted, build, fit
 from interp.methods.refusal.learning import learned
 from interp.methods.refusal.opener import find_opener

@@ -7,7 +7,7 @@ from typing import Any
 
 from interp.attribution.direct import attribute, attribution_record
 from interp.attribution.openers import Openers, find_openers, openers_from_model
-from interp.data.prompts import PromptSet
+from interp.data.prompts import SIDES, PromptSet
 from interp.data.tokens import Prompts
 from interp.evaluate.hardware import measured_with
 from interp.lm import LM
@@ -54,7 +54,7 @@ def attribution_figure(
         made_by=MADE_BY,
     )
     title = "What writes the refusal margin" + (" after the edit" if delta else "")
-    about = {"key": "refusal/attribution", "title": title, "classes": ("refuse", "comply")}
+    about = {"key": "refusal/attribution", "title": title, "classes": SIDES}
     return attribution_record(found, len(refuse), provenance, **about)
 
 

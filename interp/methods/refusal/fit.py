@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from interp.data.prompts import PromptSet
@@ -26,29 +28,47 @@ FEWEST_REFUSED = 8
 """Refused requests below which their mean says too little, and all requests are taken."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Fitted:
     """What edits of refusal are made from.
 
-    directions: ``{place: {block: direction}}``. requests: those over which the shift of the writers' inputs
-    is taken. answered: the answerable prompts. texts: what edits leave alone. responses: prompts whose
-    responses are among the texts. refused: how many requests the model refuses; None where the shift is taken
-    over all. seen, prompts: fingerprints, and hashes by role, of all prompts that were read.
+    requests: those over which the shift of the writers' inputs is taken. answered: the answerable prompts.
+    read: role and prompt set of everything that was read. texts: what edits leave alone. all_requests:
+    whether the shift is taken over all requests, and not over those that the model refuses. directions:
+    ``{place: {block: direction}}``, those of the samples where none are given.
     """
 
     samples: Samples
-    probes: Probes
-    directions: Mapping[str, Mapping[int, Direction]]
     requests: PromptSet
     answered: PromptSet
     recipe: DirectionRecipe
+    read: tuple[tuple[str, PromptSet], ...] = ()
     opener: str = ""
     texts: Texts = field(default_factory=Texts)
-    responses: int = 0
     judge: Judge = ENGLISH_JUDGE
-    refused: int | None = None
-    seen: frozenset[str] = frozenset()
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    all_requests: bool = False
+    directions: Mapping[str, Mapping[int, Direction]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            places = (DECISION, OPENER) if self.samples.holds(OPENER) else (DECISION,)
+            found = {place: directions(self.samples, self.recipe, place) for place in places}
+            object.__setattr__(self, "directions", found)
+
+    @cached_property
+    def probes(self) -> Probes:
+        """Probes of the writers, solved from the samples when they are asked for."""
+        return Probes(self.samples)
+
+    @property
+    def refused(self) -> int | None:
+        """How many requests the model refuses; None where the shift is taken over all."""
+        return None if self.all_requests else len(self.requests)
+
+    @property
+    def responses(self) -> int:
+        """Prompts whose responses are among the texts."""
+        return sum(len(prompts) for role, prompts in self.read if role == "responses")
 
     def direction(self, block: int, place: str = DECISION) -> Direction:
         """The direction at the output of a block. Raises InterpError for a block without one."""
@@ -60,53 +80,32 @@ class Fitted:
             )
         return known[block]
 
-    def late_block(self, depth: float = 0.8) -> int:
-        """The block at a relative depth; a start before anything is chosen on held-out prompts."""
-        known = sorted(self.directions[DECISION])
-        return known[min(round(depth * len(known)), len(known) - 1)]
-
-    def with_samples(self, samples: Samples) -> Fitted:
-        """The same prompts with other samples; directions and probes are those of the new samples."""
-        return replace(
-            self,
-            samples=samples,
-            probes=Probes(samples),
-            directions=directions_at(samples, self.recipe),
-        )
-
     def joined(self, other: Fitted) -> Fitted:
         """Both splits as one fit. InterpError when they were read after different openers."""
         if self.opener != other.opener:
             raise InterpError(
                 f"these fits were read after different openers, {self.opener!r} and {other.opener!r}"
             )
-        counted = self.refused is not None and other.refused is not None
         return replace(
-            self.with_samples(self.samples.joined(other.samples)),
+            self,
+            samples=self.samples.joined(other.samples),
             requests=self.requests.joined(other.requests),
             answered=self.answered.joined(other.answered),
+            read=self.read + other.read,
             texts=self.texts.joined(other.texts),
-            responses=self.responses + other.responses,
-            refused=self.refused + other.refused if counted else None,  # type: ignore[operator]
-            seen=self.seen | other.seen,
-            prompts={**self.prompts, **other.prompts},
+            all_requests=self.all_requests or other.all_requests,
+            directions={},
         )
 
     def of(self, requests: PromptSet, answered: PromptSet) -> Fitted:
         """The fit of some of the prompts alone, from what was read of all; rows of other prompts stay."""
-        kept = self.requests.among(requests)
         return replace(
-            self.with_samples(self.samples.of(requests, answered)),
-            requests=kept,
+            self,
+            samples=self.samples.of(requests, answered),
+            requests=self.requests.among(requests),
             answered=self.answered.among(answered),
-            refused=None if self.refused is None else len(kept),
+            directions={},
         )
-
-
-def directions_at(samples: Samples, recipe: DirectionRecipe) -> dict[str, dict[int, Direction]]:
-    """Directions at every place where both classes were captured."""
-    places = (DECISION, OPENER) if samples.holds(OPENER) else (DECISION,)
-    return {place: directions(samples, recipe, place) for place in places}
 
 
 def answering(lm: LM, text: str) -> LM:
@@ -137,58 +136,61 @@ def fit(
     and not only over those that the model refuses (Arditi et al. 2406.11717, appendix A), which are taken
     where they are ``FEWEST_REFUSED`` or more.
     """
-    recipe = recipe or DirectionRecipe()
     lm = lm.using(watch=within(lm.watch, "fit"))
-    requests, refused = (refuse, None) if all_requests else refused_among(lm, refuse, judge)
-    blocks, writers = lm.resid_post, lm.writer_inputs
-    capture = Capture(lm, (*blocks, *writers))
-    positive = capture(refuse, DECISION, True)
-    parts = [
-        positive.at(blocks),
-        positive.at(writers).of(requests.fingerprints),
-        capture(comply, DECISION, False),
-    ]
-    if opener:
-        said = replace(capture, lm=answering(lm, opener))
-        parts += [said(requests, OPENER, True), said(comply, OPENER, False)]
-    capture = replace(capture, sites=writers)
-    if pool is not None:
-        parts.append(capture(pool, POOL, False))
+    refused = None if all_requests else refused_among(lm, refuse, judge)
+    requests = refused or refuse
+    capture = Capture(lm, (*lm.resid_post, *lm.writer_inputs))
     texts = Texts() if respond_to is None else written(lm, respond_to)
-    parts += responses(capture, texts)
-    used = {"refuse": refuse, "comply": comply, "pool": pool, "responses": respond_to}
-    read = {role: each for role, each in used.items() if each is not None}
-    samples = Samples(tuple(parts))
+    parts = _classes(capture, refuse, requests, comply, opener), _kept(capture, pool, texts)
+    roles = {"refuse": refuse, "comply": comply, "pool": pool, "responses": respond_to}
     return Fitted(
-        samples=samples,
-        probes=Probes(samples),
-        directions=directions_at(samples, recipe),
+        samples=Samples(tuple(chain(*parts))),
         requests=requests,
         answered=comply,
-        recipe=recipe,
+        recipe=recipe or DirectionRecipe(),
+        read=tuple((role, prompts) for role, prompts in roles.items() if prompts is not None),
         opener=opener,
         texts=texts,
-        responses=0 if respond_to is None else len(respond_to),
         judge=judge,
-        refused=refused,
-        seen=frozenset().union(*(each.fingerprints for each in read.values())),
-        prompts={f"{role}: {each.source}": each.sha256 for role, each in read.items()},
+        all_requests=refused is None,
     )
 
 
-def refused_among(lm: LM, requests: PromptSet, judge: Judge) -> tuple[PromptSet, int | None]:
-    """The requests that the model refuses and their number; all and None below ``FEWEST_REFUSED``."""
+def _classes(
+    capture: Capture, refuse: PromptSet, requests: PromptSet, comply: PromptSet, opener: str
+) -> Iterator[Part]:
+    """Rows of both classes at the decision position and after the opener, if there is one.
+
+    requests: those over which the shift of the writers' inputs is taken.
+    """
+    lm = capture.lm
+    positive = capture(refuse, DECISION, True)
+    yield positive.at(lm.resid_post)
+    yield positive.at(lm.writer_inputs).of(requests.fingerprints)
+    yield capture(comply, DECISION, False)
+    if opener:
+        after = replace(capture, lm=answering(lm, opener))
+        yield after(requests, OPENER, True)
+        yield after(comply, OPENER, False)
+
+
+def _kept(capture: Capture, pool: PromptSet | None, texts: Texts) -> Iterator[Part]:
+    """Inputs of the writers on what edits leave alone: further prompts, and the last tokens of responses."""
+    capture = replace(capture, sites=capture.lm.writer_inputs)
+    if pool is not None:
+        yield capture(pool, POOL, False)
+    last = tuple(range(-LAST_TOKENS, 0))
+    for batch in (texts.chats, texts.plain):
+        if batch is not None:
+            yield capture(batch, RESPONSE, False, at=last)
+
+
+def refused_among(lm: LM, requests: PromptSet, judge: Judge) -> PromptSet | None:
+    """The requests that the model refuses; None where they are fewer than ``FEWEST_REFUSED``."""
     judged = generate_and_judge(lm, requests, tokens=OPENING, by=judge)
     if not judged.n or judged.count < FEWEST_REFUSED:
-        return requests, None
-    return requests.chosen(judged.flagged), judged.count
-
-
-def responses(capture: Capture, texts: Texts) -> list[Part]:
-    """Rows of the writers' inputs at the last tokens of responses, in chats and as plain text."""
-    batches = (batch for batch in (texts.chats, texts.plain) if batch is not None)
-    last = tuple(range(-LAST_TOKENS, 0))
-    return [capture(batch, RESPONSE, False, at=last) for batch in batches]
+        return None
+    return requests.chosen(judged.flagged)
 
 
 def build(lm: LM, fitted: Fitted, recipe: AblationEdit | LeastDisturbanceEdit) -> Edit:

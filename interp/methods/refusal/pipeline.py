@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from interp.data.prompts import PromptSet
+from interp.claims import Claim
+from interp.data.prompts import SIDES, SPLITS, PromptSet
 from interp.data.text import neutral_passages
 from interp.edits import fingerprint
 from interp.evaluate.hardware import measured_with
 from interp.evaluate.measure import Bench, BenchRow
-from interp.export import export
 from interp.export.gate import PASSING, kinds
 from interp.export.measurement import Measurement
 from interp.figures import render
@@ -22,15 +22,14 @@ from interp.judges.keywords import ENGLISH_JUDGE
 from interp.judges.protocol import Judge
 from interp.lm import LM
 from interp.methods.refusal.attributing import attribution_figure, fit_openers
-from interp.methods.refusal.card import report_figure
 from interp.methods.refusal.choose import UPPER, Choice, Selection, choose, depth_blocks
-from interp.methods.refusal.controls import random_direction
-from interp.methods.refusal.delta import as_delta
+from interp.methods.refusal.delta import as_delta, random_direction
 from interp.methods.refusal.fit import Fitted, build, fit
 from interp.recipes import AblationEdit, LeastDisturbanceEdit
-from interp.records import FigureRecord, Provenance
+from interp.records import FigureRecord
 from interp.samples import DECISION
-from interp.statistics.refusal import MAIN
+from interp.series import Axis, Row, Rows
+from interp.statistics.refusal import ABLATED, MAIN, RANDOM
 from interp.types import WeightDelta
 
 Say = Callable[[str], None]
@@ -49,11 +48,24 @@ CLOSED_FORM = LeastDisturbanceEdit(strength=1.0, attention=1.0, ridge=0.02, lear
 """Settings of the least-disturbance edit; its direction is the one chosen for ablation."""
 PASSAGES = 8
 """Passages of neutral text for report; the others are for developing edits. The demo uses every second."""
-SPLITS = ("fit", "select", "report")
 HELD_OUT = SPLITS[1:]
 FORMATS = {"delta": "delta", "adapter": "peft"}
 """Directory under ``out`` → export format."""
-SIDES = ("refuse", "comply")
+
+CLAIMS = (
+    Claim("the least-disturbance edit removes at least half of the refusals",
+          "at most", "/rows", 0.5, statistic="report/refused_share_left"),
+    Claim("and so does directional ablation",
+          "at most", "/rows", 0.5, statistic="report/ablated_share_left"),
+    Claim("a random direction of equal norm leaves at least four in five",
+          "at least", "/rows", 0.8, statistic="report/random_share_left"),
+    Claim("it leaves no more refusals than directional ablation, within 5 points",
+          "at most", "/rows", 0.0, 5.0, statistic="report/refused_beyond_ablation"),
+    Claim("at no more than a third of its first-token KL",
+          "at most", "/rows", 1 / 3, statistic="report/kl1_share_of_ablation"),
+    Claim("and no more answerable requests are refused than before, within 5 points",
+          "at most", "/rows", 0.0, 5.0, statistic="report/over_refused_beyond_original"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,6 @@ def run(
     out: Path,
     *,
     judge: Judge = ENGLISH_JUDGE,
-    loading: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
 ) -> RunResult:
     """Attribution figure → edits fitted and chosen → report table → delta and adapter, verified.
@@ -142,26 +153,17 @@ def run(
     with result.timed("select"):
         result.choices = _choices(lm, fitted, prompts, say)
     with result.timed("report"):
-        edits = {name: build(lm, fitted, each.setting) for name, each in result.choices.items()}
-        edits["random direction"] = random_direction(edits[MAIN], seed=SEED)
-        deltas = {name: as_delta(lm, fitted, edit, prompts.select) for name, edit in edits.items()}
+        deltas = _deltas(lm, fitted, result.choices, prompts)
         result.rows = _rows(lm, prompts, deltas, judge)
-    proves = frozenset.union(*(kinds(deltas[name].recipe) for name in result.choices))
-    seconds = sum(result.seconds.values())
-    provenance = measured_with(
-        lm, prompts=prompts.hashes, seed=SEED, seconds=seconds, made_by=MADE_BY
-    )
-    card = report_figure(result.rows, provenance, sorted(proves))
+    card = _card(lm, result, deltas)
     result.save(card, out)
     if card.verdict not in PASSING:
         say(f"the report figure says {card.verdict!r}: what is exported is marked as unproven")
     with result.timed("export"):
-        measured = _measurement(result.rows, deltas[MAIN], prompts, card.provenance, judge)
-        result.paths |= {name: out / name for name in FORMATS}
-        result.exports = {
-            to: _export(lm, deltas[MAIN], to, out / name, say, [card], measured, loading or {})
-            for name, to in FORMATS.items()
-        }
+        measured = _measured(result.rows, deltas[MAIN], prompts, card, judge)
+        for name, to in FORMATS.items():
+            result.paths[name] = out / name
+            result.exports[name] = _export(deltas[MAIN], to, out / name, card, measured, say)
     return result
 
 
@@ -171,10 +173,10 @@ def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Ch
     n = lm.n_blocks
     blocks = depth_blocks(n, fitted.directions[DECISION], DEMO_DEPTHS)
     tried = [AblationEdit(1.0, block, 0) for block in blocks]
-    choice = choose(selection, tried, watch=lm.watch, label="directional ablation")
+    choice = choose(selection, tried, watch=lm.watch, label=ABLATED)
     first = min(round(UPPER * n), n - 1)
     ours = replace(CLOSED_FORM, block=choice.setting.block, first_block=first)
-    found = {"directional ablation": choice, MAIN: Choice(ours, ())}
+    found = {ABLATED: choice, MAIN: Choice(ours, ())}
     for name, each in found.items():
         chosen = each.setting
         say(
@@ -182,6 +184,15 @@ def _choices(lm: LM, fitted: Fitted, prompts: Prompts, say: Say) -> dict[str, Ch
             f"{n - 1}, strength {chosen.strength:g}"
         )
     return found
+
+
+def _deltas(
+    lm: LM, fitted: Fitted, choices: Mapping[str, Choice], prompts: Prompts
+) -> dict[str, WeightDelta]:
+    """The chosen edits, and the random control of ours."""
+    edits = {name: build(lm, fitted, each.setting) for name, each in choices.items()}
+    edits[RANDOM] = random_direction(edits[MAIN], seed=SEED)
+    return {name: as_delta(lm, fitted, edit, prompts.select) for name, edit in edits.items()}
 
 
 def _rows(
@@ -193,36 +204,62 @@ def _rows(
     return [bench.row("original"), *(bench.row(name, delta) for name, delta in deltas.items())]
 
 
-def _measurement(
-    rows: Sequence[BenchRow],
-    delta: WeightDelta,
-    prompts: Prompts,
-    provenance: Provenance,
-    judge: Judge,
+def _card(lm: LM, result: RunResult, deltas: Mapping[str, WeightDelta]) -> FigureRecord:
+    """The before/after table as a figure: refusals and over-refusals with Wilson intervals, and costs."""
+    seconds = sum(result.seconds.values())
+    provenance = measured_with(
+        lm, prompts=result.prompts, seed=SEED, seconds=seconds, made_by=MADE_BY
+    )
+    proves = frozenset.union(*(kinds(deltas[name].recipe) for name in result.choices))
+    columns = [
+        Axis("refused", "%", limits=(0, 100)),
+        Axis("over-refused", "%", limits=(0, 100)),
+        Axis("KL₁", "nats", "log"),
+        Axis("KL₃₂", "nats", "log"),
+        Axis("neutral NLL", "nats"),
+    ]
+    return FigureRecord(
+        key="refusal/report",
+        title=f"Edits of {provenance.model} on held-out requests",
+        series=Rows(columns, [_figure_row(row) for row in result.rows]),
+        claims=CLAIMS,
+        proves=tuple(sorted(proves)),
+        provenance=provenance,
+        n={"refuse": result.rows[0].positive.n, "comply": result.rows[0].negative.n},
+        intervals="95 % Wilson; KL ± 1 standard error",
+        seeds=(SEED,),
+        caption="Fitted and chosen on other topics. KL₃₂ and NLL are per token.",
+    )
+
+
+def _figure_row(row: BenchRow) -> Row:
+    kl, sides = row.divergence, (row.positive, row.negative)
+    nats = ((kl.first, kl.first_se), (kl.continuation, kl.continuation_se))
+    low, high = ([100 * side.interval[end] for side in sides] for end in (0, 1))
+    return Row(
+        row.name,
+        [*(100 * side.share for side in sides), kl.first, kl.continuation, row.nll],
+        low=[*low, *(max(mean - error, 0.0) for mean, error in nats), None],
+        high=[*high, *(mean + error for mean, error in nats), None],
+    )
+
+
+def _measured(
+    rows: Sequence[BenchRow], delta: WeightDelta, prompts: Prompts, card: FigureRecord, judge: Judge
 ) -> Measurement:
     """Measurement of the exported edit on the report split."""
     named = {row.name: row.as_json() for row in rows}
     pair, settings = (named["original"], named[MAIN]), {"judge": judge.as_json()}
     return Measurement.of(
-        delta, pair, *prompts.report, provenance, response_tokens=RESPONSE, **settings
+        delta, pair, *prompts.report, card.provenance, response_tokens=RESPONSE, **settings
     )
 
 
 def _export(
-    lm: LM,
-    delta: WeightDelta,
-    to: str,
-    out: Path,
-    say: Say,
-    cards: Sequence[FigureRecord],
-    measured: Measurement,
-    loading: Mapping[str, Any],
+    delta: WeightDelta, to: str, out: Path, card: FigureRecord, measured: Measurement, say: Say
 ) -> dict[str, Any]:
     """Export a delta in one format; verdict, differences and missing proofs of its receipt."""
-    receipt = export(
-        delta, to=to, out=out, unproven=True, base=lm.backend, base_name=lm.backend.source,
-        cards=cards, measured=measured, **loading,
-    )  # fmt: skip
+    receipt = delta.export(out, to=to, cards=[card], measured=measured)
     say(f"{to}: {receipt.verdict}, largest logit difference {receipt.difference:.1e}")
     return {
         "verdict": receipt.verdict,

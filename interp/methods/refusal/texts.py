@@ -11,10 +11,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from interp.backends.generation import end_ids
 from interp.data.chat import pad_left, text_ids
 from interp.data.prompts import PromptSet
 from interp.data.text import fit_passages
+from interp.evaluate.divergence import until_end
 from interp.lm import LM
 from interp.types import TokenBatch
 
@@ -64,10 +67,12 @@ def written(lm: LM, prompts: PromptSet, tokens: int = RESPONSE_TOKENS) -> Texts:
     """
     batch = lm.tokens(prompts)
     responses = lm.generate(batch, tokens=tokens)
-    chats: list[tuple[list[int], int]] = []
-    for ids, mask, new in zip(batch.ids, batch.mask, responses.ids, strict=True):
-        prompt = ids[mask.bool()].tolist()
-        chats.append((prompt + _until_end(new.tolist(), end_ids(lm.hf)), len(prompt)))
+    real = until_end(responses.ids, end_ids(lm.hf))
+    spoken = zip(batch.ids, batch.mask.bool(), responses.ids, real.bool(), strict=True)
+    chats = [
+        (torch.cat([ids[mask], new[keep]]).tolist(), int(mask.sum()))
+        for ids, mask, new, keep in spoken
+    ]
     plain = [(text_ids(lm.tokenizer, text), 1) for text in responses.texts]
     passages = [text_ids(lm.tokenizer, text)[:LONGEST_PASSAGE] for text in fit_passages()]
     pieces = [(ids, 1) for ids in passages for _ in range(PASSAGE_CUTS)]
@@ -95,9 +100,3 @@ def _joined(one: TokenBatch | None, other: TokenBatch | None) -> TokenBatch | No
     if one is None or other is None:
         return one or other
     return one.followed_by(other).by_length()
-
-
-def _until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Ids up to and including the first that ends a response."""
-    first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return list(ids[: first + 1])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from interp.attribution.openers import Openers
 from interp.claims import Claim
-from interp.data.prompts import PromptSet, Side, load_class
+from interp.data.prompts import SIDES, PromptSet, load_class
 from interp.evaluate.causal import (
     DEPTH_LIMIT,
     INDUCE_AT_LEAST,
@@ -24,8 +24,9 @@ from interp.evaluate.causal import (
 )
 from interp.evaluate.geometry import auroc
 from interp.evaluate.scores import generate_and_judge
+from interp.lm import LM
 from interp.maths import unit
-from interp.methods.refusal.attributing import OPENERS, fit_openers
+from interp.methods.refusal.attributing import fit_openers
 from interp.methods.representation_engineering.paper import KEY
 from interp.records import FigureRecord
 from interp.series import HeatMap, MapPanel, Names, Reference
@@ -45,7 +46,6 @@ MOST_KL = 1.0
 """End of the colours of KL in nats: some directions break the model, at tens of nats."""
 EARLY = 3
 """Blocks before this one are left out of the ranges: there AUROC still rises."""
-SIDES: tuple[Side, Side] = ("refuse", "comply")
 
 Kept = tuple[PromptSet, PromptSet, Mapping[str, int]]
 """Refuse prompts that the unedited model refuses, comply prompts that it answers, and counts of both."""
@@ -77,7 +77,7 @@ def causal(study: Study) -> FigureRecord:
     (refuse, comply, fitted), (*held, held_counts) = (
         filtered(study, split) for split in ("fit", "select")
     )
-    openers = _openers(study, refuse, comply)
+    openers = fit_openers(lm, refuse, comply)
     blocks = range(0, lm.n_blocks, 1 if lm.n_blocks <= DENSE else 2)
     found = placed_directions(lm, refuse, comply, blocks=blocks)
     tried = [side.spread(PROMPTS) for side in held]
@@ -112,7 +112,12 @@ def causal(study: Study) -> FigureRecord:
 def filtered(study: Study, split: str) -> Kept:
     """The behaviour filter: refuse prompts that are refused, comply prompts that are answered."""
     sides = [load_class("capability", side, split=split, limit=study.limit) for side in SIDES]
-    refused, others = (_refused(study, side) for side in sides)
+    refused, others = (
+        study.resumed(
+            "causal-behaviour", partial(_refused, study.lm, side), prompts=side, tokens=RESPONSE
+        )
+        for side in sides
+    )
     answered = [not flag for flag in others]
     refuse, comply = (behaving(s, keep) for s, keep in zip(sides, (refused, answered), strict=True))
     counts = {
@@ -126,11 +131,8 @@ def filtered(study: Study, split: str) -> Kept:
     return refuse, comply, counts
 
 
-def _refused(study: Study, prompts: PromptSet) -> list[bool]:
-    def refused() -> list[bool]:
-        return list(generate_and_judge(study.lm, prompts, tokens=RESPONSE).refused)
-
-    return study.resumed("causal-behaviour", refused, prompts=prompts, tokens=RESPONSE)
+def _refused(lm: LM, prompts: PromptSet) -> list[bool]:
+    return list(generate_and_judge(lm, prompts, tokens=RESPONSE).flagged)
 
 
 def behaving(prompts: PromptSet, keep: Sequence[bool]) -> PromptSet:
@@ -138,14 +140,6 @@ def behaving(prompts: PromptSet, keep: Sequence[bool]) -> PromptSet:
     if sum(keep) < FEWEST:
         return prompts
     return replace(prompts.chosen(keep), source=f"{prompts.source}, filtered by behaviour")
-
-
-def _openers(study: Study, refuse: PromptSet, comply: PromptSet) -> Openers:
-    def find() -> dict[str, Any]:
-        return asdict(fit_openers(study.lm, refuse, comply))
-
-    values = study.resumed("causal-openers", find, prompts=[refuse, comply], k=OPENERS)
-    return Openers(**{name: tuple(value) for name, value in values.items()})
 
 
 # --- scores ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.claims import Claim
-from interp.data.prompts import PromptSet, load_class
+from interp.data.prompts import SIDES, PromptSet, load_class
 from interp.estimators import ESTIMATORS, Estimator, RandomDirection
 from interp.evaluate.geometry import auroc, interval
 from interp.methods.representation_engineering.paper import KEY
@@ -23,7 +23,6 @@ from interp.series import Axis, Line, Lines, Mark, Places
 from interp.statistics.representation_engineering import BASELINE, FIRST_BLOCK, RANDOM_LINE
 from interp.study import Study
 
-SIDES = ("refuse", "comply")
 RANDOM_DRAWS = 20
 WITH_INTERVAL = ("difference of means", "LDA")
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from interp.data.prompts import PromptSet, Side, load_class, load_pairs
-from interp.methods.refusal.pipeline import SPLITS, Prompts
+from interp.data.prompts import SIDES, SPLITS, PromptSet, load_class, load_pairs
+from interp.methods.refusal.pipeline import Prompts
 from interp.recipes import LeastDisturbanceEdit
 from interp.study import Study
 
 SET = "capability"
 BROAD = "broad"
 """Pairs on other topics and in four styles; they join fit and select of every seed."""
-SIDES: tuple[Side, Side] = ("refuse", "comply")
 Classes = tuple[PromptSet, PromptSet]
 
 
