@@ -186,6 +186,12 @@ def _merge(
 
 
 def _say(notes: Any, cards: Any, missing: Any) -> None:
+    if made := notes.get("resaved"):
+        saved_as = f"as {made['class']} " if made["class"] else ""
+        click.echo(
+            f"saved {saved_as}with {' and '.join(made['settings'])}: {made['new_biases']} new biases, zero "
+            "where the edit gives none"
+        )
     if leak := notes.get("leak"):
         click.echo(
             f"stored as {notes['dtype']}: rounding puts back at most {leak['largest']:.2%} of the "

@@ -11,11 +11,13 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from interp.edits import applied, check_made_for
 from interp.errors import ExportError, ModelNotFound
 from interp.export import gate
+from interp.export.biases import keep_tokenizer, new_biases, resaved, stored_biases
 from interp.export.difference import checkpoint_fingerprint
 from interp.export.exporter import Attached, Base, Exporter, check_holds, open_base
 from interp.export.gate import Passed
@@ -115,12 +117,16 @@ def _downloaded(name: str, revision: str | None) -> Path:
 def _refusal(delta: WeightDelta, base: Base) -> str | None:
     if (reason := _quantised(delta, base)) is not None:
         return reason
-    params = {name for name, _ in base.model.named_parameters(remove_duplicate=False)}
-    if new := [name for name, _ in delta if name not in params]:
+    if not (new := new_biases(delta, base)):
+        return None  # place() names a weight that there is not
+    try:
+        resaved(base, new, checkpoint_of(base).folder)
+    except ModelNotFound:
         return (
-            f"{base.anatomy.model_type} with this config has no {new[0]} ({len(new)} such), so "
-            "that a reload would drop it"
+            f"new biases ({len(new)}) are streamed, and the base has no safetensors on this machine"
         )
+    except ExportError as error:
+        return str(error)
     return None
 
 
@@ -156,20 +162,32 @@ def _stream(
     out: Path,
     advance: Progress = unheard,
 ) -> dict[str, Any]:
-    placed = place(checkpoint, base.anatomy, delta)
-    done = stream(checkpoint, out, placed.patches, placed.copies, advance)
+    new = new_biases(delta, base)
+    placed = place(checkpoint, base.anatomy, delta, new)
+    made = resaved(base, new, checkpoint.folder) if new else None
+    with TemporaryDirectory() as scratch:
+        if made is not None:
+            placed.copies.update(stored_biases(made, delta, base, checkpoint, Path(scratch)))
+        done = stream(checkpoint, out, placed.patches, placed.copies, advance)
     _carry(checkpoint.folder, out)
+    if made is not None:
+        write_json(out / CONFIG, made.config)
+        if made.architecture:
+            keep_tokenizer(base, checkpoint.folder, out)
     if (checkpoint.folder / INDEX).is_file():
         index = read_object(checkpoint.folder / INDEX, ExportError)
         write_json(out / INDEX, weight_map(checkpoint, placed.copies, index))
     _untie(delta, base, out)
-    leaks = done.leaks
+    found: dict[str, Any] = {} if made is None else {"resaved": made.as_json()}
+    if leaks := done.leaks:
+        at = max(leaks, key=leaks.__getitem__)
+        found["leak"] = {"largest": leaks[at], "at": at}
     return {
         "written": "streamed",
         "dtype": stored_dtype(checkpoint),
         "bytes": done.size,
         "tensors": {"edited": len(placed.patches), "added": sorted(placed.copies)},
-        "leak": {"largest": max(leaks.values()), "at": max(leaks, key=leaks.__getitem__)},
+        **found,
     }
 
 

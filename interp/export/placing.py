@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from interp.errors import DeltaError, ExportError
 from interp.models.anatomy import Anatomy
-from interp.models.checkpoint import Checkpoint
+from interp.models.checkpoint import Checkpoint, Stored
 from interp.models.layout import pieces, readers_of_experts, saved_before_renaming
 from interp.types import LowRank, Shift, Update, WeightDelta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
-    """Saved tensor → its update, and new tensor → the saved one that it is a copy of."""
+    """Saved tensor → its update, and new tensor → where its bytes lie."""
 
     patches: dict[str, Update] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, Stored] = field(default_factory=dict)
 
 
-def place(checkpoint: Checkpoint, anatomy: Anatomy, delta: WeightDelta) -> Placed:
-    """Resolve every update to tensors of the checkpoint.
+def place(
+    checkpoint: Checkpoint, anatomy: Anatomy, delta: WeightDelta, new: Collection[str] = ()
+) -> Placed:
+    """Resolve every update to tensors of the checkpoint, but for new parameters.
 
     An untied edit gives the unembedding its own copy of the unedited embedding, unless the files
     hold one. Raises ExportError for a tensor that the files lack, DeltaError for two updates of
@@ -29,6 +31,8 @@ def place(checkpoint: Checkpoint, anatomy: Anatomy, delta: WeightDelta) -> Place
     """
     placed = Placed()
     for name, update in delta:
+        if name in new:
+            continue
         for key, part in _parts(checkpoint, anatomy, delta, name, update):
             if key in placed.patches:
                 raise DeltaError(
@@ -38,7 +42,7 @@ def place(checkpoint: Checkpoint, anatomy: Anatomy, delta: WeightDelta) -> Place
     if delta.untied and checkpoint.find(anatomy.unembed_checkpoint) is None:
         embedding = checkpoint.find(anatomy.embeddings[0].checkpoint[0])
         assert embedding is not None  # it is edited, hence placed
-        placed.copies[anatomy.unembed_checkpoint] = embedding
+        placed.copies[anatomy.unembed_checkpoint] = checkpoint.tensors[embedding]
     return placed
 
 

@@ -81,13 +81,13 @@ def stream(
     source: Checkpoint,
     out: Path,
     patches: Mapping[str, Update],
-    copies: Mapping[str, str],
+    copies: Mapping[str, Stored],
     advance: Progress = unheard,
 ) -> Streamed:
     """Write every file of ``source`` into the directory ``out`` with ``patches`` added.
 
-    patches: saved tensor → its update. copies: new tensor → the saved one whose unedited bytes it
-    gets; they go to the end of the last file. advance: called with the bytes written.
+    patches: saved tensor → its update. copies: new tensor → where the bytes lie that it gets, in an unedited
+    file; they go to the end of the last file. advance: called with the bytes written.
     Raises ExportError for a quantised tensor or a shape that does not fit, before it writes.
     """
     for name, update in patches.items():
@@ -121,20 +121,19 @@ def _stream_file(
     file: Path,
     target: Path,
     patches: Mapping[str, Update],
-    copies: Mapping[str, str],
+    copies: Mapping[str, Stored],
     advance: Progress,
 ) -> dict[str, float]:
     """Write one file: the kernel copies in one thread what stays, while another adds what changes."""
     stored = {n: s for n, s in source.tensors.items() if s.file == file}
     edited = sorted((n for n in stored if n in patches), key=lambda n: stored[n].offset)
-    header, start = _header(file, source, copies)
+    header, start = _header(file, copies)
     # The data follow each other as before; only where they start may have moved.
     moved = len(header) - start
     end = file.stat().st_size
     jobs = [Job(file, a, b - a, a + moved) for a, b in _between(start, end, stored, edited)]
     last = end + moved
-    for original in copies.values():
-        there = source.tensors[original]
+    for there in copies.values():
         jobs.append(Job(there.file, there.offset, there.size, last))
         last += there.size
     with target.open("wb") as dst:
@@ -178,14 +177,14 @@ def _beside(
     return added.result()
 
 
-def _header(file: Path, source: Checkpoint, copies: Mapping[str, str]) -> tuple[bytes, int]:
+def _header(file: Path, copies: Mapping[str, Stored]) -> tuple[bytes, int]:
     """The new file's bytes up to its data, and where the data of the old one start."""
     with FileIO(file, "r") as src:
         (length,) = struct.unpack("<Q", src.read(8))
         raw = src.read(length)
     size = file.stat().st_size - 8 - length
     if copies:
-        raw = _extended(raw, size, {n: source.tensors[o] for n, o in copies.items()})
+        raw = _extended(raw, size, copies)
     return struct.pack("<Q", len(raw)) + raw, 8 + length
 
 
@@ -346,11 +345,11 @@ def _basis(b: Tensor) -> Tensor:
 
 
 def weight_map(
-    source: Checkpoint, copies: Mapping[str, str], index: Mapping[str, Any]
+    source: Checkpoint, copies: Mapping[str, Stored], index: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The index file of the merged checkpoint: that of the base, and the new tensors."""
-    sizes = [source.tensors[name].size for name in copies.values()]
-    counts = [math.prod(source.tensors[name].shape) for name in copies.values()]
+    sizes = [stored.size for stored in copies.values()]
+    counts = [math.prod(stored.shape) for stored in copies.values()]
     metadata = dict(index.get("metadata", {}))
     for key, more in (("total_size", sum(sizes)), ("total_parameters", sum(counts))):
         if key in metadata:

@@ -18,9 +18,15 @@ def skeleton(
 
     Raises ModelNotFound, UnknownFamily, UndescribedWriter.
     """
+    config: Any = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    with readable(name):
+        model = bare(config, trust_remote_code=trust_remote_code)
+    return model, describe(model)
+
+
+def bare(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
+    """The modules of a config on the meta device."""
     import torch
 
-    config: Any = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
-    with readable(name), torch.device("meta"):
-        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    return model, describe(model)
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)

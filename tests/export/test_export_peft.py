@@ -97,11 +97,11 @@ def test_merging_with_peft_gives_the_edited_weights(saved, tmp_path) -> None:
         assert torch.allclose(params[name], wanted, atol=1e-6), name
 
 
-def test_a_new_bias_is_for_the_delta_alone(saved, tmp_path) -> None:
-    base = saved("llama")
+def test_a_new_bias_is_for_the_delta_alone_where_the_class_has_none(saved, tmp_path) -> None:
+    base = saved("qwen3")
     edit = steering(Site.resid_post(1), torch.ones(base.anatomy.d_model))
     delta = to_delta(base.model, base.anatomy, edit)
-    for to, says in (("peft", "LoRA has no bias updates"), ("merged", "a reload would drop it")):
+    for to, says in (("peft", "LoRA has no bias updates"), ("merged", "no setting that gives")):
         with pytest.raises(ExportError, match=f"{says}.*formats that can: delta, gguf-vector$"):
             export(delta, to=to, **base.base, out=tmp_path / to)
     assert export(delta, to="delta", **base.base, out=tmp_path / "delta").verdict == "verified"
