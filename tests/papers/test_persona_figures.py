@@ -32,7 +32,7 @@ from interp.methods.persona_vectors.steering_figures import (
     positions,
     steering_controls,
 )
-from interp.methods.persona_vectors.studied import Studied
+from interp.methods.persona_vectors.studied import Studied, steerable
 from interp.methods.persona_vectors.sweeps import (
     Setting,
     neutral_nll,
@@ -103,6 +103,14 @@ def test_every_figure_makes_a_record_with_outcomes(
     assert record.series is not None
     if figure not in (monitoring_correlations,):
         assert record.series.beside["no_vector"] == {"listing": "no survivors"}
+
+
+def test_a_trait_whose_answers_every_setting_ruins_is_left_out(study: Study) -> None:
+    strict = replace(RECIPE, most_damage=float("-inf"))
+    ruined = [replace(each, recipe=strict) for each in planted(study)[0]]
+    study.once("persona: studied", lambda: (ruined, {}), recipe=strict)
+    with pytest.raises(PersonaError, match="add weaker strengths"):
+        steerable(study, strict)
 
 
 # --- settings in one batch ------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from interp.methods.persona_vectors.monitoring import (
 from interp.methods.persona_vectors.paper import KEY
 from interp.methods.persona_vectors.recipe import SteeringRecipe
 from interp.methods.persona_vectors.rollouts import Context
-from interp.methods.persona_vectors.studied import Studied, about_traits, studied
+from interp.methods.persona_vectors.studied import Studied, about_traits, steerable
 from interp.records import FigureRecord
 from interp.series import Axis, Cells, Column, Group, Panel, Scatter, SmallMultiples, Table
 from interp.study import Study
@@ -106,7 +106,7 @@ def monitoring_shots(study: Study, recipe: SteeringRecipe) -> FigureRecord:
 def _scatter(
     study: Study, recipe: SteeringRecipe, kind: str, title: str, claims: Sequence[Claim]
 ) -> FigureRecord:
-    found, failed = studied(study, recipe)
+    found, failed = steerable(study, recipe)
     panels, left_out = [], {}
     for each in found:
         rows = monitored(each, kind)
@@ -151,7 +151,7 @@ def _panel(rows: Sequence[Monitored]) -> Scatter:
 
 def monitoring_correlations(study: Study, recipe: SteeringRecipe) -> FigureRecord:
     """Overall and within-condition r of both kinds of conditions (Table 2)."""
-    found, failed = studied(study, recipe)
+    found, failed = steerable(study, recipe)
     columns = [
         Column(f"{kind}, {which}", decimals=2)
         for kind in ("system prompts", "shots")

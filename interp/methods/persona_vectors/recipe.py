@@ -98,6 +98,7 @@ class SteeringRecipe:
 
     depths: steered blocks as shares of the stack. layers: in their place, layers of the paper, from 1 on.
     strengths: coefficients of the unnormalised vector. judge: as ``interp persona extract --judge``.
+    most_damage: nats per token by which answers may become less likely under the chosen setting.
     controls, shuffles: random directions of either kind, and vectors of exchanged labels. The first half of
     the evaluation questions chooses block and strength, the second half is reported.
     """
@@ -105,7 +106,8 @@ class SteeringRecipe:
     traits: tuple[str, ...] = ("exclamatory", "uppercase", "hedging", "apologetic", "listing")
     depths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.7, 0.8, 0.95)
     layers: tuple[int, ...] = ()
-    strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
+    strengths: tuple[float, ...] = (0.3, 1.0, 2.0)
+    most_damage: float = 1.0
     judge: str = "auto"
     controls: int = 10
     shuffles: int = 5

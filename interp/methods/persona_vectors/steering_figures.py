@@ -21,6 +21,7 @@ from interp.methods.persona_vectors.studied import (
     Studied,
     about_traits,
     damage,
+    steerable,
     studied,
 )
 from interp.methods.persona_vectors.sweeps import (
@@ -122,7 +123,7 @@ def layer_sweep(study: Study, recipe: SteeringRecipe) -> FigureRecord:
         beside["traits"][each.trait.name] |= {
             "nll_unsteered": base.nll,
             "nll_rise": [damage(base, answers) for answers in swept],
-            "examples": {"unsteered": base.responses[0], "chosen": _text(each, swept)},
+            "examples": [base.responses[0], *(answers.responses[0] for answers in swept)],
         }
     series = SmallMultiples(panels, share=("x", "y"), beside=beside)
     return _record(
@@ -150,21 +151,12 @@ def _by_block(each: Studied, base: Answers, swept: Sequence[Answers]) -> Lines:
     return Lines(Places("block", values=blocks), SCORE, lines, marks)
 
 
-def _text(each: Studied, swept: Sequence[Answers]) -> str:
-    """The first answer under the chosen setting."""
-    chosen = each.chosen()
-    for setting, answers in zip(each.settings, swept, strict=True):
-        if (setting.site, setting.coefficient) == (chosen.site, chosen.coefficient):
-            return answers.responses[0]
-    raise AssertionError("the chosen setting is one of the sweep")
-
-
 # --- controls --------------------------------------------------------------------------------------
 
 
 def steering_controls(study: Study, recipe: SteeringRecipe) -> FigureRecord:
     """Trait scores of the chosen settings beside random and shuffled vectors, on questions of their own."""
-    found, failed = studied(study, recipe)
+    found, failed = steerable(study, recipe)
     rows: dict[str, list[tuple[float, float, float] | None]] = {}
     beside = about_traits(found, failed) | {"same_text": []}
     for each in found:
@@ -266,7 +258,7 @@ def _summary(group: Sequence[Answers]) -> tuple[float, float, float] | None:
 
 def positions(study: Study, recipe: SteeringRecipe) -> FigureRecord:
     """Trait score of the three reductions at equal steering norm (Figure 11)."""
-    found, failed = studied(study, recipe)
+    found, failed = steerable(study, recipe)
     panels = []
     for each in found:
         chosen = each.chosen()

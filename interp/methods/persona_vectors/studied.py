@@ -25,9 +25,6 @@ from interp.methods.persona_vectors.vectors import PersonaVector
 from interp.sites import Site
 from interp.study import Study
 
-MOST_DAMAGE = 1.0
-"""Nats per token by which answers may become less likely under the chosen setting."""
-
 
 @dataclass(frozen=True, eq=False)
 class Studied:
@@ -90,12 +87,15 @@ class Studied:
         return base, found
 
     def chosen(self) -> Setting:
-        """The setting with the greatest trait score whose answers are likely enough (``MOST_DAMAGE``)."""
+        """The setting with the greatest trait score whose answers are likely enough.
+
+        Raises PersonaError where there is none.
+        """
         base, found = self.sweep()
         scored = [
             (each.score, setting)
             for each, setting in zip(found, self.settings, strict=True)
-            if each.score is not None and damage(base, each) <= MOST_DAMAGE
+            if each.score is not None and damage(base, each) <= self.recipe.most_damage
         ]
         if not scored:
             raise PersonaError(
@@ -124,6 +124,25 @@ def damage(base: Answers, steered: Answers) -> float:
 def studied(study: Study, recipe: SteeringRecipe) -> tuple[list[Studied], dict[str, str]]:
     """The traits that have a vector on this model, and by name of the others why they have none."""
     return study.once("persona: studied", partial(_studied, study, recipe), recipe=recipe)
+
+
+def steerable(study: Study, recipe: SteeringRecipe) -> tuple[list[Studied], dict[str, str]]:
+    """The traits that have a vector and a setting, and by name of the others why they have none.
+
+    Raises PersonaError where no trait has both.
+    """
+    found, failed = studied(study, recipe)
+    usable, left_out = [], dict(failed)
+    for each in found:
+        try:
+            each.chosen()
+        except PersonaError as error:
+            left_out[each.trait.name] = str(error)
+        else:
+            usable.append(each)
+    if not usable:
+        raise PersonaError(f"no trait can be steered on {study.model}: {left_out}")
+    return usable, left_out
 
 
 def _studied(study: Study, recipe: SteeringRecipe) -> tuple[list[Studied], dict[str, str]]:
