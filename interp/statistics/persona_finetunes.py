@@ -153,3 +153,51 @@ def training_controls(series: SmallMultiples) -> dict[str, float]:
         "penalty_kept": min(y for _, y in left[PENALTY]),
         "penalty_projection": max(x for x, _ in left[PENALTY]),
     }
+
+
+@statistics("audit")
+def audit(series: SmallMultiples) -> dict[str, float]:
+    """How a shift that was predicted from weights goes with the measured change of a trait's score.
+
+    Beside the panels lie ``shift``, ``weights`` and ``change`` by trait, a value for each finetune;
+    ``clear``, whether a change is beyond both intervals; ``random``, the shift along each random direction;
+    and ``styles``, the trait of a finetune's data.
+
+    least_r, least_r_low: over traits; the second of the lower ends of Fisher's intervals. weights_least_r:
+    of the matrices alone. sign: share of clear changes whose sign is predicted. clear: their number. named:
+    share of finetunes whose greatest shift is along the trait of their data. beyond_random: least over traits
+    of the share of random directions with a smaller |r|.
+    """
+    about = series.beside
+    shift, change, styles = about["shift"], about["change"], about["styles"]
+    found = {trait: related(shift[trait], change[trait]) for trait in shift}
+    lows = [
+        each.low if each is not None and each.low is not None else -1.0 for each in found.values()
+    ]
+    signs = [
+        (a > 0) == (b > 0)
+        for trait in shift
+        for a, b, clear in zip(shift[trait], change[trait], about["clear"][trait], strict=True)
+        if clear
+    ]
+    named = [
+        max(shift, key=lambda trait: shift[trait][i]) == style
+        for i, style in enumerate(styles)
+        if style
+    ]
+    beyond = [
+        fmean(
+            abs(_r(random, change[trait])) < _r(shift[trait], change[trait])
+            for random in about["random"]
+        )
+        for trait in shift
+    ]
+    return {
+        "least_r": min(_r(shift[trait], change[trait]) for trait in shift),
+        "least_r_low": min(lows),
+        "weights_least_r": min(_r(about["weights"][trait], change[trait]) for trait in shift),
+        "sign": fmean(signs) if signs else 0.0,
+        "clear": len(signs),
+        "named": fmean(named) if named else 0.0,
+        "beyond_random": min(beyond),
+    }

@@ -106,12 +106,13 @@ def _written(
 class Control:
     """A projection beside those of random directions: z-score, and whether it is beyond all of them.
 
-    z: None where nothing changed at all.
+    random: projections on the directions. z: None where nothing changed at all.
     """
 
     value: float
     z: float | None
     beyond: bool
+    random: tuple[float, ...]
 
     @classmethod
     def of(cls, change: Tensor, vector: Tensor, controls: Tensor) -> Control:
@@ -120,7 +121,8 @@ class Control:
         random = (controls @ change.double()) / vector.double().norm()
         spread = random.std().item()
         z = (value - random.mean().item()) / spread if spread else None
-        return cls(value, z, abs(value) > random.abs().max().item())
+        beyond = abs(value) > random.abs().max().item()
+        return cls(value, z, beyond, tuple(random.tolist()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from interp.methods.persona_vectors.recipe import EvaluationRecipe
+from interp.methods.persona_vectors.recipe import AuditRecipe, EvaluationRecipe
 from interp.recipes.base import setting
 from interp.recipes.training import LoRA, TrainingRecipe
 
@@ -57,3 +57,12 @@ class PreventionRecipe:
     random_draws: int = setting(3, "random vectors of equal norm at α = 1; each trains", least=1)
     penalty: float = setting(1.0, "weight of the penalty in the loss", least=0)
     passages: int = setting(4, "passages of neutral text", least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFigureRecipe:
+    """Finetunes that are audited. The layer of the audit is that of the finetunes' recipe."""
+
+    finetunes: FinetuningRecipe = field(default_factory=FinetuningRecipe)
+    audit: AuditRecipe = field(default_factory=lambda: AuditRecipe(controls=50))
+    prompts: int = setting(64, "everyday prompts that are read", least=2)
