@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Progress = Callable[[int], None]
 """Called with how much was done since the last call."""
@@ -23,3 +26,11 @@ def within(watch: Watch, stage: str) -> Watch:
 def unwatched(label: str, total: int) -> Progress:
     """A watch that shows nothing."""
     return unheard
+
+
+def counted(watch: Watch, label: str, items: Collection[T]) -> Iterator[T]:
+    """The items in order, each reported as done once the next is asked for."""
+    progress = watch(label, len(items))
+    for item in items:
+        yield item
+        progress(1)

@@ -95,7 +95,7 @@ def _ask(
     from interp.export.heretic_program import install
     from interp.export.reading import read_edit
     from interp.methods.heretic import second_opinion
-    from interp.methods.heretic.opinion import check_prompts
+    from interp.methods.heretic.directions import render
     from interp.models.loading import resolve
     from interp.opening import open_model
 
@@ -104,7 +104,7 @@ def _ask(
         edit = read_edit(export, base, **loading)
         lm = open_model(base, **loading)
         conditions = conditions_of(asked, dtype=dtype_of(lm.hf))
-        check_prompts(lm, conditions.system)
+        render(lm.tokenizer, ["test"], conditions.system, "")  # or the error that says why not
     with status("heretic: installing, once"):
         program = install(click.echo if is_quiet() else lambda text: click.echo(text, err=True))
     with tempfile.TemporaryDirectory(prefix="interp-merged-") as scratch:

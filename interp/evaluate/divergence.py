@@ -47,26 +47,34 @@ def first_log_probs(lm: LM, prompts: Prompts, edit: AnyEdit = None) -> Float[Ten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reference:
-    """Prompts with the base model's continuations, split into batches.
+class Continued:
+    """Prompts with the base model's continuations.
 
-    kept[i]: base log-probabilities ``[batch, tokens, vocab]`` of batch i at the continuation's tokens.
-    real[i]: 1 up to and including the end of text. (Batches differ in size, so no shape is shared.)
+    base: its log-probabilities at their tokens. real: 1 up to and including the end of text.
     """
 
-    batches: tuple[TokenBatch, ...]
-    kept: tuple[Tensor, ...]
-    real: tuple[Tensor, ...]
+    batch: TokenBatch
+    base: Float[Tensor, "batch tokens vocab"]
+    real: Int[Tensor, "batch tokens"]
+
+    @property
+    def ids(self) -> Ids:
+        """The tokens of the continuation, ``[batch, tokens]``."""
+        return self.batch.ids[:, -self.real.shape[1] :]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Prompts with the base model's continuations of so many tokens, in batches."""
+
+    parts: tuple[Continued, ...]
+    tokens: int
 
     def first_ids(self, tokens: int) -> Ids | None:
         """The first ``tokens`` tokens of the continuations ``[n, tokens]``; None when they are shorter."""
-        if any(kept.shape[1] < tokens for kept in self.kept):
+        if self.tokens < tokens:
             return None
-        parts = [
-            spoken.ids[:, -kept.shape[1] :][:, :tokens]
-            for spoken, kept in zip(self.batches, self.kept, strict=True)
-        ]
-        return torch.cat(parts)
+        return torch.cat([part.ids[:, :tokens] for part in self.parts])
 
 
 def _logits(lm: LM, batch: TokenBatch, tokens: int) -> Float[Tensor, "n tokens vocab"]:
@@ -106,16 +114,15 @@ def reference(lm: LM, prompts: Prompts, *, tokens: int = CONTINUATION) -> Refere
             f"{len(batch)} prompts need {size / 1e9:.0f} GB for what the base predicts; "
             f"use --limit {MOST_BYTES // (4 * tokens * vocab)}"
         )
-    batches, kept, real = [], [], []
+    parts = []
     progress = lm.watch("base continuations", len(batch))
     for chunk in batch.split(lm.batch_size):
         new = lm.backend.generate(chunk, tokens=tokens)
         spoken = chunk.extended(new)
-        batches.append(spoken)
-        kept.append(_log_probs(lm, spoken, tokens))
-        real.append(until_end(new, end_ids(lm.hf)))
+        real = until_end(new, end_ids(lm.hf))
+        parts.append(Continued(spoken, _log_probs(lm, spoken, tokens), real))
         progress(len(chunk))
-    return Reference(tuple(batches), tuple(kept), tuple(real))
+    return Reference(tuple(parts), tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +143,17 @@ class Divergence:
 def divergence(lm: LM, ref: Reference, edit: AnyEdit) -> Divergence:
     """First-token and per-token KL of an edit against the base on the reference continuations."""
     first, sums, counts, agreed = [], [], [], []
-    progress = lm.watch("KL", sum(len(batch) for batch in ref.batches))
+    progress = lm.watch("KL", sum(len(part.batch) for part in ref.parts))
     with lm.editing(edit):
-        for spoken, base, real in zip(ref.batches, ref.kept, ref.real, strict=True):
-            edited = _log_probs(lm, spoken, base.shape[1])
-            same = (edited.argmax(-1) == spoken.ids[:, -base.shape[1] :]) | (real == 0)
+        for part in ref.parts:
+            edited = _log_probs(lm, part.batch, ref.tokens)
+            same = (edited.argmax(-1) == part.ids) | (part.real == 0)
             agreed += same.long().cumprod(1).sum(1).tolist()
-            kl = kl_nats(base, edited)
+            kl = kl_nats(part.base, edited)
             first.append(kl[:, 0])
-            sums.append((kl * real).sum(1))
-            counts.append(real.sum(1))
-            progress(len(spoken))
+            sums.append((kl * part.real).sum(1))
+            counts.append(part.real.sum(1))
+            progress(len(part.batch))
     one, (mean, error) = torch.cat(first), ratio(torch.cat(sums), torch.cat(counts))
     first_se = (one.std() / len(one) ** 0.5).item() if len(one) > 1 else 0.0
     return Divergence(one.mean().item(), first_se, mean, error or 0.0, tuple(agreed))

@@ -26,7 +26,7 @@ from interp.models.layout import pieces
 from interp.models.loading import resolve
 from interp.models.skeleton import skeleton
 from interp.types import Coverage, LowRank, Shift, Update, WeightDelta
-from interp.watching import Watch, unwatched
+from interp.watching import Watch, counted, unwatched
 
 
 def difference(
@@ -61,10 +61,8 @@ def difference(
     found = _Found(Cut(rank, tolerance))
     pair, model, anatomy = _opened(names, trust_remote_code)
     wanted = targets(pair, model, anatomy)
-    advance = watch("difference", len(wanted))
-    for target in wanted:
+    for target in counted(watch, "difference", wanted):
         found.add(pair, target)
-        advance(1)
     for key, why in unclaimed(pair, anatomy, wanted):
         found.leave(pair, key, why)
     found.leave_rows(pair, [part for target in wanted for part in target.parts])

@@ -19,9 +19,9 @@ from interp.methods.representation_engineering import flags as flagged
 from interp.methods.representation_engineering import narrowness as narrow
 from interp.methods.representation_engineering.contenders import (
     CLOSED,
+    CONTENDERS,
     FIRST_TOKEN,
     MAIN,
-    MAKERS,
     PARTIAL,
     RANDOM,
     VARIANTS,
@@ -38,8 +38,7 @@ from interp.methods.representation_engineering.frontier import (
     over_passages,
     whiskers,
 )
-from interp.methods.representation_engineering.seed_run import SeedRun
-from interp.methods.representation_engineering.splits import SPLITS, splits
+from interp.methods.representation_engineering.seed_run import SPLITS, SeedRun, splits
 from interp.samples import DECISION, OPENER
 from interp.series import Axis, Group, Row, Rows, Scatter
 from interp.study import Study
@@ -105,7 +104,7 @@ def assert_same_rows(one: torch.Tensor, two: torch.Tensor) -> None:
     torch.testing.assert_close(one.T @ one, two.T @ two, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", CONTENDERS)
 def test_every_contender_edits_and_stays_where_it_should(name: str, study: Study) -> None:
     run = study.once("a run", lambda: SeedRun(study, 0))
     maker: Maker = run.maker
@@ -168,7 +167,7 @@ def test_the_frontier_is_measured_and_drawn_and_goes_on_after_a_kill(study: Stud
     assert [g.label for g in record.series.groups] == list(EVERYWHERE)
     one = bar(study)
     draw(one)
-    assert [row.label for row in one.series.rows] == ["original", *MAKERS]
+    assert [row.label for row in one.series.rows] == ["original", *CONTENDERS]
 
     assert study.kept is not None
     written = {path: path.stat().st_mtime_ns for path in study.kept.iterdir()}
@@ -277,7 +276,7 @@ def point(refused: float, kl1: float) -> dict[str, Any]:
 
 
 def runs(main: tuple[float, float], random: float = 0.5) -> list[dict[str, Any]]:
-    points = {name: [point(0.02, 0.1)] for name in MAKERS}
+    points = {name: [point(0.02, 0.1)] for name in CONTENDERS}
     points |= {MAIN: [point(*main)], RANDOM: [point(random, 0.003)]}
     return [{"base": {"refused": 0.55}, "points": points} for _ in range(3)]
 

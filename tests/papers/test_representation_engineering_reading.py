@@ -13,8 +13,6 @@ from interp.figures import draw
 from interp.methods.representation_engineering import (
     planted,
     reading,
-    separation,
-    stability,
     tone,
 )
 from interp.records import FigureRecord, Provenance, outcomes
@@ -40,10 +38,10 @@ def check(record: FigureRecord, name: str) -> None:
     ("name", "make"),
     [
         ("reading", reading.reading),
-        ("cosines", stability.cosines_by_block),
-        ("stability", stability.stability),
-        ("separation", separation.separation),
-        ("projection", separation.projection),
+        ("cosines", reading.cosines_by_block),
+        ("stability", reading.stability),
+        ("separation", reading.separation),
+        ("projection", reading.projection),
         ("tone", tone.tone),
     ],
 )
@@ -209,8 +207,8 @@ def test_separation_is_judged_by_d_prime_and_clusters(
     monkeypatch: pytest.MonkeyPatch, study: Study, shift: float, holds: list[bool]
 ) -> None:
     made = {"fit": planted_streams(shift, 0), "report": planted_streams(shift, 1)}
-    monkeypatch.setattr(separation, "streams", lambda study, split: made[split])
-    record = separation.separation(study)
+    monkeypatch.setattr(reading, "streams", lambda study, split: made[split])
+    record = reading.separation(study)
     found = [o.holds for o in outcomes(record)]
     assert [found[0], found[2]] == holds
     beside = record.series.beside
@@ -222,8 +220,8 @@ def test_separation_is_judged_by_d_prime_and_clusters(
 def test_the_plane_shows_the_shift_on_its_first_axis(
     monkeypatch: pytest.MonkeyPatch, study: Study
 ) -> None:
-    monkeypatch.setattr(separation, "streams", lambda study, split: planted_streams(4.0, 1))
-    record = separation.projection(study)
+    monkeypatch.setattr(reading, "streams", lambda study, split: planted_streams(4.0, 1))
+    record = reading.projection(study)
     assert [o.holds for o in outcomes(record)] == [True, True]
     (pos, neg) = record.series.groups
     assert min(pos.x) > max(neg.x) - 4.0
@@ -231,4 +229,4 @@ def test_the_plane_shows_the_shift_on_its_first_axis(
 
 
 def test_no_spread_is_no_d_prime() -> None:
-    assert separation.known(torch.tensor([1.0, float("nan"), float("inf")])) == [1.0, None, None]
+    assert reading.known(torch.tensor([1.0, float("nan"), float("inf")])) == [1.0, None, None]

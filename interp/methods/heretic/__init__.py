@@ -8,8 +8,7 @@ from heretic as a program in an environment of its own.
 from __future__ import annotations
 
 from interp.methods.heretic.directions import residual_directions
-from interp.methods.heretic.edit import components, heretic_delta
-from interp.methods.heretic.kernel import Kernel
+from interp.methods.heretic.edit import Kernel, components, heretic_delta
 from interp.methods.heretic.opinion import Conditions, Opinion, second_opinion
 
 __all__ = [

@@ -29,7 +29,7 @@ from interp.export.releasing import released
 from interp.files import write_text
 from interp.judges.keywords import MARKERS, KeywordJudge
 from interp.lm import LM
-from interp.methods.heretic.directions import BATCH, SYSTEM, render
+from interp.methods.heretic.directions import BATCH, SYSTEM
 
 TOKENS = 24
 DIGITS = 4
@@ -216,8 +216,3 @@ def failure(text: str) -> str:
         last = next((x for x in reversed(lines) if x), "nothing")
         raise ExportError(f"heretic gave no numbers; its last words: {last}")
     return wrong[-1]
-
-
-def check_prompts(lm: LM, system: str) -> None:
-    """Raise PromptError for a model whose chat template heretic cannot use."""
-    render(lm.tokenizer, ["test"], system, "")

@@ -20,7 +20,7 @@ from interp.methods.refusal.fit import OPENING, Fitted, build
 from interp.recipes import AblationEdit, LeastDisturbanceEdit
 from interp.samples import DECISION
 from interp.types import TokenBatch, WeightDelta
-from interp.watching import Watch, unwatched
+from interp.watching import Watch, counted, unwatched
 
 R = TypeVar("R", AblationEdit, LeastDisturbanceEdit)
 
@@ -153,16 +153,11 @@ def choose(
         raise InterpError("nothing to choose from: no candidate settings")
     if allowed is None:
         allowed = len(selection.refuse) // ALMOST_NONE
-    progress = watch(f"{label}: KL", len(settings))
-    ranked = []
-    for setting in settings:
-        ranked.append((selection.kl(setting), setting))
-        progress(1)
-    ranked.sort(key=lambda pair: pair[0])
-    progress = watch(f"{label}: responses", len(ranked))
+    kls = [(selection.kl(each), each) for each in counted(watch, f"{label}: KL", settings)]
+    ranked = sorted(kls, key=lambda pair: pair[0])
     scores: list[Scored] = []
     best: tuple[int, Any] | None = None
-    for kl, setting in ranked:
+    for kl, setting in counted(watch, f"{label}: responses", ranked):
         count = None
         if best is None or best[0] > allowed:
             # Neither good enough nor the best so far: no need to know how bad.
@@ -171,7 +166,6 @@ def choose(
             if best is None or count < best[0]:
                 best = (count, setting)
         scores.append(Scored(setting, kl, count, len(selection.refuse)))
-        progress(1)
     assert best is not None
     return Choice(best[1], tuple(scores))
 

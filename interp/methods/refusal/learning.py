@@ -24,6 +24,7 @@ from interp.recipes import Learning
 from interp.samples import Memory
 from interp.sites import Site
 from interp.types import LowRank, TokenBatch, WeightDelta
+from interp.watching import counted
 
 
 @dataclass(slots=True, eq=False)
@@ -299,9 +300,8 @@ def learned(
         return delta
     objective = Objective(lm, fitted, weight, recipe)
     optimizer, scheduler = learner.optimizer(recipe)
-    progress = lm.watch("fit: learning", recipe.steps)
     with frozen(lm.hf):
-        for step in range(recipe.steps):
+        for step in counted(lm.watch, "fit: learning", range(recipe.steps)):
             optimizer.zero_grad()
             terms = objective.terms(step)
             with torch.enable_grad(), learner.editing():
@@ -309,7 +309,6 @@ def learned(
                     learner.loss(term).backward()
             optimizer.step()
             scheduler.step()
-            progress(1)
     about = {"learn": weight, "learning": asdict(recipe), "of": dict(delta.recipe)}
     return replace(
         learner.delta(delta),

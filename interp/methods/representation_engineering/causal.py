@@ -33,6 +33,7 @@ from interp.series import HeatMap, MapPanel, Names, Reference
 from interp.sites import Site
 from interp.study import Study
 from interp.types import Direction
+from interp.watching import counted
 
 PROMPTS = 24
 """Prompts of each class on which directions are tried."""
@@ -153,15 +154,13 @@ def _scores(
     **more: Any,
 ) -> list[CausalScore]:
     """Every direction's score; each is kept on its own, so that a kill loses one at most."""
-    progress = study.watch("bypass, induce, KL", len(found))
     scores = []
-    for number, each in enumerate(found):
+    for number, each in enumerate(counted(study.watch, "bypass, induce, KL", found)):
         place = {"block": each.block, "position": each.position, "number": number, **more}
         values = study.resumed(
             "causal-score", lambda d=each: asdict(trial.score(d)), **about, **place
         )
         scores.append(CausalScore(**values))
-        progress(1)
     return scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,6 +62,10 @@ class Setting:
     learn: float = 0.0
 
 
+MakeOperator: TypeAlias = Callable[["Maker", Setting, BoundWriter, Tensor, Tensor], Operator | None]
+"""``make(maker, setting, writer, weight, unit)``: the operator at a writer, None for none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Maker:
     """Makes the deltas of settings from one fit; a learned one is made once."""
@@ -73,11 +78,20 @@ class Maker:
         if setting.name == RANDOM:
             return random_control(self(replace(setting, name=MAIN)))
         if not setting.learn:
-            return self.lm.to_delta(MAKERS[setting.name](self, setting))
+            return self.lm.to_delta(self.edit(setting))
         if setting not in self._learned:
             closed = self(replace(setting, name=CLOSED, learn=0.0))
             self._learned[setting] = learned(self.lm, self.fitted, closed, setting.learn)
         return self._learned[setting]
+
+    def edit(self, setting: Setting) -> Edit:
+        """The edit of a setting in closed form."""
+        if setting.name in OPERATORS:
+            return self.at_writers(setting, *OPERATORS[setting.name])
+        if setting.name in (ABLATION, PARTIAL):
+            recipe = AblationEdit(setting.strength, setting.block, setting.first)
+            return build(self.lm, self.fitted, recipe)
+        return build(self.lm, self.fitted, least_recipe(setting, self.fitted.opener))
 
     def blocks(self, setting: Setting) -> tuple[int, ...]:
         """The edited blocks."""
@@ -87,17 +101,13 @@ class Maker:
         """The direction of a block as a writer has to write it, behind the writer's gain, ``[d_model]``."""
         return writer_unit(self.lm.hf, writer, self.fitted.direction(block).vector).cpu()
 
-    def at_writers(
-        self,
-        setting: Setting,
-        method: str,
-        make: Callable[[BoundWriter, Tensor, Tensor], Operator | None],
-    ) -> Edit:
-        """An operator for every edited writer; ``make(writer, weight, unit)`` gives it, or None for none."""
+    def at_writers(self, setting: Setting, method: str, make: MakeOperator) -> Edit:
+        """The operator that ``make`` gives, at every edited writer that gets one."""
         operators = {}
         for writer in select_writers(self.lm.anatomy, self.blocks(setting)):
             weight = canonical(readable(self.lm.hf, writer.weight), writer.axes).cpu()
-            if (operator := make(writer, weight, self.unit(writer, setting.block))) is not None:
+            unit = self.unit(writer, setting.block)
+            if (operator := make(self, setting, writer, weight, unit)) is not None:
                 operators[writer.weight] = operator
         return Edit(operators, recipe={"method": method})
 
@@ -138,15 +148,6 @@ def _drawn(blocks: list[int], n_blocks: int) -> Iterator[Setting]:
         yield Setting(KERNEL, generator.choice(blocks), kernels=tuple(kernels))
 
 
-def _ablation(maker: Maker, setting: Setting) -> Edit:
-    recipe = AblationEdit(setting.strength, setting.block, setting.first)
-    return build(maker.lm, maker.fitted, recipe)
-
-
-def _least(maker: Maker, setting: Setting) -> Edit:
-    return build(maker.lm, maker.fitted, least_recipe(setting, maker.fitted.opener))
-
-
 def least_recipe(setting: Setting, opener: str) -> LeastDisturbanceEdit:
     """The recipe of a least-disturbance setting; the opener is that of the fit."""
     acts_after = bool(setting.opener_strength)
@@ -162,57 +163,48 @@ def least_recipe(setting: Setting, opener: str) -> LeastDisturbanceEdit:
     )
 
 
-def _heretic(maker: Maker, setting: Setting) -> Edit:
+def _kernel(
+    maker: Maker, setting: Setting, writer: BoundWriter, weight: Tensor, unit: Tensor
+) -> Operator | None:
     """Graded ablation with a weight for every writer: heretic's kernel, rows left as they are."""
     attention, mlp = (Kernel(*values) for values in setting.kernels)
-
-    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator | None:
-        kernel = attention if writer.kind == "attention" else mlp
-        strength = kernel.weight(writer.block or 0)
-        return Ablation(unit, strength) if strength else None
-
-    return maker.at_writers(setting, "heretic", make)
+    strength = (attention if writer.kind == "attention" else mlp).weight(writer.block or 0)
+    return Ablation(unit, strength) if strength else None
 
 
-def _to_level(maker: Maker, setting: Setting) -> Edit:
+def _to_level(
+    maker: Maker, setting: Setting, writer: BoundWriter, weight: Tensor, unit: Tensor
+) -> Operator:
     """Affine ablation (ACE): the component along u becomes that of the comply mean."""
-
-    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator:
-        inputs = maker.fitted.samples.rows(Site.writer_in(writer.block, writer.name), False)
-        mean = weight @ inputs.float().mean(0)
-        return Affine.around(mean, -setting.strength * unit.unsqueeze(-1), unit.unsqueeze(0))
-
-    return maker.at_writers(setting, "affine ablation", make)
+    inputs = maker.fitted.samples.rows(Site.writer_in(writer.block, writer.name), False)
+    mean = weight @ inputs.float().mean(0)
+    return Affine.around(mean, -setting.strength * unit.unsqueeze(-1), unit.unsqueeze(0))
 
 
-def _norms_kept(maker: Maker, setting: Setting) -> Edit:
-    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator:
-        return NormPreserving.of(unit, weight, "columns", setting.strength)
+def _norms_kept(
+    maker: Maker, setting: Setting, writer: BoundWriter, weight: Tensor, unit: Tensor
+) -> Operator:
+    """Ablation that keeps the norm of every column."""
+    return NormPreserving.of(unit, weight, "columns", setting.strength)
 
-    return maker.at_writers(setting, "norm-preserving ablation", make)
 
-
-def _subspace(maker: Maker, setting: Setting) -> Edit:
+def _subspace(
+    maker: Maker, setting: Setting, writer: BoundWriter, weight: Tensor, unit: Tensor
+) -> Operator:
     """Ablation of two directions at once: the block's own, and the one ``BELOW`` blocks below."""
     known = sorted(maker.fitted.directions[DECISION])
     below = known[max(known.index(setting.block) - BELOW, 0)]
-
-    def make(writer: BoundWriter, weight: Tensor, unit: Tensor) -> Operator:
-        rows = [unit] if below == setting.block else [unit, maker.unit(writer, below)]
-        return SubspaceAblation(torch.stack(rows), setting.strength)
-
-    return maker.at_writers(setting, "subspace ablation", make)
+    rows = [unit] if below == setting.block else [unit, maker.unit(writer, below)]
+    return SubspaceAblation(torch.stack(rows), setting.strength)
 
 
-MAKERS: dict[str, Callable[[Maker, Setting], Edit]] = {
-    ABLATION: _ablation,
-    PARTIAL: _ablation,
-    KERNEL: _heretic,
-    NORMS: _norms_kept,
-    TWO: _subspace,
-    LEVEL: _to_level,
-    FIRST_TOKEN: _least,
-    CLOSED: _least,
-    MAIN: _least,
-    RANDOM: _least,
+OPERATORS: dict[str, tuple[str, MakeOperator]] = {
+    KERNEL: ("heretic", _kernel),
+    NORMS: ("norm-preserving ablation", _norms_kept),
+    TWO: ("subspace ablation", _subspace),
+    LEVEL: ("affine ablation", _to_level),
 }
+"""Method and operator of the contenders that are no recipe."""
+CONTENDERS = (
+    ABLATION, PARTIAL, KERNEL, NORMS, TWO, LEVEL, FIRST_TOKEN, CLOSED, MAIN, RANDOM,
+)  # fmt: skip

@@ -39,6 +39,7 @@ from interp.sites import Site
 from interp.statistics.representation_engineering import PLAIN
 from interp.study import Study
 from interp.types import Direction, WeightDelta
+from interp.watching import counted
 
 WINSOR = 0.995
 PRESERVED = 8
@@ -131,20 +132,10 @@ def unmatched(run: SeedRun, chosen: Setting) -> WeightDelta:
     return fitted_with(run.maker, chosen, (refuse, comply), projected())
 
 
-def own_directions(run: SeedRun, chosen: Setting) -> WeightDelta:
-    """The direction of each block at that block."""
-    return by_block(run.maker, chosen, run.maker.fitted.directions[DECISION])
-
-
 def shrunk(run: SeedRun, chosen: Setting) -> WeightDelta:
     """The strength of each block times its split-half cosine."""
     maker = run.maker
     return by_block(maker, chosen, maker.fitted.direction(chosen.block), reliable(maker))
-
-
-def after_opener(run: SeedRun, chosen: Setting) -> WeightDelta:
-    """The direction read after the opener."""
-    return with_directions(run.maker, run.maker.fitted.directions[OPENER])(chosen)
 
 
 CHANGES: dict[str, Change] = {
@@ -159,9 +150,13 @@ CHANGES: dict[str, Change] = {
     "refused requests alone": refused_alone,
     "comply prompts without twins": unmatched,
     "LDA written as it reads": estimated(LDA, read=True),
-    "each block's own direction": own_directions,
+    "each block's own direction": lambda run, chosen: by_block(
+        run.maker, chosen, run.maker.fitted.directions[DECISION]
+    ),
     "strengths shrunk by split-half cosine": shrunk,
-    AFTER_OPENER: after_opener,
+    AFTER_OPENER: lambda run, chosen: with_directions(
+        run.maker, run.maker.fitted.directions[OPENER]
+    )(chosen),
     "to the comply level (ACE)": made_as(LEVEL),
     "column norms kept": made_as(NORMS),
     "two directions": made_as(TWO),
@@ -183,11 +178,10 @@ def flags(study: Study) -> FigureRecord:
     run = SeedRun(study, FULL)
     chosen, names = run.chosen(PARTIAL), list(changes(run))
     about = {"setting": asdict(chosen), "opener": run.opener, "prompts": run.parts.hashes}
-    progress = study.watch("flags", len(names))
-    table: dict[str, dict[str, float]] = {}
-    for name in names:
-        table[name] = study.resumed("flags", partial(measured, run, name), name=name, **about)
-        progress(1)
+    table: dict[str, dict[str, float]] = {
+        name: study.resumed("flags", partial(measured, run, name), name=name, **about)
+        for name in counted(study.watch, "flags", names)
+    }
     table |= {name: run.points(name)[-1] for name in (FIRST_TOKEN, CLOSED, MAIN)}
     columns = [Axis("refused", "%", limits=(0, 100)), Axis("KL₁", "nats", "log")]
     rows = [Row(name, [100 * found["refused"], found["kl1"]]) for name, found in table.items()]

@@ -17,8 +17,8 @@ from interp.evaluate.scores import t_interval
 from interp.export.gate import kind
 from interp.methods.representation_engineering.contenders import (
     CLOSED,
+    CONTENDERS,
     MAIN,
-    MAKERS,
     RANDOM,
     SHIPPED,
 )
@@ -28,13 +28,14 @@ from interp.records import FigureRecord
 from interp.series import Axis, Group, Row, Rows, Scatter
 from interp.statistics.representation_engineering import OURS, WHOLE_STACK
 from interp.study import Study
+from interp.watching import counted
 
 BY_FACTOR = sorted(range(len(FACTORS) + 1), key=lambda i: (*FACTORS, 1.0)[i])
 """Places of an edit's points from its weakest to its strongest; the unscaled edit is kept last."""
 FEWEST_FOR_T = 5
 """Seeds below which whiskers are the least and the greatest value: a t interval of two says nothing."""
 MEASURES = ("refused", "kl1")
-EVERYWHERE = tuple(name for name in MAKERS if name not in SHIPPED)
+EVERYWHERE = tuple(name for name in CONTENDERS if name not in SHIPPED)
 """Contenders that are measured at every seed."""
 
 
@@ -106,11 +107,7 @@ def group(name: str, points: Sequence[Sequence[Mapping[str, float]]]) -> Group:
 def frontier(study: Study) -> FigureRecord:
     """Mean over seeds of the share of requests refused and the first-token KL of every contender."""
     runs = [SeedRun(study, seed) for seed in range(study.seeds)]
-    found = []
-    progress = study.watch("frontier: seeds", len(runs))
-    for run in runs:
-        found.append(run.results())
-        progress(1)
+    found = [run.results() for run in counted(study.watch, "frontier: seeds", runs)]
     series = Scatter(
         x=Axis("first-token KL on answerable requests", "nats", "log"),
         y=Axis("requests still refused", "%", limits=(-2, 60)),

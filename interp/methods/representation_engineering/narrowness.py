@@ -12,7 +12,7 @@ from functools import partial
 
 from interp.claims import Claim
 from interp.data.chat import ChatFormat
-from interp.data.prompts import PromptSet, load_class, load_pairs
+from interp.data.prompts import SIDES, PromptSet, load_class, load_pairs
 from interp.evaluate.scores import judge, respond
 from interp.methods.refusal import finished
 from interp.methods.representation_engineering.contenders import (
@@ -23,13 +23,13 @@ from interp.methods.representation_engineering.contenders import (
     Maker,
     least_recipe,
 )
-from interp.methods.representation_engineering.seed_run import FULL, SeedRun
-from interp.methods.representation_engineering.splits import SET, SIDES
+from interp.methods.representation_engineering.seed_run import FULL, SET, SeedRun
 from interp.records import FigureRecord
 from interp.series import HeatMap, MapPanel, Names
 from interp.statistics.representation_engineering import NARROW, REGULARISED
 from interp.study import Study
 from interp.types import WeightDelta
+from interp.watching import counted
 
 KINDS = ("paraphrase", "polite", "indirect", "spanish", "french", "german")
 TALK = (("Can you help me with a few things today?", "Of course. What would you like to know?"),)
@@ -123,12 +123,10 @@ def narrowness(study: Study) -> FigureRecord:
     """Share of requests, and of answerable twins, that are refused: kinds of request by edits."""
     run, found = SeedRun(study, FULL), kinds(study.limit)
     about = {"fitted": run.parts.hashes, "settings": [asdict(run.chosen(name)) for name in EDITS]}
-    progress = study.watch("narrowness", len(found))
     table: dict[str, Shares] = {}
-    for kind, (classes, chat) in found.items():
+    for kind, (classes, chat) in counted(study.watch, "narrowness", found.items()):
         make = partial(shares, run, classes, chat)
         table[kind] = study.resumed("narrowness", make, prompts=classes, chat=asdict(chat), **about)
-        progress(1)
     counts = {kind: len(classes[0]) for kind, (classes, _) in found.items()}
     return run.record(
         "narrowness",

@@ -5,23 +5,24 @@ Every measured value is kept, so that a run that was killed resumes.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-from interp.data.prompts import PromptSet, load_class, load_pairs
+from interp.data.prompts import SIDES, SPLITS, PromptSet, load_class, load_pairs
 from interp.data.text import neutral_passages
 from interp.evaluate.divergence import CONTINUATION
 from interp.evaluate.measure import Bench
 from interp.judges.keywords import DECLINE_JUDGE
 from interp.methods.refusal import Fitted, Selection, choose, find_opener, fit
 from interp.methods.refusal.fit import OPENING
-from interp.methods.refusal.pipeline import PASSAGES
+from interp.methods.refusal.pipeline import PASSAGES, Prompts
 from interp.methods.representation_engineering.contenders import (
     CLOSED,
+    CONTENDERS,
     MAIN,
-    MAKERS,
     PARTIAL,
     RANDOM,
     SHIPPED,
@@ -31,12 +32,16 @@ from interp.methods.representation_engineering.contenders import (
     settings,
 )
 from interp.methods.representation_engineering.paper import KEY
-from interp.methods.representation_engineering.splits import BROAD, SET, SIDES, Splits, splits
+from interp.recipes import LeastDisturbanceEdit
 from interp.records import FigureRecord
 from interp.series import Series
 from interp.study import Study
 from interp.types import WeightDelta
 
+SET = "capability"
+BROAD = "broad"
+"""Pairs on other topics and in four styles; they join fit and select of every seed."""
+Classes = tuple[PromptSet, PromptSet]
 FACTORS = (1.3,)
 """Factors by which the chosen edit is scaled for further points."""
 FULL = 0
@@ -46,6 +51,47 @@ ANSWERED = 400
 
 Point = dict[str, Any]
 """Measures of one edit on report, in JSON values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits(Prompts):
+    """Three disjoint splits, a pool of answerable prompts, and the broad pairs that join fit."""
+
+    broad: Classes
+    pool: PromptSet
+
+
+def splits(study: Study, seed: int) -> Splits:
+    """The shipped split for seed 0; others shuffle the topics, and give as many to each split."""
+    pairs = load_pairs(SET)
+    topics = {name: set(pairs.splits[name]) for name in SPLITS}
+    if seed:
+        shuffled = sorted(set.union(*topics.values()))
+        random.Random(seed).shuffle(shuffled)
+        for name in SPLITS:
+            count = len(topics[name])
+            topics[name], shuffled = set(shuffled[:count]), shuffled[count:]
+    parts: dict[str, Classes] = {}
+    for name in SPLITS:
+        chosen = [p for p in pairs.pairs if p["topic"] in topics[name]][: study.limit]
+        source = f"{SET}, seed {seed}: {name}"
+        refuse, comply = (
+            PromptSet(tuple(p[side] for p in chosen), f"{source} ({side})") for side in SIDES
+        )
+        parts[name] = (refuse, comply)
+    broad, more = (_broad(split, study.limit) for split in ("fit", "select"))
+    refuse, comply = (a.joined(b) for a, b in zip(parts["select"], more, strict=True))
+    parts["select"] = (refuse, comply)
+    # Without any prompt of the pairs, so that one pool serves every seed.
+    pool = load_class("answerable", "comply", limit=study.limit)
+    pool = pool.without(pairs.side("comply", "all"), more[1])
+    pool = pool.spread(LeastDisturbanceEdit().most_pool)
+    return Splits(**parts, broad=broad, pool=pool)
+
+
+def _broad(split: str, limit: int | None) -> Classes:
+    refuse, comply = (load_class(BROAD, side, split=split, limit=limit) for side in SIDES)
+    return refuse, comply
 
 
 @dataclass(eq=False)
@@ -117,7 +163,7 @@ class SeedRun:
     @property
     def contenders(self) -> tuple[str, ...]:
         """Names of the contenders of this split."""
-        everywhere = (name for name in MAKERS if self.seed == FULL or name not in SHIPPED)
+        everywhere = (name for name in CONTENDERS if self.seed == FULL or name not in SHIPPED)
         return self.names or tuple(everywhere)
 
     @cached_property
