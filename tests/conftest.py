@@ -1,7 +1,7 @@
 """Tiny random models, one per ``model_type``, shared by a session: do not change them in place.
 
 A test that takes ``model_type``, or a fixture made from it, runs on the families of
-``covering.COVERING``; one marked ``every_family`` runs on all of them.
+``covering.COVERING``; one marked ``every_family`` runs on all of them, on the others as a slow test.
 """
 
 from __future__ import annotations
@@ -36,12 +36,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "model_type" not in metafunc.fixturenames or any("model_type" in names for names in given):
         return
-    from covering import COVERING
+    from covering import COVERING, every
 
-    from interp.models import known_model_types
-
-    every = metafunc.definition.get_closest_marker("every_family")
-    types = known_model_types() if every else COVERING
+    all_of_them = metafunc.definition.get_closest_marker("every_family")
+    types = every() if all_of_them else COVERING
     metafunc.parametrize("model_type", types, indirect=True, scope="session")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import pytest
 from torch import nn
 
+from interp.models import known_model_types
 from interp.models.anatomy import Anatomy, BoundWriter
 
 COVERING = (
@@ -22,6 +25,14 @@ COVERING = (
     "olmo2",
     "qwen2_moe",
 )
+
+
+def every() -> list[Any]:
+    """Every family as a parameter; those outside ``COVERING`` are slow."""
+    return [
+        kind if kind in COVERING else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in known_model_types()
+    ]
 
 
 def features(model: nn.Module, anatomy: Anatomy) -> set[str]:

@@ -39,7 +39,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     every = metafunc.definition.get_closest_marker("every_family")
     kinds = known_model_types() if every else COVERING
-    pairs = [(name, kind) for name in OTHERS for kind in kinds if kind in SUPPORT[name]]
+    pairs = [
+        pytest.param((name, kind), marks=[] if kind in COVERING else [pytest.mark.slow])
+        for name in OTHERS
+        for kind in kinds
+        if kind in SUPPORT[name]
+    ]
     metafunc.parametrize("pair", pairs, ids="-".join, indirect=True, scope="session")
 
 

@@ -17,11 +17,11 @@ from interp.errors import ExportError, PromptError
 from interp.export.heretic_program import Program
 from interp.judges.keywords import MARKERS
 from interp.methods.heretic import opinion
+from interp.methods.heretic.directions import render
 from interp.methods.heretic.opinion import (
     Conditions,
     Measures,
     Opinion,
-    check_prompts,
     config,
     environment,
     failure,
@@ -165,10 +165,10 @@ def test_prompts_of_several_lines_are_refused(chat_dir, tmp_path) -> None:
 
 def test_a_model_without_a_system_turn_is_known_before_it_runs(chat_dir) -> None:
     lm = open_model(str(chat_dir))
-    check_prompts(lm, "system")
+    render(lm.tokenizer, ["test"], "system", "")
     lm.tokenizer.chat_template = None
     with pytest.raises(PromptError, match="needs a chat template"):
-        check_prompts(lm, "system")
+        render(lm.tokenizer, ["test"], "system", "")
 
 
 def test_our_measures_are_those_of_the_bench(chat_dir) -> None:
