@@ -112,7 +112,15 @@ ALWAYS = {"method", "strength", "block", "first_block", "blocks", "direction", "
           "ridge", "attention", "all_requests"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("as it comes", marks=pytest.mark.slow),
+        "every value changed",
+        pytest.param("no responses", marks=pytest.mark.slow),
+        "after an opener",
+    ],
+)
 def test_a_recipe_makes_the_edit_again(name: str, edit: Any, folder: Path, chat_dir: Path) -> None:
     options, wanted = LEAST[name]
     made = edit("least-disturbance", *options, "--pool", folder / "pool.txt")

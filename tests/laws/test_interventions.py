@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
+
 import pytest
 import torch
 from toolbox import opened, random_vector, real, relative
@@ -75,24 +78,29 @@ def test_masks_at_what_writers_read_are_weights(plain: Backend, batch: TokenBatc
 
 
 def test_every_linear_operator_at_what_a_writer_reads(plain: Backend, batch: TokenBatch) -> None:
-    """Directions, subspaces, constants (a bias) and affine maps, at plain writers."""
-    for writer, site in zip(plain.anatomy.block_writers, inputs(plain), strict=True):
-        if writer.fused:
-            continue
+    """Directions, subspaces, constants (a bias) and affine maps, each at all plain writers."""
+    writers = zip(plain.anatomy.block_writers, inputs(plain), strict=True)
+    edits: dict[str, list[Interventions]] = {}
+    for writer, site in ((w, s) for w, s in writers if not w.fused):
         d = width(writer)
         some = random_vector(2 * d).view(2, d)
-        edits = [
-            ablate(site, some[0]),
-            ablate(site, some, 0.5),
-            ablate(SitePart(site, 1, 3), torch.tensor([1.0, 2.0])),
-            intervene(site, Affine(some[:1].T / d, some[1:] / d, None)),
-        ]
+        made = {
+            "direction": ablate(site, some[0]),
+            "subspace": ablate(site, some, 0.5),
+            "part": ablate(SitePart(site, 1, 3), torch.tensor([1.0, 2.0])),
+            "affine": intervene(site, Affine(some[:1].T / d, some[1:] / d, None)),
+        }
         if writer.gain is None:
-            edits.append(add(site, some[0], 0.3))
-        for edit in edits:
-            hook = real(plain.logits(batch, edit, None), batch)
-            delta = to_delta(plain.model, plain.anatomy, edit)
-            assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4
+            made["constant"] = add(site, some[0], 0.3)
+        for name, edit in made.items():
+            edits.setdefault(name, []).append(edit)
+    unedited = real(plain.logits(batch, None, None), batch)
+    for name, each in edits.items():
+        whole = reduce(operator.add, each)
+        hook = real(plain.logits(batch, whole, None), batch)
+        delta = to_delta(plain.model, plain.anatomy, whole)
+        assert relative(real(plain.logits(batch, delta, None), batch), hook) < 1e-4, name
+        assert relative(hook, unedited) > EFFECT, name
 
 
 def test_operators_at_one_place_are_composed(plain: Backend, batch: TokenBatch) -> None:
@@ -158,7 +166,7 @@ def test_a_cache_does_not_move_what_is_edited(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model_type", ["jamba", "llama"])
+@pytest.mark.parametrize("model_type", [pytest.param("jamba", marks=pytest.mark.slow), "llama"])
 def test_every_site_is_edited_where_it_is_read(
     model_type: str, backend: str, batch: TokenBatch
 ) -> None:

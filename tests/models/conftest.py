@@ -1,4 +1,7 @@
-"""Every described model type, variants that its config allows, and a traced pass of each."""
+"""Every described model type, variants that its config allows, and a traced pass of each.
+
+Those outside ``covering.COVERING``, and all variants, are slow tests.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import COVERING
 from torch import Tensor, nn
 
 from interp.models import describe, known_model_types, tiny_model
@@ -105,7 +109,13 @@ class Case:
         return tiny_model(self.model_type, **{**self.overrides, **more})
 
 
-@pytest.fixture(scope="session", params=CASES, ids=case_id)
+def parameter(case: tuple[str, dict[str, Any]]) -> Any:
+    model_type, overrides = case
+    is_fast = model_type in COVERING and not overrides
+    return pytest.param(case, marks=[] if is_fast else [pytest.mark.slow], id=case_id(case))
+
+
+@pytest.fixture(scope="session", params=map(parameter, CASES))
 def case(request: pytest.FixtureRequest, ids: Tensor) -> Case:
     model_type, overrides = request.param
     model = tiny_model(model_type, **overrides)
