@@ -1,1 +1,1 @@
-"""Measures: refusal, over-refusal, divergence, neutral NLL, attribution. An LM in, numbers out."""
+"""Measures of a model and its edits: scores of responses, divergence, neutral NLL, geometry."""
