@@ -48,7 +48,7 @@ def test_every_command_has_help_with_an_example(
     assert call(name, "--help") == 0
     shown = capsys.readouterr().out
     assert f"Example: interp {name}" in shown
-    parts = ("list", "extract", "steer", "monitor") if name == "persona" else ()
+    parts = ("list", "extract", "steer", "monitor", "audit") if name == "persona" else ()
     for part in parts:
         assert call(name, part, "--help") == 0
         shown = capsys.readouterr().out
