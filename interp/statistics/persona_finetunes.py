@@ -159,14 +159,14 @@ def training_controls(series: SmallMultiples) -> dict[str, float]:
 def audit(series: SmallMultiples) -> dict[str, float]:
     """How a shift that was predicted from weights goes with the measured change of a trait's score.
 
-    Beside the panels lie ``shift``, ``weights`` and ``change`` by trait, a value for each finetune;
-    ``clear``, whether a change is beyond both intervals; ``random``, the shift along each random direction;
-    and ``styles``, the trait of a finetune's data.
+    Beside the panels lie ``shift``, ``response``, ``weights`` and ``change`` by trait, a value for each
+    finetune; ``clear``, whether a change is beyond both intervals; ``random``, the shift along each random
+    direction; and ``styles``, the trait of a finetune's data.
 
-    least_r, least_r_low: over traits; the second of the lower ends of Fisher's intervals. weights_least_r:
-    of the matrices alone. sign: share of clear changes whose sign is predicted. clear: their number. named:
-    share of finetunes whose greatest shift is along the trait of their data. beyond_random: least over traits
-    of the share of random directions with a smaller |r|.
+    least_r, least_r_low: over traits; the second of the lower ends of Fisher's intervals. response_least_r,
+    weights_least_r: of the other predictions. sign: share of clear changes whose sign is predicted. clear:
+    their number. named: share of finetunes whose greatest shift is along the trait of their data.
+    beyond_random: least over traits of the share of random directions with a smaller |r|.
     """
     about = series.beside
     shift, change, styles = about["shift"], about["change"], about["styles"]
@@ -195,6 +195,7 @@ def audit(series: SmallMultiples) -> dict[str, float]:
     return {
         "least_r": min(_r(shift[trait], change[trait]) for trait in shift),
         "least_r_low": min(lows),
+        "response_least_r": min(_r(about["response"][trait], change[trait]) for trait in shift),
         "weights_least_r": min(_r(about["weights"][trait], change[trait]) for trait in shift),
         "sign": fmean(signs) if signs else 0.0,
         "clear": len(signs),

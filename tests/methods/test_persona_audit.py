@@ -71,6 +71,22 @@ def test_a_bias_of_alpha_v_is_a_shift_of_alpha(alpha: float, lm: LM) -> None:
     assert as_json(found)["predicted"] == found.predicted
 
 
+def test_responses_are_read_in_place_of_prompts(lm: LM) -> None:
+    persona = persona_of(lm)
+    recipe = AuditRecipe(layer=2, read="response")
+    found = only(lm, lm.to_delta(steering(persona, persona.site(2), 2.0)), recipe)
+    assert found.shift.value == pytest.approx(2.0, abs=1e-3)
+    one = changes(lm, "model.layers.1.mlp.down_proj.weight")
+    prompt, response = (only(lm, one, each) for each in (LAYER, recipe))
+    assert prompt.shift.value != pytest.approx(response.shift.value, rel=1e-2)
+    assert response.weights is not None
+    assert response.weights.value == pytest.approx(response.shift.value, abs=1e-5)
+    assert sum(response.by_kind.values()) == pytest.approx(response.shift.value, abs=1e-5)
+    after_prompts = lm.to_delta(steering(persona, persona.site(2), 2.0))
+    rows = stream_shift(lm, after_prompts, PROMPTS[:1], ["so it is"]).rows
+    assert rows.shape == (lm.n_blocks + 1, 1, lm.d_model)
+
+
 def test_no_change_is_no_shift(lm: LM) -> None:
     found = only(lm, changes(lm, "model.layers.0.mlp.down_proj.weight", size=0.0))
     assert (found.shift.value, found.shift.z, found.predicted) == (0.0, None, "no change")

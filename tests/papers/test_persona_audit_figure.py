@@ -13,7 +13,7 @@ from interp.methods.persona_vectors.figures_audit import PROMPTS, audit_figure, 
 from interp.methods.persona_vectors.finetune_measures import site_of, vectors
 from interp.methods.persona_vectors.finetuning import finetunes, tuned
 from interp.methods.persona_vectors.projections import moved, prompt_ends
-from interp.methods.persona_vectors.recipe import AuditRecipe, EvaluationRecipe
+from interp.methods.persona_vectors.recipe import PROMPT, AuditRecipe, EvaluationRecipe
 from interp.methods.persona_vectors.training_recipes import AuditFigureRecipe, FinetuningRecipe
 from interp.recipes.training import LoRA, TrainingRecipe
 from interp.records import FigureRecord
@@ -50,13 +50,14 @@ def test_the_figure_is_made_and_the_shift_is_that_of_the_finetune(tmp_path: Any)
         for trait, persona in personas.items():
             vector = persona.at(site)
             expected = moved(before, after, vector) / vector.norm().item()
-            found = audited.audits[trait]["shift"]["value"]
+            found = audited.audits[PROMPT][trait]["shift"]["value"]
             assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 BESIDE: dict[str, Any] = {
     "styles": ["a", "a", "b", "b", ""],
     "shift": {"a": [1.0, 2.0, 0.0, -0.5, 0.1], "b": [0.0, 0.5, 1.0, 2.0, 0.1]},
+    "response": {"a": [1.0, 2.0, 0.0, -0.5, 0.1], "b": [1.0, 0.5, 0.0, -1.0, 0.9]},
     "weights": {"a": [1.0, 2.0, 0.0, -0.5, 0.1], "b": [0.0, -0.5, -1.0, -2.0, 0.0]},
     "change": {"a": [10.0, 20.0, 0.0, -5.0, 1.0], "b": [0.0, 5.0, 10.0, 20.0, 1.0]},
     "clear": {"a": [True, True, False, True, False], "b": [False, False, True, True, False]},
@@ -75,6 +76,7 @@ def statistic(name: str, **changes: Any) -> float:
 
 def test_statistics_of_a_prediction_that_is_right() -> None:
     assert statistic("least_r") == pytest.approx(1.0)
+    assert statistic("response_least_r") == pytest.approx(-1.0, abs=0.01)
     assert statistic("weights_least_r") == pytest.approx(-1.0, abs=0.01)
     assert (statistic("sign"), statistic("clear"), statistic("named")) == (1.0, 5, 1.0)
     assert statistic("beyond_random") == 1.0

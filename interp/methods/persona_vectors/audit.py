@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.data import PromptSet, neutral_passages
 from interp.errors import SiteError
 from interp.evaluate.scores import t_interval
 from interp.lm import LM, Prompts
 from interp.methods.persona_vectors.edits import check
-from interp.methods.persona_vectors.recipe import AuditRecipe
+from interp.methods.persona_vectors.recipe import RESPONSE, AuditRecipe
 from interp.methods.persona_vectors.vectors import PersonaVector, projection
 from interp.models.anatomy import BoundWriter
 from interp.sites import Site
@@ -41,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamShift:
-    """How a delta moves the stream at the last token of prompts.
+    """How a delta moves the stream at the last token of prompts, or on average over responses.
 
     rows: changed less base, ``[1 + n_blocks, prompt, d_model]``, the embedding first. parts: what wrote the
     mean over prompts; those of blocks below a layer sum to it.
@@ -51,16 +52,22 @@ class StreamShift:
     parts: tuple[Part, ...]
 
 
-def stream_shift(lm: LM, delta: WeightDelta, prompts: Prompts) -> StreamShift:
+def stream_shift(
+    lm: LM, delta: WeightDelta, prompts: Prompts, responses: Sequence[str] | None = None
+) -> StreamShift:
     """The finetuning shift before its projection (2507.21509, §4.2), and what it is made of.
 
-    Two forward passes. Raises DeltaError for a delta of another base.
+    Two forward passes. responses: texts that follow the prompts, over whose tokens means are taken. Raises
+    DeltaError for a delta of another base.
     """
+    reading: dict[str, Any] = {}
+    if responses is not None:
+        reading = {"at": "response", "reduce": "mean", "responses": responses}
     stream, components = (lm.embed, *lm.resid_post), lm.components()
     changed = [w for w in lm.anatomy.block_writers if _updates(w, delta) and _linear(w)]
     reads = [Site.writer_in(w.block or 0, w.name) for w in changed]
-    before = lm.activations(prompts, (*stream, *components, *reads))
-    after = lm.activations(prompts, (*stream, *components), delta)
+    before = lm.activations(prompts, (*stream, *components, *reads), **reading)
+    after = lm.activations(prompts, (*stream, *components), delta, **reading)
 
     def moved(site: Site) -> Tensor:
         return after[site].double() - before[site].double()
@@ -156,19 +163,21 @@ def audit(
     lm: LM,
     delta: WeightDelta,
     personas: Sequence[PersonaVector],
-    prompts: Prompts,
+    prompts: Sequence[str] | PromptSet,
     recipe: AuditRecipe | None = None,
 ) -> list[Audit]:
     """For every persona vector, the shift that a delta makes along it on neutral prompts.
 
-    No token is generated. Raises PersonaError for vectors of another shape, SiteError for a layer that there
-    is not.
+    No token is generated. Responses that are read are as many as there are neutral passages, at most. Raises
+    PersonaError for vectors of another shape, SiteError for a layer that there is not.
     """
     recipe = recipe or AuditRecipe()
     for persona in personas:
         check(lm, persona)
         persona.at(persona.site(recipe.layer_of(lm.n_blocks)))
-    found = stream_shift(lm, delta, prompts)
+    texts = list(prompts.prompts if isinstance(prompts, PromptSet) else prompts)
+    passages = neutral_passages()[: len(texts)] if recipe.read == RESPONSE else None
+    found = stream_shift(lm, delta, texts[: passages and len(passages)], passages)
     return [audited(found, persona, recipe) for persona in personas]
 
 

@@ -14,6 +14,7 @@ from interp.methods.persona_vectors.data import chat_of
 from interp.methods.persona_vectors.finetune_measures import prompt_hashes, site_of, vectors
 from interp.methods.persona_vectors.finetuning import Finetune, finetunes, trait_scores
 from interp.methods.persona_vectors.paper import KEY
+from interp.methods.persona_vectors.recipe import PROMPT, RESPONSE
 from interp.methods.persona_vectors.scoring import Answers
 from interp.methods.persona_vectors.training_recipes import AuditFigureRecipe
 from interp.records import FigureRecord
@@ -24,7 +25,12 @@ from interp.study import Study
 PROMPTS = "answerable"
 SHIFT = Axis("predicted shift", "‖v‖")
 CHANGE = Axis("measured change of the trait score", "of 100")
-SIDES = ("shift", "weights")
+SIDES = {
+    "shift": "both models at the last prompt token",
+    "response": "both models on prose as a response",
+    "weights": "changed matrices alone",
+}
+"""Predictions by their name beside the panels."""
 CLAIMS = (
     Claim("predicted shift and measured change have r of at least 0.7 in every trait", "at least", "", 0.7,
           statistic="audit/least_r"),
@@ -36,6 +42,8 @@ CLAIMS = (
           statistic="audit/named"),
     Claim("at least 0.9 of random directions have a smaller |r|, in every trait", "at least", "", 0.9,
           statistic="audit/beyond_random"),
+    Claim("read on neutral prose in place of a response, r is at least 0.7 in every trait", "at least", "",
+          0.7, statistic="audit/response_least_r"),
     Claim("changed matrices alone have r of at least 0.5 in every trait", "at least", "", 0.5,
           statistic="audit/weights_least_r"),
 )  # fmt: skip
@@ -44,11 +52,11 @@ CLAIMS = (
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """A finetune, its audits in JSON values by trait, and its scored answers by trait."""
+    """A finetune, its audits in JSON values by what is read and by trait, and its scored answers by trait."""
 
     name: str
     style: str
-    audits: dict[str, dict[str, Any]]
+    audits: dict[str, dict[str, dict[str, Any]]]
     scores: dict[str, Answers]
 
 
@@ -58,17 +66,19 @@ def audited_finetunes(study: Study, recipe: AuditFigureRecipe) -> list[Audited]:
         Audited(
             each.name,
             each.trait,
-            _audits(study, recipe, each),
+            {read: _audits(study, recipe, each, read) for read in (PROMPT, RESPONSE)},
             trait_scores(study, recipe.finetunes, each.path)[0],
         )
         for each in finetunes(study, recipe.finetunes)
     ]
 
 
-def _audits(study: Study, recipe: AuditFigureRecipe, each: Finetune) -> dict[str, dict[str, Any]]:
+def _audits(
+    study: Study, recipe: AuditFigureRecipe, each: Finetune, read: str
+) -> dict[str, dict[str, Any]]:
     personas = vectors(study, recipe.finetunes)
     prompts = load_class(PROMPTS, "comply", limit=recipe.prompts)
-    own = replace(recipe.audit, layer=site_of(study, recipe.finetunes).block + 1)
+    own = replace(recipe.audit, layer=site_of(study, recipe.finetunes).block + 1, read=read)
 
     def made() -> dict[str, dict[str, Any]]:
         lm = study.lm
@@ -76,7 +86,7 @@ def _audits(study: Study, recipe: AuditFigureRecipe, each: Finetune) -> dict[str
         found = audit(lm, delta, list(personas.values()), prompts, own)
         return {one.trait: as_json(one) for one in found}
 
-    about = {"run": each.path.name, "prompts": prompts, "recipe": recipe}
+    about = {"run": each.path.name, "prompts": prompts, "read": read, "recipe": recipe}
     return study.resumed("audit", made, chat=chat_of(study.lm), **about)
 
 
@@ -117,14 +127,19 @@ def _values(
     found: Sequence[Audited], base: dict[str, Answers], traits: Sequence[str]
 ) -> dict[str, Any]:
     """What the panels and the statistics are about, a value for each finetune in every list."""
-    shift = {t: [each.audits[t]["shift"] for each in found] for t in traits}
-    weights = {t: [each.audits[t]["weights"] for each in found] for t in traits}
+
+    def column(read: str, side: str) -> dict[str, list[Any]]:
+        return {t: [each.audits[read][t][side] for each in found] for t in traits}
+
+    shift, response = column(PROMPT, "shift"), column(RESPONSE, "shift")
+    weights = column(PROMPT, "weights")
     directions = zip(*(one["random"] for one in shift[traits[0]]), strict=True)
     return {
         "names": [each.name for each in found],
         "styles": [each.style for each in found],
         "shift": {t: [one["value"] for one in shift[t]] for t in traits},
         "z": {t: [one["z"] for one in shift[t]] for t in traits},
+        "response": {t: [one["value"] for one in response[t]] for t in traits},
         "weights": {t: [one and one["value"] for one in weights[t]] for t in traits},
         "change": {t: [_change(each.scores[t], base[t]) for each in found] for t in traits},
         "clear": {t: [_clear(each.scores[t], base[t]) for each in found] for t in traits},
@@ -161,12 +176,10 @@ def _scatter(found: Sequence[Audited], values: dict[str, Any], trait: str) -> Sc
 
 
 def _correlations(values: dict[str, Any]) -> Bars:
-    """r by trait: of both models on prompts, of matrices alone, and the median |r| of random directions."""
+    """r of every prediction by trait, with Fisher's intervals."""
     traits = tuple(values["shift"])
     groups = []
-    for side, label in zip(
-        SIDES, ("both models read prompts", "changed matrices alone"), strict=True
-    ):
+    for side, label in SIDES.items():
         rows = [related(values[side][t], values["change"][t]) for t in traits]
         r, low, high = (
             tuple(row and getattr(row, name) for row in rows) for name in ("r", "low", "high")

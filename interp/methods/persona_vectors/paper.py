@@ -9,6 +9,7 @@ from interp.methods.persona_vectors.recipe import (
     ExtractionRecipe,
     SteeringRecipe,
 )
+from interp.methods.persona_vectors.training_recipes import AuditFigureRecipe
 from interp.study import FigureSpec, Paper
 
 KEY = "persona_vectors"
@@ -71,6 +72,8 @@ PAPER = Paper(
                  model="qwen2.5-coder-1.5b")
             for name, title, stands_for in ON_CODER
         ),
+        _own("audit", "Audit: predicted and measured", "figures_audit:audit_figure", None,
+             AuditFigureRecipe()),
         _spec("finetunes", "Traits of 24 finetunes", "Figures 5 and 15", DATA),
         _spec("finetuning_shift", "Finetuning shift and trait", "Figures 6 and 18", FINETUNES),
         _spec("prevention", "Steering after and during a finetune", "Figures 7 and 26", FINETUNES),

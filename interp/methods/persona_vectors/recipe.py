@@ -8,6 +8,7 @@ from typing import ClassVar
 from interp.errors import InterpError
 from interp.recipes.base import setting
 
+PROMPT, RESPONSE = "prompt", "response"
 BIAS, INCREMENTS, REMOVAL = FORMS = ("bias", "increments", "removal")
 
 
@@ -122,11 +123,15 @@ class SteeringRecipe:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecipe:
-    """Where an audit projects, and on how many random directions beside the persona vectors."""
+    """What an audit reads, where it projects, and on how many random directions beside the vectors."""
 
     layer: int | None = setting(
         None, "layer at which the shift is projected, from 1 on", least=1, shown="the middle"
     )
+    read: str = setting(
+        PROMPT, "prompt reads the stream at the last prompt token, as the paper does; response reads the "
+        "mean over neutral English prose that stands where a response would", choices=(PROMPT, RESPONSE),
+    )  # fmt: skip
     controls: int = setting(100, "random directions of equal norm beside each vector", least=10)
     seed: int = setting(0, "seed of the random directions", advanced=True)
 

@@ -65,4 +65,4 @@ class AuditFigureRecipe:
 
     finetunes: FinetuningRecipe = field(default_factory=FinetuningRecipe)
     audit: AuditRecipe = field(default_factory=lambda: AuditRecipe(controls=50))
-    prompts: int = setting(64, "everyday prompts that are read", least=2)
+    prompts: int = setting(32, "everyday prompts that are read", least=2)
