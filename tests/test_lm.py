@@ -193,7 +193,7 @@ def test_sites_have_the_names_of_the_cache(lm: LM) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model_type", ["gpt2", "jamba"])
+@pytest.mark.parametrize("model_type", ["gpt2", pytest.param("jamba", marks=pytest.mark.slow)])
 def test_z_and_neurons_are_those_of_transformer_lens(
     model_type: str, backend: str, batch: TokenBatch
 ) -> None:
@@ -484,7 +484,10 @@ def test_gradients_reach_what_is_added(lm: LM) -> None:
 # --- sampling ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend",
+    [name if name == "hooks" else pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS],
+)
 def test_a_seed_fixes_every_draw(chat_dir: Path, backend: str) -> None:
     """Whatever the batch size, the company and the backend."""
     lm = LM(open_model(str(chat_dir), backend=backend))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ OTHERS = tuple(name for name in BACKENDS if name != "hooks")
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``pair``: a backend beside the hooks, and a family that it runs."""
-    if "pair" not in metafunc.fixturenames:
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "pair" not in metafunc.fixturenames or "pair" in given:
         return
     every = metafunc.definition.get_closest_marker("every_family")
     kinds = known_model_types() if every else COVERING
@@ -123,6 +125,7 @@ def test_the_stream_agrees_and_so_do_logits_with_and_without_edits(
     assert_untouched(other.model, before)
 
 
+@pytest.mark.parametrize("pair", product(OTHERS, ("jamba", "llama")), ids="-".join, indirect=True)
 @pytest.mark.parametrize("positions", [-1, (-3, -1)])
 def test_positions_agree(other: Backend, plain: Backend, batch: TokenBatch, positions) -> None:
     sites = sites_of(other)

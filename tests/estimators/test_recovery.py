@@ -251,6 +251,7 @@ def test_ccs_finds_truth_from_consistency_alone() -> None:
     assert fitted.loss_ < 0.05
 
 
+@pytest.mark.slow
 def test_ccs_in_the_layout_of_its_paper_needs_a_mix_of_truths() -> None:
     """Sides "yes" and "no" with truth in both: found up to sign. True against false: centred away."""
     pos, neg, truth = answers()

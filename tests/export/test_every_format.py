@@ -37,7 +37,9 @@ HOLDS = {
 mixes dense and expert blocks, which llama.cpp does not run."""
 
 
-@pytest.fixture(params=[pytest.param(MODELS[0], marks=pytest.mark.slow), *MODELS[1:]])
+@pytest.fixture(
+    params=[*(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[:2]), *MODELS[2:]]
+)
 def opened(request: pytest.FixtureRequest, saved: Any) -> tuple[str, str, HooksBackend]:
     if request.param == "smollm2":
         return "smollm2", "smollm2", open_model("smollm2", dtype="float32")  # type: ignore[return-value]

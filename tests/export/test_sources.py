@@ -62,9 +62,11 @@ ADAPTERS = {
     ("model_type", "name"),
     [
         ("qwen3_moe", "alpha of a parameter"),  # experts that are saved one by one
-        ("mixtral", "two parameters"),  # the same, under other names
+        # the same, under other names
+        pytest.param("mixtral", "two parameters", marks=pytest.mark.slow),
         ("gpt_oss", "two parameters"),  # saved as they are in memory
-        ("granitemoe", "experts of granite"),  # saved fused, under another name
+        # saved fused, under another name
+        pytest.param("granitemoe", "experts of granite", marks=pytest.mark.slow),
     ],
 )
 def test_a_merged_adapter_gives_the_logits_of_peft(

@@ -45,7 +45,7 @@ def sharded(base, folder, size="20KB"):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_files_and_memory_give_the_same_bits(model_type, dtype, saved, tmp_path) -> None:
     base = saved(model_type, dtype=dtype)
     edit = base.ablated(embeddings=True)

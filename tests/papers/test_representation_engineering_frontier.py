@@ -133,6 +133,7 @@ def opened(study: Study, monkeypatch: pytest.MonkeyPatch) -> SeedRun:
     return SeedRun(Study("tiny:llama", limit=6, seeds=2), 0)
 
 
+@pytest.mark.slow
 def test_with_an_opener_the_family_acts_at_both_places_and_is_learned_once(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
