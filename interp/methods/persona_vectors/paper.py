@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interp.methods.persona_vectors.recipe import (
-    EvaluationRecipe,
-    ExtractionRecipe,
-    SteeringRecipe,
-)
+from interp.methods.persona_vectors.recipe import SteeringRecipe
 from interp.methods.persona_vectors.training_recipes import AuditFigureRecipe
 from interp.study import FigureSpec, Paper
 
@@ -43,23 +39,6 @@ STEERING = (
     ("cosines", "Cosines between traits", "steering_figures:persona_cosines", "Figure 20"),
 )  # fmt: skip
 """Name, title, function, and what it stands for."""
-CODER = "_coder"
-"""What the names of the second model's figures end with."""
-FLUENT = SteeringRecipe(
-    traits=("exclamatory", "hedging", "apologetic"),
-    depths=(0.3, 0.5, 0.7, 0.9),
-    strengths=(1.0, 2.0),
-    samples_monitored=1,
-    extraction=ExtractionRecipe(tokens=32, n_questions=5, validation_questions=2),
-    evaluation=EvaluationRecipe(n_questions=8, tokens=32),
-)
-"""Settings for a model that follows instructions and is eleven times as large: fewer questions."""
-ON_CODER = (
-    ("layer_sweep", "Trait score by steered block", "Figures 3 and 13"),
-    ("monitoring_system", "Monitoring graded system prompts", "Figure 4"),
-    ("positions", "Reductions compared at equal norm", "Figure 11"),
-    ("cosines", "Cosines between traits", "Figure 20"),
-)
 
 PAPER = Paper(
     key=KEY,
@@ -67,11 +46,6 @@ PAPER = Paper(
     arxiv="2507.21509",
     figures=(
         *(_own(*figure, SteeringRecipe()) for figure in STEERING),
-        *(
-            _own(f"{name}{CODER}", f"{title}, second model", f"second_model:{name}", stands_for, FLUENT,
-                 model="qwen2.5-coder-1.5b")
-            for name, title, stands_for in ON_CODER
-        ),
         _own("audit", "Audit: predicted and measured", "figures_audit:audit_figure", None,
              AuditFigureRecipe()),
         _spec("finetunes", "Traits of 24 finetunes", "Figures 5 and 15", DATA),
