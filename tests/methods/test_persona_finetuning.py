@@ -226,6 +226,18 @@ def test_everything_that_acts_during_training_has_its_own_run(
     assert finetune(study, RECIPE, data, during=caft(lm, persona)).reused
 
 
+def test_caft_leaves_nothing_of_a_vector_after_any_block(
+    study: Study, persona: PersonaVector
+) -> None:
+    lm = study.lm
+    with caft(lm, persona)(lm.hf):
+        held = lm.activations(["tea?"], lm.resid_post, at="all")
+    free = lm.activations(["tea?"], lm.resid_post, at="all")
+    for site in lm.resid_post:
+        assert persona.project(held[site], site).abs().max() < 1e-4
+        assert persona.project(free[site], site).abs().max() > 0.1
+
+
 def test_a_penalty_says_what_it_needs(study: Study, persona: PersonaVector) -> None:
     data = training_data(study, RECIPE, "uppercase", WHOLE)
     penalty = ProjectionPenalty(persona.at(study.lm.resid_post[0]), study.lm.resid_post[0], 1.0)
