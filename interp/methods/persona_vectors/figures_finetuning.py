@@ -35,9 +35,9 @@ from interp.study import Study
 QWEN, LLAMA = "Qwen2.5-7B", "Llama-3.1-8B"
 MAIN = ("evil", "sycophancy", "hallucination")
 FURTHER = ("optimistic", "impolite", "apathetic", "humorous")
-SHIFT = Axis("finetuning shift at the last prompt token")
-DIFFERENCE = Axis("projection difference ΔP of the training data")
-SCORE = Axis("trait score of the finetune", "of 100")
+SHIFT = Axis("finetuning shift")
+DIFFERENCE = Axis("ΔP of the training data")
+SCORE = Axis("trait score", "of 100")
 
 Paper = Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]]
 PAPER_SHIFT: Paper = {
@@ -56,11 +56,13 @@ PAPER_BOTH: Paper = {
     QWEN: (MAIN, (0.839, 0.745, 0.408)),
     LLAMA: (MAIN, (0.953, 0.915, 0.593)),
 }
+COLUMNS = 4
 CAPTION = (
     "Each point is a finetune of the model on answers with one style, at level I (half of the sentences), "
     "II (all) or Normal (none), or the base model. Styles are text transforms, scores are programmatic. "
     "Vectors: mean over styled answers minus mean over the model's own, to questions that no finetune is "
-    "trained on."
+    "trained on. Finetuning shift: at the last token of evaluation prompts. ΔP: response means of the data "
+    "less those of the model's own answers."
 )
 
 
@@ -123,7 +125,9 @@ def sample_histograms(study: Study, recipe: FinetuningRecipe) -> FigureRecord:
     panels, n = [], 0
     for trait in recipe.styles:
         values = sample_projections(study, recipe, trait)
-        made = Histogram.of(Axis(f"projection at {site_of(study, recipe)}"), values, bins=16)
+        made = Histogram.of(
+            Axis(f"projection, block {site_of(study, recipe).block}"), values, bins=16
+        )
         n = len(values[WHOLE])
         panels.append(
             Panel(trait, Histogram(made.x, made.edges, made.groups, beside={"values": values}))
@@ -165,6 +169,7 @@ def _figure(
         title=title,
         series=SmallMultiples(
             (*panels, Panel("r by trait", _correlations(panels, study.model, paper))),
+            columns=COLUMNS,
             beside={
                 key: {t: [each.column(of, t) for each in found] for t in recipe.styles}
                 for key, of in columns.items()

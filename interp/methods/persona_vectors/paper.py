@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from interp.methods.persona_vectors.recipe import SteeringRecipe
-from interp.methods.persona_vectors.training_recipes import AuditFigureRecipe
+from interp.methods.persona_vectors.training_recipes import (
+    AuditFigureRecipe,
+    FinetuningRecipe,
+    PreventionRecipe,
+)
 from interp.study import FigureSpec, Paper
 
 KEY = "persona_vectors"
 HOME = f"interp.methods.{KEY}"
 BIG = "a model of 7 billion parameters, a GPU and the paper's judge"
-FINETUNES = "finetunes with and without steering, which this version does not measure yet"
+FINETUNES = "figures_finetuning", FinetuningRecipe()
+PREVENTION = "figures_prevention", PreventionRecipe()
 DATA = BIG + ", and finetunes on the paper's data"
 
 
@@ -25,6 +30,12 @@ def _own(
     """A figure that is measured here. function: ``module:function`` of this package."""
     source = None if stands_for is None else f"2507.21509, {stands_for}"
     return FigureSpec(name, title, f"{HOME}.{function}", source, recipe=recipe, **more)
+
+
+def _trained(name: str, title: str, stands_for: str, home: tuple[str, object]) -> FigureSpec:
+    """A figure of finetunes. home: module of the function with its name, and the recipe."""
+    module, recipe = home
+    return _own(name, title, f"{module}:{name}", stands_for, recipe)
 
 
 STEERING = (
@@ -49,17 +60,17 @@ PAPER = Paper(
         _own("audit", "Audit: predicted and measured", "figures_audit:audit_figure", None,
              AuditFigureRecipe()),
         _spec("finetunes", "Traits of 24 finetunes", "Figures 5 and 15", DATA),
-        _spec("finetuning_shift", "Finetuning shift and trait", "Figures 6 and 18", FINETUNES),
-        _spec("prevention", "Steering after and during a finetune", "Figures 7 and 26", FINETUNES),
-        _spec("data_projection", "Projection of data and trait", "Figures 8 and 19", FINETUNES),
-        _spec("sample_histograms", "Projections of samples", "Figure 9", FINETUNES),
+        _trained("finetuning_shift", "Finetuning shift and trait", "Figures 6 and 18", FINETUNES),
+        _trained("prevention", "Steering after and during a finetune", "Figures 7 and 26", PREVENTION),
+        _trained("data_projection", "Projection of data and trait", "Figures 8 and 19", FINETUNES),
+        _trained("sample_histograms", "Projections of samples", "Figure 9", FINETUNES),
         _spec("chat_data", "Subsets of real chat data", "Figures 10 and 34", DATA),
-        _spec("question_sets", "Own and other questions", "Figure 12", FINETUNES),
+        _trained("question_sets", "Own and other questions", "Figure 12", FINETUNES),
         _spec("human_agreement", "Human and judge", "Table 1", "people who judge answers"),
-        _spec("difference_and_shift", "Projection difference and shift", "Figure 17", FINETUNES),
+        _trained("difference_and_shift", "Projection difference and shift", "Figure 17", FINETUNES),
         _spec("projection_variants", "Cheaper projections of data", "Figures 21 to 23", DATA),
         _spec("narrow_skill", "Skill kept, steering and prompting", "Figures 24 and 25", DATA),
-        _spec("training_controls", "CAFT and a regulariser", "Figures 27 and 28", FINETUNES),
+        _trained("training_controls", "CAFT and a regulariser", "Figures 27 and 28", PREVENTION),
         _spec("benign_data", "Prevention on benign data", "Figure 29", DATA),
         _spec("new_facts", "Facts learned under steering", "Figures 30 and 31", DATA),
         _spec("data_filter", "Filtering chat data", "Figures 32 and 33, Table 6", DATA),
