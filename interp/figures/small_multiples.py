@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from interp.figures import style
@@ -19,6 +20,8 @@ PLOT = (2.9, 2.45)
 """Inches of a plot of one pair of axes, its labels included."""
 FRAME = 0.85
 """Inches of title and footer."""
+LONGEST = 32
+"""Characters of a line of an axis label: a longer one would reach into the next plot."""
 LETTER, KEY = 0.068, 0.5
 """Inches of a letter of the legend, and of the sign before its text."""
 
@@ -67,6 +70,9 @@ def _plots(figure: FigureBase, series: SmallMultiples) -> None:
     for spare in axes[len(drawn) :]:
         spare.remove()
     _drop_repeated_labels(drawn, columns)
+    for each in drawn:
+        each.set_xlabel(textwrap.fill(each.get_xlabel(), LONGEST))
+        each.set_ylabel(textwrap.fill(each.get_ylabel(), LONGEST))
     _legend(figure, drawn, series)
 
 
