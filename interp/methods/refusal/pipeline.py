@@ -163,7 +163,7 @@ def run(
         measured = _measured(result.rows, deltas[MAIN], prompts, card, judge)
         for name, to in FORMATS.items():
             result.paths[name] = out / name
-            result.exports[name] = _export(deltas[MAIN], to, out / name, card, measured, say)
+            result.exports[to] = _export(deltas[MAIN], to, out / name, card, measured, say)
     return result
 
 
