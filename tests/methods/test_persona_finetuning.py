@@ -202,6 +202,7 @@ def test_steering_is_gone_after_training_and_the_adapter_is_all_that_is_left(
     assert all("down_proj" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_everything_that_acts_during_training_has_its_own_run(
     study: Study, persona: PersonaVector
 ) -> None:
