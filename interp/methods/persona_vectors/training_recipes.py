@@ -52,7 +52,9 @@ class PreventionRecipe:
     """How steering while training is compared with steering after it, and with other controls."""
 
     finetunes: FinetuningRecipe = field(default_factory=FinetuningRecipe)
-    traits: tuple[str, ...] = setting(("exclamatory", "hedging"), "traits of the recipe's styles")
+    traits: tuple[str, ...] = setting(
+        ("uppercase", "apologetic", "exclamatory", "hedging"), "traits of the recipe's styles"
+    )
     coefficients: tuple[float, ...] = setting((1.0, 2.0), "α; 1 must be among them")
     random_draws: int = setting(3, "random vectors of equal norm at α = 1; each trains", least=1)
     penalty: float = setting(1.0, "weight of the penalty in the loss", least=0)
