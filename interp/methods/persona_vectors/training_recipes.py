@@ -67,4 +67,4 @@ class AuditFigureRecipe:
 
     finetunes: FinetuningRecipe = field(default_factory=FinetuningRecipe)
     audit: AuditRecipe = field(default_factory=lambda: AuditRecipe(controls=50))
-    prompts: int = setting(32, "everyday prompts that are read", least=2)
+    prompts: int = setting(8, "everyday prompts that are read", least=2)
