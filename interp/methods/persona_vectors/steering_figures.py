@@ -277,7 +277,7 @@ def positions(study: Study, recipe: SteeringRecipe) -> FigureRecord:
             low, high = zip(*(a.interval or (None, None) for a in own), strict=True)
             lines.append(Line(name, [a.score for a in own], low, high))
         marks = [] if base.score is None else [Mark("y", base.score, UNSTEERED)]
-        x = Places("norm of what is added", "of the stream", values=[s * norm for s in SHARES])
+        x = Places("norm of what is added", values=[s * norm for s in SHARES])
         panels.append(Panel(each.trait.name, Lines(x, SCORE, lines, marks)))
     series = SmallMultiples(panels, share=("y",), beside=about_traits(found, failed))
     return _record(
