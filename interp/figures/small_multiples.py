@@ -22,6 +22,8 @@ FRAME = 0.85
 """Inches of title and footer."""
 LONGEST = 32
 """Characters of a line of an axis label: a longer one would reach into the next plot."""
+LINE = 0.17
+"""Inches of a further line of an axis label."""
 LETTER, KEY = 0.068, 0.5
 """Inches of a letter of the legend, and of the sign before its text."""
 
@@ -70,10 +72,25 @@ def _plots(figure: FigureBase, series: SmallMultiples) -> None:
     for spare in axes[len(drawn) :]:
         spare.remove()
     _drop_repeated_labels(drawn, columns)
-    for each in drawn:
-        each.set_xlabel(textwrap.fill(each.get_xlabel(), LONGEST))
-        each.set_ylabel(textwrap.fill(each.get_ylabel(), LONGEST))
+    _break_labels(figure, drawn, (columns, rows))
     _legend(figure, drawn, series)
+
+
+def _break_labels(figure: FigureBase, drawn: list[Axes], grid: tuple[int, int]) -> None:
+    """Break long axis labels between words, and give the figure the room that their lines take."""
+    lines = {"x": 1, "y": 1}
+    for axes in drawn:
+        for name in lines:
+            label = textwrap.fill(
+                getattr(axes, f"get_{name}label")(), LONGEST, break_long_words=False
+            )
+            getattr(axes, f"set_{name}label")(label)
+            lines[name] = max(lines[name], label.count("\n") + 1)
+    width, height = figure.figure.get_size_inches()
+    columns, rows = grid
+    figure.figure.set_size_inches(
+        width + LINE * columns * (lines["y"] - 1), height + LINE * rows * (lines["x"] - 1)
+    )
 
 
 def _share(drawn: list[Axes], name: str) -> None:
