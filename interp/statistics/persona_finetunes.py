@@ -17,6 +17,10 @@ STEERED, CAFT, PENALTY = "steered while training", "CAFT", "penalty in the loss"
 SCORE, NLL = "score", "NLL of neutral text"
 
 
+Columns = Mapping[str, Sequence[float | None]]
+"""By trait, a value for each finetune."""
+
+
 def panel(trait: str, measure: str) -> str:
     """Title of the panel of one measure of one trait."""
     return f"{trait}: {measure}"
@@ -33,6 +37,17 @@ def _r(x: Sequence[float | None], y: Sequence[float | None]) -> float:
     """Pearson's r; 0 where it does not exist."""
     found = related(x, y)
     return 0.0 if found is None else found.r
+
+
+def _least_r(predicted: Columns, change: Columns) -> float:
+    """Least r over traits."""
+    return min(_r(predicted[trait], change[trait]) for trait in change)
+
+
+def _least_low(predicted: Columns, change: Columns) -> float:
+    """Least lower end of Fisher's interval over traits; −1 where there is none."""
+    found = (related(predicted[trait], change[trait]) for trait in change)
+    return min(-1.0 if each is None or each.low is None else each.low for each in found)
 
 
 @statistics("finetunes")
@@ -170,10 +185,6 @@ def audit(series: SmallMultiples) -> dict[str, float]:
     """
     about = series.beside
     shift, change, styles = about["shift"], about["change"], about["styles"]
-    found = {trait: related(shift[trait], change[trait]) for trait in shift}
-    lows = [
-        each.low if each is not None and each.low is not None else -1.0 for each in found.values()
-    ]
     signs = [
         (a > 0) == (b > 0)
         for trait in shift
@@ -193,10 +204,10 @@ def audit(series: SmallMultiples) -> dict[str, float]:
         for trait in shift
     ]
     return {
-        "least_r": min(_r(shift[trait], change[trait]) for trait in shift),
-        "least_r_low": min(lows),
-        "response_least_r": min(_r(about["response"][trait], change[trait]) for trait in shift),
-        "weights_least_r": min(_r(about["weights"][trait], change[trait]) for trait in shift),
+        "least_r": _least_r(shift, change),
+        "least_r_low": _least_low(shift, change),
+        "response_least_r": _least_r(about["response"], change),
+        "weights_least_r": _least_r(about["weights"], change),
         "sign": fmean(signs) if signs else 0.0,
         "clear": len(signs),
         "named": fmean(named) if named else 0.0,
