@@ -193,6 +193,33 @@ def test_small_multiples_draw_each_series_and_one_legend() -> None:
     assert not any("r = " in label for label in labels(figure))
 
 
+def test_a_label_has_one_colour_in_all_plots_of_a_legend() -> None:
+    x, y = Axis("x"), Axis("y")
+    own, others = Group("own", [1], [2]), Group("others", [3], [4])
+    panels = [Panel("a", Scatter(x, y, [own, others])), Panel("b", Scatter(x, y, [others, own]))]
+    colours = [
+        {label: to_hex(handle.lines[0].get_color()) for handle, label in zip(*found, strict=True)}
+        for found in (
+            axes.get_legend_handles_labels() for axes in drawn_as(SmallMultiples(panels)).axes
+        )
+    ]
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 2
+
+
+def test_names_too_long_for_a_small_plot_are_slanted() -> None:
+    bars = Bars(
+        Names("", ["exclamatory", "uppercase", "apologetic"]), Axis("y"), [BarGroup("b", [1, 2, 3])]
+    )
+    (alone,) = drawn_as(bars).axes
+    panels = [Panel(name, bars) for name in "abc"]
+    small = drawn_as(SmallMultiples(panels)).axes[0]
+    assert [axes.get_xticklabels()[0].get_rotation() > 0 for axes in (alone, small)] == [
+        False,
+        True,
+    ]
+
+
 def test_small_multiples_may_share_limits_and_hold_plots_of_several_axes() -> None:
     plots = [Scatter(Axis("x"), Axis("y"), [Group("a", [0, 1], [0, top])]) for top in (1, 50)]
     panels = [Panel(str(i), plot) for i, plot in enumerate(plots)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from interp.figures import style
@@ -16,10 +17,10 @@ WIDTH = 0.8
 """Of the distance between two categories: all bars of one category together."""
 
 
-def plot(axes: Axes, series: Bars) -> None:
+def plot(axes: Axes, series: Bars, order: Sequence[str] = ()) -> None:
     ends = (g.values + (g.low or ()) + (g.high or ()) for g in series.groups)
     set_axis(axes, "y", series.y, [v for values in ends for v in values])
-    for k, group in enumerate(series.groups):
+    for k, group in style.in_turn(series.groups, order):
         _bars(axes, group, k, WIDTH / len(series.groups), len(series.groups))
     if series.y.scale == "linear":
         axes.axhline(0, color=style.INK, linewidth=0.8)

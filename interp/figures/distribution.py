@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from interp.figures import style
@@ -18,9 +19,9 @@ GOLDEN = 0.618033988749895
 """Multiples of it modulo 1 spread points evenly, the same way every time."""
 
 
-def plot(axes: Axes, series: Distribution) -> None:
+def plot(axes: Axes, series: Distribution, order: Sequence[str] = ()) -> None:
     set_axis(axes, "y", series.y, [v for group in series.groups for v in group.values])
-    for k, group in enumerate(series.groups):
+    for k, group in style.in_turn(series.groups, order):
         _sample(axes, series, group, k)
     names = tuple(f"{group.label}\nn = {len(group.values)}" for group in series.groups)
     style.name_categories(axes, Names("", names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from interp.figures import style
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 DASHES = ("-", "--", "-.", ":")
 
 
-def plot(axes: Axes, series: Histogram) -> None:
+def plot(axes: Axes, series: Histogram, order: Sequence[str] = ()) -> None:
     set_axis(axes, "x", series.x, series.edges)
     axes.set_ylabel(style.axis_label(Axis("share", "%") if series.share else Axis("count")))
-    for k, group in enumerate(series.groups):
+    for k, group in style.in_turn(series.groups, order):
         total = sum(group.counts)
         heights = [100 * c / total for c in group.counts] if series.share else group.counts
         axes.stairs(heights, series.edges, fill=True, color=style.colour(k), alpha=0.25)

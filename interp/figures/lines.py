@@ -17,10 +17,10 @@ MOST_MARKERS = 40
 MARK_DASHES = (":", "-.", (0, (5, 4)))
 
 
-def plot(axes: Axes, series: Lines) -> None:
+def plot(axes: Axes, series: Lines, order: Sequence[str] = ()) -> None:
     set_axis(axes, "x", series.x, series.x.values)
     set_axis(axes, "y", series.y, [v for line in series.lines for v in line.values])
-    for k, line in enumerate(series.lines):
+    for k, line in style.in_turn(series.lines, order):
         _line(axes, series, line, k)
     draw_marks(axes, series.marks)
 

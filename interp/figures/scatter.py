@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot(axes: Axes, series: Scatter) -> None:
+def plot(axes: Axes, series: Scatter, order: Sequence[str] = ()) -> None:
     for name, axis in (("x", series.x), ("y", series.y)):
         set_axis(axes, name, axis, [v for g in series.groups for v in getattr(g, name)])
-    for k, group in enumerate(series.groups):
+    for k, group in style.in_turn(series.groups, order):
         _points(axes, series, group, k)
+    turns = {group.label: k for k, group in style.in_turn(series.groups, order)}
     for label, fit in series.fits.items():
-        _fit(axes, series, label, fit)
+        colour = style.colour(turns[label]) if label else style.INK
+        _fit(axes, series, label, fit, colour)
     draw_marks(axes, series.marks)
 
 
@@ -36,15 +38,13 @@ def _note(label: str, fit: Correlation) -> str:
     return f"{label}: {text}" if label else text
 
 
-def _fit(axes: Axes, series: Scatter, label: str, fit: Correlation) -> None:
+def _fit(axes: Axes, series: Scatter, label: str, fit: Correlation, colour: str) -> None:
     chosen = [g for g in series.measured if g.label == label] if label else series.measured
     x = [p[0] for group in chosen for p in group.points]
     ends = [min(x), max(x)]
-    k = next((k for k, g in enumerate(series.groups) if g.label == label), 0)
     axes.plot(
         ends, [fit.intercept + fit.slope * v for v in ends], label=_note(label, fit),
-        color=style.colour(k) if label else style.INK, linestyle="-" if label else "--",
-        linewidth=1.2, zorder=2,
+        color=colour, linestyle="-" if label else "--", linewidth=1.2, zorder=2,
     )  # fmt: skip
 
 

@@ -64,8 +64,12 @@ def _plots(figure: FigureBase, series: SmallMultiples) -> None:
     grid = figure.subplots(rows, columns, squeeze=False)
     axes = list(grid.flat)
     drawn = axes[: len(series.panels)]
+    orders: dict[str, list[str]] = {}
+    for panel in series.panels:
+        known = orders.setdefault(panel.series.kind, [])
+        known += [label for label in _named(panel) if label not in known]
     for each, panel in zip(drawn, series.panels, strict=True):
-        renderer(panel.series).plot(each, panel.series)
+        renderer(panel.series).plot(each, panel.series, orders[panel.series.kind])
         each.set_title("\n".join([panel.title, *_notes(panel)]), loc="left", fontsize=9)
     for name in series.share:
         _share(drawn, name)
@@ -131,5 +135,10 @@ def _notes(panel: Panel) -> list[str]:
 def _labels(panel: Panel) -> list[str]:
     """Texts of the legend, up to a few letters."""
     series: Any = panel.series
-    named = getattr(series, "lines", None) or getattr(series, "groups", ())
-    return [part.label for part in (*named, *series.marks)]
+    return [*_named(panel), *(mark.label for mark in series.marks)]
+
+
+def _named(panel: Panel) -> list[str]:
+    """Labels of what is drawn in colours of its own."""
+    series: Any = panel.series
+    return [part.label for part in getattr(series, "lines", None) or getattr(series, "groups", ())]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp.figures.labels import FONT, drawable
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from interp.records import FigureRecord
     from interp.series import Names
 
+P = TypeVar("P", bound=Any)
+
 SIZE = (7.5, 4.2)
 """Inches; readable at the width of a notebook cell."""
 
 FOOTER_CHARACTERS = 122
-ROOM = 75
-"""Letters of category names that fit side by side below a plot; longer ones are written slantwise."""
+ROOM = 13
+"""Letters of category names that fit side by side in an inch of a plot; longer ones are written slantwise."""
 SLANT = 30
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
@@ -74,6 +77,14 @@ def marker(index: int) -> str:
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
+def in_turn(parts: Sequence[P], order: Sequence[str]) -> Iterator[tuple[int, P]]:
+    """Every labelled part with the turn of its colour and marker: its place in ``order``, or among ``parts``.
+
+    order: labels of several plots with one legend, in which a label looks the same everywhere.
+    """
+    return ((order.index(part.label) if order else k, part) for k, part in enumerate(parts))
+
+
 def axis_label(axis: Any) -> str:
     """``label (unit)`` of a part that has both; a count, a share or an index has no unit."""
     return f"{axis.label} ({axis.unit})" if axis.unit else axis.label
@@ -81,7 +92,9 @@ def axis_label(axis: Any) -> str:
 
 def name_categories(axes: Axes, names: Names) -> None:
     """Names below their places 0, 1 …, slantwise where they are too long to stand side by side."""
-    long = sum(max(map(len, name.split("\n"))) + 2 for name in names.names) > ROOM
+    letters = sum(max(map(len, name.split("\n"))) + 2 for name in names.names)
+    width = axes.get_position().width * axes.figure.get_figwidth()
+    long = letters > ROOM * width
     axes.set_xticks(
         range(len(names.names)), names.names, rotation=SLANT if long else 0,
         ha="right" if long else "center",
