@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import interp
+from interp.claims import computed
 from interp.errors import PersonaError
 from interp.judges import TraitJudge
 from interp.judges.agreement import Agreement
@@ -42,6 +44,23 @@ from interp.methods.persona_vectors.sweeps import (
     together,
 )
 from interp.records import FigureRecord, outcomes
+from interp.series import (
+    Axis,
+    BarGroup,
+    Bars,
+    Cells,
+    Column,
+    HeatMap,
+    Line,
+    Lines,
+    MapPanel,
+    Mark,
+    Names,
+    Panel,
+    Places,
+    SmallMultiples,
+    Table,
+)
 from interp.study import Study
 
 RECIPE = SteeringRecipe(
@@ -111,6 +130,82 @@ def test_a_trait_whose_answers_every_setting_ruins_is_left_out(study: Study) -> 
     study.once("persona: studied", lambda: (ruined, {}), recipe=strict)
     with pytest.raises(PersonaError, match="add weaker strengths"):
         steerable(study, strict)
+
+
+def test_a_kept_answer_is_of_this_very_vector(tmp_path: Path) -> None:
+    kept = Study.of(interp.open_model("tiny:llama"), kept=tmp_path)
+    each = planted(kept)[0][0]
+    setting = each.settings[-1]
+    _, one = each.answered("persona_sweep", [setting], each.halves[0])
+    other = replace(setting, vector=-setting.vector)
+    assert each.answered("persona_sweep", [other], each.halves[0])[1] != one
+    assert each.answered("persona_sweep", [setting], each.halves[0])[1] == one
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+SCORE = Axis("score")
+
+
+def panels(*series: Lines) -> SmallMultiples:
+    return SmallMultiples([Panel(f"trait {i}", each) for i, each in enumerate(series)])
+
+
+def by_block(*values: list[float], base: float = 10.0) -> Lines:
+    lines = [Line(f"α = {i}", each) for i, each in enumerate(values)]
+    return Lines(Places("block", values=[1, 2, 3]), SCORE, lines, [Mark("y", base, "unsteered")])
+
+
+def test_the_sweep_counts_gains_over_the_base_and_peaks_inside() -> None:
+    series = panels(by_block([10, 20, 15], [10, 60, 30]), by_block([12, 14, 35]))
+    assert computed("layer_sweep/least_gain", series) == 25
+    assert computed("layer_sweep/inner_peaks", series) == 0.5
+
+
+def test_a_trait_clears_its_controls_if_no_vector_of_any_reaches_it() -> None:
+    def group(label: str, means: list[float], tops: list[float]) -> BarGroup:
+        return BarGroup(label, means, [0.0] * len(tops), tops)
+
+    series = Bars(
+        Names("trait", ["a", "b", "c"]),
+        SCORE,
+        [
+            group("unsteered", [5, 5, 40], [90, 90, 90]),
+            group("persona vector", [50, 50, 30], [60, 60, 60]),
+            group("random, equal norm", [10, 10, 10], [49, 51, 20]),
+            group("random, equal damage", [10, 10, 10], [20, 20, 20]),
+            group("labels shuffled", [10, 10, 10], [20, 20, 20]),
+        ],
+    )
+    assert computed("steering_controls/traits_above_controls", series) == 1
+
+
+def test_reductions_and_halves_are_compared_in_the_mean_and_at_the_least() -> None:
+    places = Places("norm", values=[1, 2])
+    lines = [
+        Line(name, values)
+        for name, values in (
+            ("response_avg", [10, 30]), ("prompt_avg", [10, 20]), ("prompt_last", [30, 30]),
+        )
+    ]  # fmt: skip
+    series = panels(Lines(places, SCORE, lines))
+    assert computed("positions/response_beyond_prompt_avg", series) == 5
+    assert computed("positions/response_beyond_prompt_last", series) == -10
+    names = Names("trait", ["a", "b"])
+    values = MapPanel("cosine", [[1.0, 0.4], [0.4, 1.0]])
+    heat = HeatMap(names, names, [values], beside={"split_half": [0.9, 0.6]})
+    assert computed("persona_cosines/least_split_half", heat) == 0.6
+    assert computed("persona_cosines/split_half_beyond_others", heat) == pytest.approx(0.2)
+
+
+def test_within_conditions_that_do_not_vary_count_as_no_correlation() -> None:
+    columns = [Column(name) for name in ("s", "s within", "m", "m within")]
+    rows = [
+        Cells("ours", [0.5, 0.1, 0.7, None]),
+        Cells("paper", [0.9, 0.9, 0.9, 0.9], theirs=True),
+    ]
+    found = computed("monitoring_correlations/overall_beyond_within", Table(columns, rows))
+    assert found == pytest.approx(0.55)
 
 
 # --- settings in one batch ------------------------------------------------------------------------

@@ -13,8 +13,6 @@ import torch
 from interp.claims import Claim
 from interp.data.text import neutral_passages
 from interp.errors import PersonaError
-from interp.estimators import RandomDirection
-from interp.evaluate.divergence import neutral_batch, passage_nats
 from interp.interventions import Interventions
 from interp.methods.persona_vectors.data import WHOLE, chat_of
 from interp.methods.persona_vectors.edits import steering
@@ -29,6 +27,7 @@ from interp.methods.persona_vectors.prevention import (
 )
 from interp.methods.persona_vectors.projections import response_means
 from interp.methods.persona_vectors.scoring import Answers
+from interp.methods.persona_vectors.sweeps import passage_nll, random_vectors
 from interp.methods.persona_vectors.training_recipes import PreventionRecipe
 from interp.methods.persona_vectors.vectors import RESPONSE_AVG, PersonaVector
 from interp.records import FigureRecord
@@ -166,11 +165,8 @@ def _sweep(study: Study, recipe: PreventionRecipe, trait: str) -> _Sweep:
 
 def _random(persona: PersonaVector, seed: int) -> PersonaVector:
     """Random vectors, each with the norm of the row that it stands for."""
-    drawn = [
-        RandomDirection(seed).fit(row[None], torch.zeros_like(row)[None]).vector_
-        for row in persona.rows
-    ]
-    return PersonaVector(f"random {seed}", {RESPONSE_AVG: torch.stack(drawn)})
+    drawn = torch.cat([random_vectors(row, 1, seed) for row in persona.rows])
+    return PersonaVector(f"random {seed}", {RESPONSE_AVG: drawn})
 
 
 def _points(
@@ -192,8 +188,7 @@ def _points(
         edits = [None] if edit is None else [
             steering(vectors(study, inner)[trait], site_of(study, inner), -a) for a in amounts
         ]  # fmt: skip
-        found = (passage_nats(lm, neutral_batch(lm, texts), each) for each in edits)
-        return [float(nats.sum() / tokens.sum()) for nats, tokens in found]
+        return [passage_nll(lm, texts, each) for each in edits]
 
     nll = study.resumed(
         "finetune_nll", measured, run=run.path.name, texts=texts, finetunes=inner, **about

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-import torch
-
 from interp.errors import PersonaError
 from interp.judges import Judge
 from interp.lm import LM
+from interp.methods.persona_vectors.projections import prompt_ends
 from interp.methods.persona_vectors.recipe import EvaluationRecipe
 from interp.methods.persona_vectors.rollouts import Context
 from interp.methods.persona_vectors.scoring import answers
@@ -101,8 +100,7 @@ def project_prompts(
     lm: LM, persona: PersonaVector, site: Site, prompts: Sequence[str]
 ) -> list[float]:
     """Projections ``(h · v) / ‖v‖`` of the last prompt token at a site."""
-    stream: torch.Tensor = lm.activations(list(prompts), site)[site]
-    return [float(value) for value in persona.project(stream, site)]
+    return persona.project(prompt_ends(lm, prompts, site), site).tolist()
 
 
 def overall(rows: Sequence[Monitored]) -> Correlation:

@@ -58,8 +58,6 @@ def shots_of(each: Studied) -> tuple[Context, ...]:
     """Conditions of up to 20 earlier turns that show the trait: surviving responses, one a question."""
     rows = each.pairs[0]
     examples = dict(zip(rows.prompts, rows.responses, strict=True))
-    if not examples:
-        raise PersonaError(f"{each.trait.name} has no responses to show")
     most = min(MOST_SHOTS, len(examples))
     return many_shots(list(examples.items())[:most], [n for n in SHOTS if n <= most])
 

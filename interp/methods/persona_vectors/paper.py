@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from interp.methods.persona_vectors.recipe import SteeringRecipe
 from interp.methods.persona_vectors.training_recipes import (
     AuditFigureRecipe,
@@ -25,11 +23,11 @@ def _spec(name: str, title: str, stands_for: str, needs: str) -> FigureSpec:
 
 
 def _own(
-    name: str, title: str, function: str, stands_for: str | None, recipe: object = None, **more: Any
+    name: str, title: str, function: str, stands_for: str | None, recipe: object
 ) -> FigureSpec:
     """A figure that is measured here. function: ``module:function`` of this package."""
     source = None if stands_for is None else f"2507.21509, {stands_for}"
-    return FigureSpec(name, title, f"{HOME}.{function}", source, recipe=recipe, **more)
+    return FigureSpec(name, title, f"{HOME}.{function}", source, recipe=recipe)
 
 
 def _trained(name: str, title: str, stands_for: str, home: tuple[str, object]) -> FigureSpec:

@@ -13,6 +13,7 @@ from interp.backends.steps import Sampling
 from interp.claims import Claim
 from interp.edits import applied
 from interp.errors import NotExpressible
+from interp.methods.persona_vectors.activations import conversations
 from interp.methods.persona_vectors.edits import steering
 from interp.methods.persona_vectors.paper import KEY
 from interp.methods.persona_vectors.recipe import SteeringRecipe
@@ -60,6 +61,8 @@ from interp.study import Study
 SCORE = Axis("trait score", "0–100", limits=(0, 100))
 SHARES = (0.5, 1.0, 1.5)
 """Multiples of the chosen setting's norm at which reductions are compared."""
+COSINE_DEPTH = 0.65
+"""Where vectors of traits are compared, as a share of the stack."""
 GREEDY_TOKENS = 24
 """Tokens over which the text of hook and weight diff is compared."""
 
@@ -216,10 +219,8 @@ def _controls(each: Studied) -> dict[str, Any]:
 
 
 def _stream(each: Studied, setting: Setting) -> torch.Tensor:
-    """Mean norm of the stream at a setting's site over the answers of both sides."""
-    from interp.methods.persona_vectors.activations import conversations
-
-    rows = each.pairs[1]
+    """Norm of the mean activation of a response without the trait, mean over responses."""
+    _, rows = each.pairs
     found = each.lm.activations(
         conversations(each.lm, rows), setting.site, at="response", reduce="mean"
     )
@@ -294,7 +295,8 @@ def positions(study: Study, recipe: SteeringRecipe) -> FigureRecord:
 def persona_cosines(study: Study, recipe: SteeringRecipe) -> FigureRecord:
     """Cosines between the vectors of traits at one block, and of two halves of each (Figure 20)."""
     found, failed = studied(study, recipe)
-    site = found[0].lm.resid_post[round(0.65 * found[0].lm.n_blocks) - 1]
+    lm = found[0].lm
+    site = lm.resid_post[round(COSINE_DEPTH * lm.n_blocks) - 1]
     between = cosines([each.persona for each in found], site)
     halves = []
     for each in found:
@@ -313,5 +315,5 @@ def persona_cosines(study: Study, recipe: SteeringRecipe) -> FigureRecord:
         "cosines", "Cosines between traits", series, study, found,
         claims=COSINES,
         caption=f"At the output of block {site.block}. Between two random directions: about "
-        f"{found[0].lm.d_model ** -0.5:.2f}.",
+        f"{lm.d_model ** -0.5:.2f}.",
     )  # fmt: skip

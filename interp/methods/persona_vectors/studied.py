@@ -24,6 +24,7 @@ from interp.methods.persona_vectors.traits import Trait, shipped_trait
 from interp.methods.persona_vectors.vectors import PersonaVector
 from interp.sites import Site
 from interp.study import Study
+from interp.training.content import tensor_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class Studied:
             "evaluation": self.recipe.evaluation,
             "questions": list(questions),
             "extraction": self.recipe.extraction,
-            "settings": [[s.site.hook_name, s.vector_name, s.coefficient] for s in whole],
+            "settings": [[s.site.hook_name, s.coefficient, tensor_hash(s.vector)] for s in whole],
         }
         make = partial(_answered, self.lm, self.judge, whole, questions, self.recipe.evaluation)
         return [Answers.from_json(each) for each in self.study.resumed(step, make, **about)]

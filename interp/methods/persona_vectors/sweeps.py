@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.backends.protocol import AnyEdit
 from interp.data.text import neutral_passages
 from interp.errors import PersonaError
+from interp.estimators import RandomDirection
 from interp.evaluate.divergence import neutral_batch, passage_nats
 from interp.interventions import Interventions, add
 from interp.lm import LM
@@ -32,7 +34,7 @@ PASSAGES = 6
 class Setting:
     """One vector added at one site, ``h ← h + coefficient · vector``, at all positions.
 
-    vector_name: what the vector is; figures show it, and kept steps go by it.
+    vector_name: what the vector is, in words.
     """
 
     site: Site
@@ -57,9 +59,10 @@ def together(settings: Sequence[Setting]) -> Interventions:
 
 
 def random_vectors(vector: Vector, n: int, seed: int = 0) -> Vectors:
-    """Random directions with the norm of ``vector``."""
-    drawn = torch.randn(n, len(vector), generator=torch.Generator().manual_seed(seed))
-    return drawn * (vector.float().norm() / drawn.norm(dim=-1, keepdim=True))
+    """Random directions with the norm of ``vector``, of the seeds from ``seed`` on."""
+    row, zero = vector.float()[None], torch.zeros(1, len(vector))
+    drawn = [RandomDirection(seed + i).fit(row, zero).vector_ for i in range(n)]
+    return torch.stack(drawn)
 
 
 def shuffled_vectors(differences: Float[Tensor, "pair d_model"], n: int, seed: int = 0) -> Vectors:
@@ -87,6 +90,11 @@ def neutral_nll(lm: LM, setting: Setting | None, passages: Sequence[str] | None 
     """
     passages = neutral_passages()[:PASSAGES] if passages is None else passages
     edit = None if setting is None else add(setting.site, setting.vector, setting.coefficient)
+    return passage_nll(lm, passages, edit)
+
+
+def passage_nll(lm: LM, passages: Sequence[str], edit: AnyEdit = None) -> float:
+    """NLL per token of passages in nats."""
     nats, tokens = passage_nats(lm.using(watch=unwatched), neutral_batch(lm, passages), edit)
     return float(nats.sum() / tokens.sum())
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import NoDirection, PersonaError, SiteError
+from interp.evaluate import geometry
 from interp.export.tensors import plain
 from interp.files import publish_directory, write_json
 from interp.models.ruler import Ruler
@@ -208,10 +209,9 @@ def projection(
 def cosines(personas: Sequence[PersonaVector], site: Site) -> Float[Tensor, "n n"]:
     """Cosines between the vectors of several traits at one site. NoDirection for a vector that is zero."""
     rows = torch.stack([persona.at(site).float() for persona in personas])
-    if not bool((lengths := rows.norm(dim=-1, keepdim=True)).all()):
+    if not bool(rows.any(dim=-1).all()):
         raise NoDirection(f"a persona vector is zero at {site}; choose another place")
-    unit = rows / lengths
-    return unit @ unit.T
+    return geometry.cosines(rows).float()
 
 
 def check_target(folder: Path) -> None:
