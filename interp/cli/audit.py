@@ -55,8 +55,8 @@ def command(
     OTHER is a delta, a LoRA adapter, a LoRA GGUF, or a finetuned or merged model directory. Both models read
     neutral prompts, and the mean shift of the stream is projected on each persona vector (arXiv 2507.21509,
     §4.2); 1 is the shift that adding the vector makes. With --read response they read prose in place of their
-    responses. Beside it: what the changed matrices write along the
-    vector on what they read in BASE, and the same for random directions.
+    responses. Beside the shift stand what the changed matrices write along the vector on what they read in
+    BASE, and the same for random directions.
     """
     from interp.cli.progress import watching
     from interp.data import load_class

@@ -94,6 +94,7 @@ def monitor(
     over everything and within system texts.
     """
     from interp.cli.progress import watching
+    from interp.cli.tables import table
     from interp.methods.persona_vectors.monitoring import project_prompts
 
     with watching() as watch:
@@ -105,7 +106,7 @@ def monitor(
     result: dict[str, Any] = {"layer": site.block + 1}
     if prompts:
         cells = [[p, f"{value:.2f}"] for p, value in zip(prompts, found, strict=True)]
-        _table("projections", ("prompt", ">projection"), cells)
+        table("projections", ("prompt", ">projection"), cells)
         result["rows"] = [
             {"prompt": p, "projection": v} for p, v in zip(prompts, found, strict=True)
         ]
@@ -132,6 +133,7 @@ def _correlations(each: Studied, rows: list[Monitored]) -> dict[str, Any]:
     """Means by system text and correlations, shown and as JSON."""
     from statistics import fmean
 
+    from interp.cli.tables import table
     from interp.methods.persona_vectors.monitoring import (
         graded_systems,
         overall,
@@ -144,7 +146,7 @@ def _correlations(each: Studied, rows: list[Monitored]) -> dict[str, Any]:
         if own:
             means = [fmean(row.projection for row in own), fmean(row.score for row in own)]
             cells.append([condition.name, condition.system or "", *(f"{m:.2f}" for m in means)])
-    _table("means by system text", ("", "system text", ">projection", ">score"), cells)
+    table("means by system text", ("", "system text", ">projection", ">score"), cells)
     whole, within = overall(rows), within_conditions(rows)
     click.echo(f"r = {whole.r:.2f} over {whole.n} points" + _between(whole.low, whole.high))
     apart = "no scores that vary" if within is None else f"r = {within:.2f}"
@@ -228,12 +230,6 @@ def _layer(text: str) -> int:
         return int(text)
     except ValueError:
         raise PersonaError(f"--layer {text} is neither auto nor a number") from None
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    from interp.cli.tables import table
-
-    table(title, columns, rows)
 
 
 def _tell(questions: list[str], strengths: list[float], found: list[Any]) -> None:

@@ -58,9 +58,9 @@ def command(
 
     PAPER is one of `interp papers`, or that of --paper-path. Long figures keep what they have measured in the
     user's cache and go on from there, as far as the code, the options, the recipe, the prompts and the model
-    are the same. --config configs/persona_vectors_qwen2.5-7b.yaml runs a paper as on its own models. Without
-    --figure, all are measured but those about a model that has to be installed first
-    (`interp models`). A paper without a page gets one where there is a directory `papers` beside the cards.
+    are the same. Without --figure, all are measured but those about a model that has to be installed first
+    (`interp models`). --config configs/persona_vectors_qwen2.5-7b.yaml runs a paper on its own model. A paper
+    without a page gets one where there is a directory `papers` beside the cards.
     """
     from interp.cli.progress import watching
     from interp.pages import begin, update_all

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from interp.cli import main
+from interp.records import FigureRecord
+from interp.series import SmallMultiples
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
 CLASSES = {"qwen2.5-7b": "qwen2", "llama-3.1-8b": "llama"}
@@ -40,9 +43,14 @@ def test_a_config_runs_on_a_tiny_model_of_its_class(
     about = ("--model", tmp_path / "model", "--dtype", "float32", "--folder", tmp_path / "figures")
     file = tmp_path / "verdicts.json"
     assert run("persona_vectors", "--config", config, *about, *small, "--json", file) == 0
-    verdicts = json.loads(file.read_text())
-    assert len(verdicts) == 7
-    assert all("reproduced" in verdict for verdict in verdicts.values())
+    named = [
+        name for part in yaml.safe_load(config.read_text())["parts"] for name in part["figures"]
+    ]
+    assert list(json.loads(file.read_text())) == [f"persona_vectors/{name}" for name in named]
+    card = FigureRecord.load(tmp_path / "figures" / "persona_vectors" / "layer_sweep.json")
+    assert isinstance(card.series, SmallMultiples)
+    (panel,) = card.series.panels
+    assert panel.series.x.values == (0, 1)  # type: ignore[attr-defined]
 
 
 def test_a_config_that_is_none_says_what_it_needs(
