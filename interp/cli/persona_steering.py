@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.cli.options import Given, as_is, json_option, write_result
+from interp.cli.options import Given, as_is, json_option, note_other_weights, write_result
 from interp.cli.persona_options import JUDGES, extraction_options, extractor_of, trait_of
 from interp.cli.recipes import read_recipe
 from interp.methods.persona_vectors.recipe import (
@@ -30,7 +30,9 @@ AUTO = "auto"
 QUESTIONS = 3
 """Evaluation questions that are answered where none is given."""
 CHOOSING = 8
-"""Evaluation questions of which half choose the layer."""
+"""Evaluation questions of which the first half choose the layer."""
+MONITORED = 8
+"""Further evaluation questions that are asked under every system text."""
 
 layer_option = click.option(
     "--layer", default=AUTO, show_default=True, metavar="auto|N",
@@ -54,8 +56,8 @@ def steer(
     """Answer QUESTIONS with a persona vector added, one answer for each coefficient.
 
     VECTOR is a directory that `interp persona extract` wrote, a .pt file, or a trait: a shipped one, a .json
-    file, or words that name one ("speaks like a pirate"), which is extracted first. Without QUESTIONS the
-    first evaluation questions of the trait are answered.
+    file, or words that name one ("speaks like a pirate"), which is extracted first. Without QUESTIONS some
+    evaluation questions of the trait are answered, none of those that choose the layer.
     """
     from interp.cli.progress import watching
     from interp.methods.persona_vectors import steering
@@ -65,7 +67,7 @@ def steer(
     with watching() as watch:
         each, recipe = _studied(vector, values, max(map(abs, strengths)) or 1.0, watch)
         site = _site(each, layer)
-        asked = list(questions) or list(each.trait.evaluation_questions[:QUESTIONS])
+        asked = list(questions) or _reported(each)[:QUESTIONS]
         edit = steering(each.persona, site, strengths)
         found = answers(each.lm, each.judge, asked, recipe, edit)
     click.echo(f"steered at {site} (layer {site.block + 1} of {each.persona.n_blocks})")
@@ -117,16 +119,34 @@ def monitor(
 
 def _site(each: Studied, layer: str) -> Site:
     """The place of a layer, or the one that the sweep chooses."""
-    return each.chosen().site if layer == AUTO else each.persona.site(_layer(layer))
+    from interp.errors import PersonaError
+
+    if layer != AUTO:
+        return each.persona.site(_layer(layer))
+    if not each.halves[0]:
+        raise PersonaError(
+            f"{each.trait.name} has no evaluation questions that could choose a layer; name one (--layer)"
+        )
+    return each.chosen().site
 
 
 def _monitored(each: Studied, site: Site, recipe: EvaluationRecipe) -> list[Monitored]:
     """Projections and scores of the evaluation questions under graded system texts."""
     from interp.methods.persona_vectors.monitoring import graded_systems, monitor
 
-    questions = each.trait.evaluation_questions[:CHOOSING]
+    questions = _reported(each)[:MONITORED]
     conditions = graded_systems(each.trait)
     return monitor(each.lm, each.persona, site, conditions, questions, each.judge, recipe)
+
+
+def _reported(each: Studied) -> list[str]:
+    """Evaluation questions that choose no layer. PersonaError for a trait without any."""
+    from interp.errors import PersonaError
+
+    found = list(each.trait.evaluation_questions[len(each.halves[0]) :])
+    if not found:
+        raise PersonaError(f"{each.trait.name} has no evaluation questions; give some to answer")
+    return found
 
 
 def _correlations(each: Studied, rows: list[Monitored]) -> dict[str, Any]:
@@ -200,6 +220,7 @@ def _read(path: Path, lm: LM, values: dict[str, Any]) -> tuple[PersonaVector, Tr
 
     persona = PersonaVector.load(path)
     check(lm, persona)
+    note_other_weights(persona, lm)
     content = persona.record.get("trait")
     if isinstance(content, dict):
         trait = Trait.from_json(content, persona.trait, str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,13 @@ def test_a_vector_steers_answers_side_by_side(
     plain, strong = found["answers"]
     assert (plain["coefficient"], strong["coefficient"]) == (0.0, 40.0)
     assert plain["responses"] != strong["responses"]
+    bare = replace(shipped_trait("terse"), evaluation_questions=())
+    record = {"trait": bare.as_json()}
+    other = replace(PersonaVector.load(vector), record=record).save(tmp_path / "bare")
+    assert call("steer", other, *about) == 1
+    assert "no evaluation questions; give some" in capsys.readouterr().err
+    assert call("steer", other, "Tea?", *about[:-2]) == 1
+    assert "name one (--layer)" in capsys.readouterr().err
     assert call("steer", vector, *about, "--coefficients", "much") == 1
     assert "write them as -2,0,2" in capsys.readouterr().err
     assert call("steer", vector, *about[:-1], 0) == 1
@@ -132,4 +140,6 @@ def test_graded_system_texts_are_correlated_with_scores(
     found = json.loads(file.read_text())
     assert -1 <= found["r"] <= 1
     assert len({row["condition"] for row in found["rows"]}) == 8
+    chose = shipped_trait("terse").evaluation_questions[:4]
+    assert not {row["question"] for row in found["rows"]} & set(chose), "questions that choose"
     assert "within system texts" in capsys.readouterr().out
